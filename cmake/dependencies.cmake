@@ -1,0 +1,10 @@
+# What every build needs. Abseil types appear in public signatures, so a program must use the abseil
+# that the library was built with; see "ABI" in docs/building.md.
+find_package(Threads REQUIRED)
+find_package(absl REQUIRED)
+find_package(PkgConfig QUIET)
+
+# Reach the public headers, so consumers inherit them.
+set(PENSTOCK_ABSL_PUBLIC any_invocable core_headers span status statusor strings time)
+# Used by the sources only.
+set(PENSTOCK_ABSL_PRIVATE cord flat_hash_map inlined_vector str_format)

@@ -1,0 +1,11 @@
+# Reads "major.minor.patch" out of the public version header into `result`.
+function(penstock_read_version result header)
+  file(STRINGS "${header}" lines REGEX "^#define PENSTOCK_VERSION_(MAJOR|MINOR|PATCH) [0-9]+$")
+  list(TRANSFORM lines REPLACE "^.* ([0-9]+)$" "\\1")
+  list(JOIN lines "." version)
+  if(NOT version MATCHES "^[0-9]+\\.[0-9]+\\.[0-9]+$")
+    message(FATAL_ERROR "penstock: no version in ${header}: found '${version}'")
+  endif()
+  set(${result} "${version}" PARENT_SCOPE)
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${header}")
+endfunction()
