@@ -4,14 +4,14 @@ set(PENSTOCK_COMPONENTS "")
 
 # `missing` is the reason why the feature cannot be built, empty when it can.
 function(penstock_decide feature component missing)
-  set(choice "${PENSTOCK_${feature}}")
-  string(TOUPPER "${choice}" choice)
+  string(TOUPPER "${PENSTOCK_${feature}}" choice)
   if(choice MATCHES "^(ON|TRUE|YES|1)$")
     set(choice ON)
   elseif(choice MATCHES "^(OFF|FALSE|NO|0)$")
     set(choice OFF)
   elseif(NOT choice STREQUAL "AUTO")
-    message(FATAL_ERROR "PENSTOCK_${feature} is '${choice}': AUTO, ON and OFF are accepted")
+    message(FATAL_ERROR
+      "PENSTOCK_${feature} is '${PENSTOCK_${feature}}': AUTO, ON and OFF are accepted")
   endif()
 
   set(have OFF)

@@ -1,5 +1,5 @@
-# Flags of PENSTOCK_SANITIZE, PENSTOCK_FUZZ and PENSTOCK_COVERAGE, applied by penstock_own_target() and never
-# exported.
+# Flags of PENSTOCK_SANITIZE, PENSTOCK_FUZZ and PENSTOCK_COVERAGE, applied by penstock_own_target()
+# and never exported.
 set(PENSTOCK_SANITIZE_FLAGS "")
 if(PENSTOCK_SANITIZE STREQUAL "address")
   # One build for both: their reports do not overlap.
