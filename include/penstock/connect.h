@@ -1,0 +1,52 @@
+// Connect: opens a stream to an address.
+#ifndef PENSTOCK_CONNECT_H_
+#define PENSTOCK_CONNECT_H_
+
+#include <penstock/address.h>
+#include <penstock/export.h>
+#include <penstock/loop.h>
+#include <penstock/stream.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+
+struct ConnectOptions {
+  EngineKind engine = EngineKind::kAuto;  // kAuto: the loop's
+  // The attempt ends with DEADLINE_EXCEEDED after this long.
+  absl::Duration deadline = absl::Seconds(30);
+  // Bind to this address first when it is not empty.
+  SocketAddress local;
+  StreamOptions stream;
+};
+
+using ConnectCallback = absl::AnyInvocable<void(absl::StatusOr<StreamPtr>) &&>;
+
+// A way to give an attempt up. Dropping it lets the attempt go on. Loop's thread.
+class PENSTOCK_EXPORT ConnectAttempt {
+ public:
+  ConnectAttempt() = default;
+  // The callback runs with Cancelled, unless the attempt has already ended.
+  void Cancel();
+
+ private:
+  friend class ConnectAttemptAccess;
+  internal::LoopCore* core_ = nullptr;
+  uint64_t id_ = 0;
+};
+
+// Starts connecting to `address` on `loop`'s thread, and calls `done` once, never inside this call:
+// with the open stream, or Unavailable (refused, unreachable), DeadlineExceeded, Cancelled,
+// ResourceExhausted (descriptors, connections_max), InvalidArgument (address), Unimplemented
+// (engine), each naming the peer.
+PENSTOCK_EXPORT ConnectAttempt Connect(Loop& loop, const SocketAddress& address,
+                                       ConnectOptions options, ConnectCallback done);
+
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_CONNECT_H_

@@ -1,0 +1,160 @@
+// Loop: one thread's event loop, with its timers, mailbox and one or two engines.
+//
+// A loop does nothing by itself: the library starts no thread, installs no signal handler and keeps
+// no global state. Whoever calls Run() or Poll() lends the loop its thread, and every callback of
+// the loop's streams, listeners and timers runs there. Only Post, Stop, Snapshot and LoopHandle may
+// be used from other threads (checked in debug builds).
+//
+// Each turn does a bounded amount of work (I9) in this order: posted tasks, timers, connections
+// with something to do, then one wait for the kernel.
+#ifndef PENSTOCK_LOOP_H_
+#define PENSTOCK_LOOP_H_
+
+#include <penstock/buffer.h>
+#include <penstock/export.h>
+#include <penstock/log.h>
+#include <penstock/snapshot.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+
+namespace internal {
+class LoopCore;
+class Mailbox;
+class TimerNode;
+}  // namespace internal
+
+// What moves the bytes. kAuto takes io_uring when the kernel has everything the engine needs and
+// lets this process use it, and epoll otherwise.
+enum class EngineKind : uint8_t { kAuto, kEpoll, kUring, kSimulated };
+
+// "auto", "epoll", "uring", "simulated".
+PENSTOCK_EXPORT std::string_view EngineKindName(EngineKind kind);
+// Reads the first three of those; InvalidArgument lists them.
+PENSTOCK_EXPORT absl::StatusOr<EngineKind> ParseEngineKind(std::string_view text);
+
+struct LoopOptions {
+  // kAuto can be overridden by the environment variable PENSTOCK_ENGINE=epoll|uring.
+  EngineKind engine = EngineKind::kAuto;
+  // Must outlive the loop and may serve several; the loop makes one of its own when null.
+  BufferPool* pool = nullptr;
+  // For the loop's own pool.
+  PoolOptions pool_options;
+  // Before it sleeps the loop polls this long without blocking. Trades a core for latency: a
+  // sleeping thread costs its waker about 11 us and answers some 30 us later.
+  absl::Duration busy_poll = absl::ZeroDuration();
+  // Unused pool memory goes back to the kernel after the loop has been this long without traffic.
+  absl::Duration idle_trim = absl::Seconds(1);
+  // Bounds on one turn: kernel events taken, and posted tasks run.
+  uint32_t turn_events_max = 256;
+  uint32_t turn_tasks_max = 1024;
+  // Streams open or connecting at once; accepts wait and Connect is refused beyond it.
+  uint32_t connections_max = 1u << 20;
+  // Most buffers of 16 KiB the io_uring engine lends the kernel; it starts small and grows on
+  // demand.
+  uint32_t ring_buffers_max = 1024;
+  // Receives the loop's log lines; LogToStderr when empty.
+  LogHook log;
+};
+
+// Lets other threads post to a loop that may already be gone. Copyable, thread-safe.
+class PENSTOCK_EXPORT LoopHandle {
+ public:
+  LoopHandle() = default;
+  // False (and `task` destroyed unrun) when the loop is gone.
+  bool Post(absl::AnyInvocable<void() &&> task) const;
+
+ private:
+  friend class internal::LoopCore;
+  explicit LoopHandle(std::shared_ptr<internal::Mailbox> mailbox) : mailbox_(std::move(mailbox)) {}
+  std::shared_ptr<internal::Mailbox> mailbox_;
+};
+
+class PENSTOCK_EXPORT Loop {
+ public:
+  // Errors: Unimplemented when the engine asked for by name is absent or forbidden here (the
+  // message says which and why), ResourceExhausted when descriptors or locked memory run out (never
+  // answered by a silent fallback), InvalidArgument for a bad PENSTOCK_ENGINE.
+  static absl::StatusOr<std::unique_ptr<Loop>> Create(LoopOptions options = {});
+
+  // Closes every connection that is still open (abortively when bytes are queued), destroys pending
+  // callbacks unrun, waits for the kernel to let go of every buffer. Streams and listeners may
+  // outlive their loop: they then fail every call with Cancelled.
+  ~Loop();
+  Loop(const Loop&) = delete;
+  Loop& operator=(const Loop&) = delete;
+
+  // Runs turns on the calling thread until Stop. May be called again afterwards.
+  void Run();
+  // Ends Run after the current turn; from any thread, also before Run.
+  void Stop();
+
+  // Graceful end, on the loop's thread: listeners stop accepting at once; Run returns when the last
+  // stream has gone, or after `grace`, when the rest are aborted with Cancelled.
+  void Drain(absl::Duration grace);
+
+  // Embedding: watch fd() for input in a host's own loop (poll(2), epoll(7)) and call Poll() when
+  // it is readable. Poll runs one turn without blocking and returns true when it should be called
+  // again at once because bounded work is left. fd() also becomes readable for timers and posted
+  // tasks.
+  int fd() const;
+  bool Poll();
+
+  // Runs `task` on the loop's thread in a later turn; from any thread. Tasks of one poster keep
+  // their order. The kernel is asked to wake the loop only when it sleeps.
+  void Post(absl::AnyInvocable<void() &&> task);
+  LoopHandle handle();
+
+  // The engine that new listeners and connections use by default, never kAuto.
+  EngineKind engine() const;
+  // Why this engine: "requested", "io_uring available", or what kAuto found missing.
+  const std::string& engine_reason() const;
+  // Makes the other engine ready on this loop too, so that listeners and connections can ask for
+  // it. Done on demand when one does; errors as for Create.
+  absl::Status EnableEngine(EngineKind kind);
+
+  BufferPool& pool();
+  // The time the current turn started at: monotonic, advances once a turn.
+  absl::Time now() const;
+  bool InLoopThread() const;
+
+  // Safe from any thread.
+  LoopSnapshot Snapshot() const;
+
+  internal::LoopCore& core() { return *core_; }
+
+ private:
+  friend class internal::LoopCore;
+  explicit Loop(std::unique_ptr<internal::LoopCore> core);
+  std::unique_ptr<internal::LoopCore> core_;
+};
+
+// A one-shot timer of 1 ms resolution, owned by the caller. Never fires early. Arm and Cancel
+// allocate nothing. Destroying it cancels it. Loop's thread only; must not outlive the loop.
+class PENSTOCK_EXPORT Timer {
+ public:
+  explicit Timer(Loop& loop);
+  ~Timer();
+  Timer(const Timer&) = delete;
+  Timer& operator=(const Timer&) = delete;
+
+  // Replaces an earlier arming. `fire` may destroy the timer.
+  void Arm(absl::Duration after, absl::AnyInvocable<void() &&> fire);
+  void Cancel();
+  bool armed() const;
+
+ private:
+  std::unique_ptr<internal::TimerNode> node_;
+};
+
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_LOOP_H_

@@ -1,0 +1,65 @@
+// What a loop is doing, as plain integers.
+//
+// A LoopSnapshot can be taken from any thread at any time. The loop keeps the figures as it goes,
+// each in a counter only it writes, so reading them disturbs nothing and costs the loop nothing;
+// figures of one snapshot may be a few operations apart.
+#ifndef PENSTOCK_SNAPSHOT_H_
+#define PENSTOCK_SNAPSHOT_H_
+
+#include <penstock/buffer.h>
+#include <penstock/export.h>
+
+#include <cstdint>
+#include <span>
+#include <string>
+
+PENSTOCK_BEGIN_NAMESPACE
+
+struct LoopSnapshot {
+  // Connections, by state.
+  uint64_t connecting = 0;
+  uint64_t open = 0;
+  uint64_t closing = 0;  // given up by their owner, the kernel not yet done with them
+  // Open connections that hold no byte either way.
+  uint64_t idle = 0;
+  // Bytes of blocks in connections' receive chains and send queues.
+  uint64_t pinned_bytes = 0;
+  uint64_t listeners = 0;
+  uint64_t listeners_paused = 0;  // by their owner, a bound or a lack of descriptors
+
+  // Since the loop was made.
+  uint64_t accepted = 0;
+  uint64_t connected = 0;
+  uint64_t closed = 0;
+  uint64_t bytes_in = 0;
+  uint64_t bytes_out = 0;
+  uint64_t turns = 0;
+  uint64_t tasks = 0;
+  uint64_t timers_fired = 0;
+  uint64_t syscalls = 0;        // by the loop's engines
+  uint64_t sqes = 0;            // io_uring submissions
+  uint64_t cqes = 0;            // io_uring completions
+  uint64_t wakeups = 0;         // wake-ups written because the loop slept
+  uint64_t buffer_waits = 0;    // receives put off for want of a buffer
+  uint64_t ring_exhausted = 0;  // receives the kernel ended with ENOBUFS
+
+  // Refusals and ends, by cause.
+  uint64_t accept_errors = 0;        // accept(2) failures other than those below
+  uint64_t fd_exhausted = 0;         // EMFILE or ENFILE on accept
+  uint64_t connections_refused = 0;  // at connections_max
+  uint64_t writes_refused = 0;       // at StreamOptions::send_queue_max
+  uint64_t peer_resets = 0;
+  uint64_t deadlines = 0;  // read, write, idle and connect deadlines that passed
+  uint64_t faults = 0;     // errors that are no peer's doing: the count to alarm on
+
+  uint64_t timers = 0;  // armed now
+  PoolStats pool;       // of the loop's pool, which other loops may share
+};
+
+// The Prometheus text exposition format (version 0.0.4) of `loops`, one `loop` label each, numbered
+// from 0. A string for the caller to serve: the library opens no port.
+PENSTOCK_EXPORT std::string PrometheusText(std::span<const LoopSnapshot> loops);
+
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_SNAPSHOT_H_

@@ -1,0 +1,43 @@
+// How operations end.
+//
+// Nothing in Penstock throws: every operation ends with one absl::Status, and the code of that
+// status says which of the few possible ends it was. The message names the operation, the peer and
+// the reason (errno where there is one). This header gives each end a name, so that callers test
+// for what they mean and not for a code.
+//
+//   end                         code                  test
+//   the peer finished sending   OUT_OF_RANGE          IsEof
+//   the connection was reset    UNAVAILABLE           IsReset
+//   a deadline passed           DEADLINE_EXCEEDED     IsDeadlineExceeded
+//   the caller gave it up       CANCELLED             IsCancelled
+//   a bound was reached         RESOURCE_EXHAUSTED    absl::IsResourceExhausted
+//   bad bytes from the peer     INVALID_ARGUMENT      absl::IsInvalidArgument
+//   misuse of the API           FAILED_PRECONDITION   absl::IsFailedPrecondition
+//   feature absent here         UNIMPLEMENTED         absl::IsUnimplemented
+#ifndef PENSTOCK_STATUS_H_
+#define PENSTOCK_STATUS_H_
+
+#include <penstock/export.h>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+
+// The peer closed its sending side and every byte before that has been delivered.
+inline bool IsEof(const absl::Status& status) { return absl::IsOutOfRange(status); }
+
+// The connection is gone without an orderly end: reset by the peer, unreachable, refused.
+inline bool IsReset(const absl::Status& status) { return absl::IsUnavailable(status); }
+
+// A read, write, idle or connect deadline passed.
+inline bool IsDeadlineExceeded(const absl::Status& status) {
+  return absl::IsDeadlineExceeded(status);
+}
+
+// This side gave the operation up (CancelRead, Abort, ConnectAttempt::Cancel, Loop drain).
+inline bool IsCancelled(const absl::Status& status) { return absl::IsCancelled(status); }
+
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_STATUS_H_

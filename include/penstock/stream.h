@@ -1,0 +1,135 @@
+// Stream: the contract that every byte stream obeys, plain or sealed, over any engine.
+//
+// A stream is two ordered runs of bytes, one each way. It holds no buffer while it waits (I1): a
+// buffer is taken from the pool when bytes have arrived, handed to the callback, and is the
+// callback's to keep, pass on or drop.
+//
+// Callbacks
+//   Each runs exactly once, on the loop's thread, never inside the call that started it (I3); or it
+//   is destroyed unrun when its stream is destroyed first. They may call the stream, destroy it, or
+//   start the next operation.
+// Reading
+//   One ReadReady may be pending. It ends with at least one byte, or with the way the stream ended:
+//   end of stream (IsEof), reset, deadline or cancellation, and every byte received before that is
+//   delivered first. An end that came from the peer is repeated to every later ReadReady.
+// Writing
+//   Writes are sent in the order they were started. A write ends OK when the kernel has taken its
+//   last byte. When sending fails, this write and all later ones end with that error.
+// Half close
+//   ShutdownWrite ends this side's bytes after those queued; reading goes on. ShutdownRead gives up
+//   what the peer still sends; writing goes on.
+// Destroying
+//   Safe at any time, in any callback. Bytes still queued are not sent, and the peer then sees a
+//   reset, not an end of stream, so that it cannot take a part for the whole. To end in order: wait
+//   for the last write or for ShutdownWrite, then destroy.
+// Bounds
+//   Beyond StreamOptions::send_queue_max a write is refused (RESOURCE_EXHAUSTED) without touching
+//   the stream. Above the high watermark writable() is false; NotifyWritable tells when the queue
+//   has fallen to the low one.
+#ifndef PENSTOCK_STREAM_H_
+#define PENSTOCK_STREAM_H_
+
+#include <penstock/address.h>
+#include <penstock/buffer.h>
+#include <penstock/export.h>
+#include <penstock/loop.h>
+#include <penstock/status.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+
+// How a socket stream behaves; given to Listen and Connect, kept for its life.
+struct StreamOptions {
+  // Socket options (tcp(7), socket(7)); those of TCP are ignored on Unix sockets.
+  bool nodelay = true;
+  // Zero: no keep-alive. Otherwise probe after this long idle and then every interval, `probes`
+  // times. Whole seconds, at least one.
+  absl::Duration keepalive_idle = absl::ZeroDuration();
+  absl::Duration keepalive_interval = absl::Seconds(10);
+  int keepalive_probes = 6;
+  // Longest time sent bytes may stay unacknowledged (TCP_USER_TIMEOUT); zero: the kernel's choice.
+  absl::Duration user_timeout = absl::ZeroDuration();
+  // SO_RCVBUF and SO_SNDBUF in bytes; zero: the kernel's tuning.
+  int receive_buffer = 0;
+  int send_buffer = 0;
+
+  // Deadlines, infinite by default; 1 ms resolution. Read: a pending ReadReady ends with
+  // DEADLINE_EXCEEDED when no byte comes for this long; the stream stays usable. Write: queued
+  // bytes that make no progress for this long end the stream. Idle: no byte either way for this
+  // long ends the stream. An ended stream fails every pending and later operation with
+  // DEADLINE_EXCEEDED.
+  absl::Duration read_deadline = absl::InfiniteDuration();
+  absl::Duration write_deadline = absl::InfiniteDuration();
+  absl::Duration idle_deadline = absl::InfiniteDuration();
+
+  // Bytes. See "Bounds" above.
+  uint32_t send_queue_low = 64 * 1024;
+  uint32_t send_queue_high = 256 * 1024;
+  uint32_t send_queue_max = 64 * 1024 * 1024;
+  // Largest single receive. Buffers are sized to each stream's traffic up to this.
+  uint32_t receive_max = 64 * 1024;
+};
+
+// Figures of one stream. Loop's thread.
+struct StreamStats {
+  EngineKind engine = EngineKind::kAuto;
+  uint64_t bytes_in = 0;      // delivered by the kernel
+  uint64_t bytes_out = 0;     // taken by the kernel
+  uint64_t queued_bytes = 0;  // written and not yet taken
+  uint64_t pinned_bytes = 0;  // blocks held in the receive chain and the send queue
+};
+
+class PENSTOCK_EXPORT Stream {
+ public:
+  using ReadCallback = absl::AnyInvocable<void(absl::StatusOr<Buffer>) &&>;
+  using DoneCallback = absl::AnyInvocable<void(absl::Status) &&>;
+
+  virtual ~Stream() = default;
+
+  // Calls `done` with the next bytes as soon as there are any. FailedPrecondition (through `done`)
+  // when one is pending already.
+  virtual void ReadReady(ReadCallback done) = 0;
+  // Ends a pending ReadReady with Cancelled; no byte is lost. No effect when none is pending.
+  virtual void CancelRead() = 0;
+
+  // Queues `data`; `done` runs when the kernel has taken all of it. Without `done` the outcome
+  // shows on the next operation. An empty chain ends OK in its turn.
+  virtual void Write(BufferChain data, DoneCallback done = nullptr) = 0;
+  // True while the queue is at or below the high watermark.
+  virtual bool writable() const = 0;
+  // `done` runs OK when the queue is at or below the low watermark (at once, in a later turn, if it
+  // is already), or with the error that ended sending. One may be pending.
+  virtual void NotifyWritable(DoneCallback done) = 0;
+
+  // Ends sending after what is queued (FIN); `done` runs when that is done. Later writes fail with
+  // FailedPrecondition.
+  virtual void ShutdownWrite(DoneCallback done = nullptr) = 0;
+  // Drops what has been received and not read; later reads end with IsEof.
+  virtual void ShutdownRead() = 0;
+  // Resets the connection now (RST where the protocol has it). Pending and later operations end
+  // with Cancelled.
+  virtual void Abort() = 0;
+
+  // Replace the deadlines given by StreamOptions, and restart the one in question.
+  virtual void SetReadDeadline(absl::Duration after) = 0;
+  virtual void SetWriteDeadline(absl::Duration after) = 0;
+  virtual void SetIdleDeadline(absl::Duration after) = 0;
+
+  virtual SocketAddress peer() const = 0;
+  virtual SocketAddress local() const = 0;
+  // The loop whose thread runs the callbacks. Must not be called once the loop is gone.
+  virtual Loop& loop() const = 0;
+  virtual StreamStats stats() const = 0;
+};
+
+using StreamPtr = std::unique_ptr<Stream>;
+
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_STREAM_H_
