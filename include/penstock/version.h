@@ -1,8 +1,8 @@
 // The version of the library.
 //
-// The macros are the version of the headers a program was compiled against; Version() is the version
-// of the library it runs with. They differ only when a shared library was replaced. The build reads
-// its version from this file, so it is written down once. Callable from any thread.
+// The macros are the version of the headers a program was compiled against; Version() is the
+// version of the library it runs with. They differ only when a shared library was replaced. The
+// build reads its version from this file, so it is written down once. Callable from any thread.
 #ifndef PENSTOCK_VERSION_H_
 #define PENSTOCK_VERSION_H_
 
