@@ -1,5 +1,7 @@
 // The only door to the kernel: every system call of the library goes through Sys, so that tests can
-// make the nth one fail. Calls return what the kernel does, with -errno instead of errno.
+// make the nth one fail. Calls return what the kernel does, with -errno instead of errno, and are
+// repeated inside when a signal interrupts them (EpollWait returns 0 events instead, and an
+// interrupted Connect goes on in the background: -EINPROGRESS).
 //
 // Stateless and thread-safe for the real one. Owns nothing.
 #ifndef PENSTOCK_BASE_SYS_H_
@@ -63,7 +65,8 @@ class Sys {
   // Absolute CLOCK_MONOTONIC nanoseconds; 0 disarms.
   virtual int TimerFdSet(int fd, int64_t at_ns);
 
-  // Memory of slabs; Map returns null and sets `error` to -errno on failure.
+  // Memory of slabs: private and anonymous, `flags` are added to that (MAP_HUGETLB, MAP_POPULATE).
+  // Map returns null and sets `error` to -errno on failure.
   virtual void* Map(size_t size, int flags, int* error);
   virtual int Unmap(void* base, size_t size);
   virtual int Advise(void* base, size_t size, int advice);
