@@ -1,0 +1,142 @@
+#!/usr/bin/env bash
+# Builds and tests everything; see usage() below. Ends with one line, "N passed, N failed, N skipped",
+# of single tests over all stages, and with status 0 only when none failed.
+set -u -o pipefail
+
+tree=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+build_root=${PENSTOCK_BUILD_ROOT:-$tree/build}
+all_stages=(release clang asan tsan demo)
+stages=()
+
+usage() {
+  cat <<USAGE
+usage: tests/run.sh [--quick] [STAGE...]
+
+Installs missing Debian packages (as root or through sudo), builds, tests, prints a summary.
+  release  g++, optimised: every test, the installed package, the style checks
+  clang    clang 14: everything compiles, the unit tests pass
+  asan     AddressSanitizer and UndefinedBehaviorSanitizer: every test
+  tsan     ThreadSanitizer: every test
+  demo     examples/demo.sh --quick, with a check of its figures
+Without a STAGE all run, in this order; --quick runs release alone.
+Builds go to \$PENSTOCK_BUILD_ROOT, build/ in the tree unless set.
+USAGE
+}
+
+while [ $# -gt 0 ]; do
+  case $1 in
+    --quick) stages+=(release) ;;
+    -h|--help) usage; exit 0 ;;
+    *)
+      if [[ " ${all_stages[*]} " != *" $1 "* ]]; then
+        echo "tests/run.sh: unknown argument '$1'" >&2
+        usage >&2
+        exit 2
+      fi
+      stages+=("$1")
+      ;;
+  esac
+  shift
+done
+[ ${#stages[@]} -gt 0 ] || stages=("${all_stages[@]}")
+
+# shellcheck source=../cmake/deps.sh
+. "$tree/cmake/deps.sh"
+ensure_packages "${PACKAGES_TESTS[@]}" || exit 1
+use_compiler_cache
+
+jobs=$(nproc)
+cd "$tree" || exit 1
+
+# A failure outside any test, such as a build that breaks, is recorded for the summary as one.
+record_failure() {
+  printf '%s\n' "$2" >> "$build_root/$1/results/stage_failures"
+}
+
+# A stage that this machine cannot run is recorded as one skipped test.
+record_skip() {
+  printf '%s\n' "$2" >> "$build_root/$1/results/stage_skips"
+}
+
+# start_stage NAME: an empty results folder, from which the summary counts.
+start_stage() {
+  local results=$build_root/$1/results
+  rm -rf "$results"
+  mkdir -p "$results"
+  echo
+  echo "== $1"
+}
+
+# build_stage NAME [configure options]: configures by the preset of that name, and builds.
+build_stage() {
+  local name=$1 dir=$build_root/$1
+  shift
+  local log=$dir/build.log
+  if ! cmake --preset "$name" -B "$dir" "$@" > "$log" 2>&1 ||
+      ! cmake --build "$dir" -j "$jobs" >> "$log" 2>&1; then
+    grep -aE -m 20 -A 5 'error|FAILED|Error' "$log" || tail -40 "$log"
+    record_failure "$name" "the build (log: $log)"
+    return 1
+  fi
+}
+
+# test_stage NAME [command prefix...] -- [ctest options]
+test_stage() {
+  local name=$1 dir=$build_root/$1 prefix=()
+  shift
+  while [ $# -gt 0 ] && [ "$1" != -- ]; do
+    prefix+=("$1")
+    shift
+  done
+  shift
+  # Its status is in the report, from which the summary counts.
+  "${prefix[@]}" ctest --test-dir "$dir" -j "$jobs" --output-on-failure --no-tests=error \
+    --output-junit "$dir/results/ctest.xml" "$@" 2>&1 | tee "$dir/test.log" |
+    grep -avE '^ *Start +[0-9]+:|^Internal ctest|^Test project'
+  if [ ! -s "$dir/results/ctest.xml" ]; then
+    record_failure "$name" "ctest wrote no report"
+  fi
+}
+
+stage_release() {
+  build_stage release && test_stage release --
+}
+
+stage_clang() {
+  build_stage clang && test_stage clang -- -L unit
+}
+
+stage_asan() {
+  build_stage asan && test_stage asan --
+}
+
+# ThreadSanitizer of g++ 12 cannot place its memory where the kernel randomises addresses by more
+# than 28 bits (vm.mmap_rnd_bits, 32 on some kernels): then the tests run without randomisation.
+stage_tsan() {
+  build_stage tsan || return
+  local probe=$build_root/tsan/tests/penstock_unit_tests
+  if "$probe" --gtest_list_tests >/dev/null 2>&1; then
+    test_stage tsan --
+  elif setarch -R "$probe" --gtest_list_tests >/dev/null 2>&1; then
+    echo "addresses are randomised too widely for ThreadSanitizer: running under setarch -R"
+    test_stage tsan setarch -R --
+  elif "$probe" --gtest_list_tests 2>&1 | grep -q 'unexpected memory mapping'; then
+    record_skip tsan "ThreadSanitizer cannot map its memory and setarch -R is not permitted"
+  else
+    record_failure tsan "the unit tests do not start"
+  fi
+}
+
+stage_demo() {
+  local results=$build_root/demo/results
+  examples/demo.sh --quick --json "$results/demo.json" || record_failure demo "examples/demo.sh"
+  python3 tests/check_demo.py "$results/demo.json" "$results/demo.xml"
+}
+
+for stage in "${stages[@]}"; do
+  start_stage "$stage"
+  started=$SECONDS
+  "stage_$stage"
+  echo "$((SECONDS - started)) s"
+done
+python3 tests/summary.py "$build_root" "${stages[@]}"
