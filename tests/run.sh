@@ -128,8 +128,11 @@ stage_tsan() {
 }
 
 stage_demo() {
-  local results=$build_root/demo/results
-  examples/demo.sh --quick --json "$results/demo.json" || record_failure demo "examples/demo.sh"
+  local results=$build_root/demo/results dir=$build_root/demo
+  if [ -f "$build_root/release/build.ninja" ]; then
+    dir=$build_root/release
+  fi
+  examples/demo.sh --quick --build "$dir" --json "$results/demo.json" || record_failure demo "examples/demo.sh"
   python3 tests/check_demo.py "$results/demo.json" "$results/demo.xml"
 }
 

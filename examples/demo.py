@@ -1,0 +1,288 @@
+#!/usr/bin/env python3
+"""The tour that examples/demo.sh runs once the example programs are built."""
+
+import argparse
+import ctypes
+import hashlib
+import json
+import os
+import queue
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+MIB = 1 << 20
+ENGINES = ("epoll", "uring")
+
+
+class Absent(Exception):
+    """This machine lacks what a step needs; the text says what."""
+
+
+class Broken(Exception):
+    """An example program did not do its part."""
+
+
+class Server:
+    """An example server that runs: its address, and its snapshots as dictionaries."""
+
+    def __init__(self, command, log):
+        self.process = subprocess.Popen([str(word) for word in command], text=True,
+                                        stdout=subprocess.PIPE, stderr=log)
+        self.lines = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+        first = self._line("its address")
+        if not first.startswith("listening on "):
+            raise Broken(f"{command[0]} printed '{first}' instead of its address")
+        self.address = first[len("listening on "):].strip()
+
+    def _read(self):
+        for line in self.process.stdout:
+            self.lines.put(line)
+        self.lines.put(None)
+
+    def _line(self, what):
+        try:
+            line = self.lines.get(timeout=30)
+        except queue.Empty:
+            line = None
+        if line is None:
+            self.process.kill()
+            raise Broken(f"{self.process.args[0]} ended or stalled before it printed {what} "
+                         f"(status {self.process.wait()})")
+        return line
+
+    def snapshot(self):
+        self.process.send_signal(signal.SIGUSR1)
+        return json.loads(self._line("a snapshot"))
+
+    def resident(self):
+        """Resident bytes of the process."""
+        with open(f"/proc/{self.process.pid}/status", encoding="ascii") as status:
+            for line in status:
+                if line.startswith("VmRSS:"):
+                    return int(line.split()[1]) * 1024
+        raise Broken("no VmRSS in /proc/<pid>/status")
+
+    def stop(self):
+        """Drains the server; returns its last line."""
+        self.process.send_signal(signal.SIGTERM)
+        last = json.loads(self._line("its last line"))
+        status = self.process.wait(timeout=30)
+        if status != 0:
+            raise Broken(f"{self.process.args[0]} ended with status {status}")
+        return last
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+def wait_until(condition, seconds, what):
+    """Polls `condition` for its first true value."""
+    end = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise Broken(f"{what}: not within {seconds} s")
+        time.sleep(0.1)
+
+
+def uring_missing():
+    """Why io_uring cannot be used here; empty when it can. io_uring_setup(2) is call 425."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    params = ctypes.create_string_buffer(256)
+    fd = libc.syscall(425, 1, params)
+    if fd >= 0:
+        os.close(fd)
+        return ""
+    error = ctypes.get_errno()
+    return f"io_uring_setup: {os.strerror(error)} (disabled, forbidden or an old kernel)"
+
+
+def raise_descriptor_limit(wanted):
+    """Returns how many descriptors one process may have, raised towards `wanted`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted:
+        for limits in ((wanted, max(hard, wanted)), (min(hard, wanted), hard)):
+            try:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+                break
+            except (ValueError, OSError):
+                continue
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+class Tour:
+    def __init__(self, programs, quick, scratch):
+        self.programs = programs
+        self.quick = quick
+        self.scratch = scratch
+        self.log = open(scratch / "stderr", "w+", encoding="utf-8")
+        self.figures = {}
+
+    def server(self, engine, *options):
+        if engine == "uring":
+            missing = uring_missing()
+            if missing:
+                raise Absent(missing)
+        return Server([self.programs / "echo_server", "--listen=127.0.0.1:0", f"--engine={engine}",
+                       *options], self.log)
+
+    def client(self, server, *options):
+        """Runs the echo client and returns its line."""
+        done = subprocess.run([self.programs / "echo_client", f"--connect={server.address}",
+                               *options], text=True, stdout=subprocess.PIPE, stderr=self.log,
+                              check=False, timeout=300)
+        if done.returncode != 0:
+            raise Broken(f"echo_client ended with status {done.returncode}: {done.stdout}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def step(self, group, name, function, *arguments):
+        """Runs one step; what is absent or broken is said, recorded, and the tour goes on."""
+        try:
+            figures = function(*arguments)
+        except Absent as absent:
+            figures = {"absent": str(absent)}
+            print(f"  {name}: not here: {absent}")
+        except (Broken, OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
+            figures = {"broken": f"{type(error).__name__}: {error}"}
+            print(f"  {name}: BROKEN: {error}")
+        self.figures.setdefault(group, {})[name] = figures
+
+    def echo(self, engine):
+        seconds = 2 if self.quick else 5
+        with self.server(engine) as server:
+            result = self.client(server, "--connections=64", "--size=1024", "--depth=16",
+                                 f"--duration={seconds}s")
+            last = server.stop()
+        print(f"  {engine}: {result['requests_per_s']:,.0f} requests/s, every byte verified; "
+              f"latency p50 {result['p50_us']:,.0f} us, p99 {result['p99_us']:,.0f} us; "
+              f"errors {result['errors'] + last['errors']}")
+        return {"client": result, "server": last}
+
+    def bulk(self):
+        size = (128 if self.quick else 1024) * MIB
+        free = shutil.disk_usage(self.scratch).free
+        if free < 3 * size:
+            raise Absent(f"{free // MIB} MiB free in {self.scratch}, {3 * size // MIB} needed")
+        source, target = self.scratch / "sent", self.scratch / "received"
+        with open(source, "wb") as out:
+            for _ in range(size // MIB):
+                out.write(os.urandom(MIB))
+        program = self.programs / "bulk_transfer"
+        with Server([program, "receive", target, "--listen=127.0.0.1:0"], self.log) as receiver:
+            started = time.monotonic()
+            sender = subprocess.run([program, "send", source, f"--connect={receiver.address}"],
+                                    stdout=self.log, stderr=self.log, check=False, timeout=300)
+            status = receiver.process.wait(timeout=60)
+            seconds = time.monotonic() - started
+        if sender.returncode != 0 or status != 0:
+            raise Broken(f"send ended with status {sender.returncode}, receive with {status}")
+        figures = {"bytes": size, "seconds": seconds, "sha256_sent": sha256(source),
+                   "sha256_received": sha256(target)}
+        equal = figures["sha256_sent"] == figures["sha256_received"]
+        print(f"  {size // MIB} MiB in {seconds:.2f} s, {size / MIB / seconds:,.0f} MiB/s, "
+              f"verified on the way; SHA-256 of both files {'equal' if equal else 'DIFFERENT'}: "
+              f"{figures['sha256_received'][:16]}...")
+        source.unlink()
+        target.unlink()
+        return figures
+
+    def idle(self, engine):
+        wanted = 10000
+        count = min(wanted, raise_descriptor_limit(wanted + 200) - 100)
+        if count < wanted:
+            print(f"  only {count} of {wanted} connections: the limit of open files is {count + 100}")
+        with self.server(engine, f"--max-connections={wanted + 100}") as server:
+            # One request first, so that code and tables that every server needs are resident.
+            self.client(server, "--connections=1", "--size=16384", "--depth=1", "--duration=100ms")
+            wait_until(lambda: server.snapshot()["connections"] == 0, 30, "the first client's end")
+            before = server.resident()
+            client = subprocess.Popen(
+                [self.programs / "echo_client", f"--connect={server.address}",
+                 f"--connections={count}", "--size=1024", "--depth=1", "--duration=1s",
+                 "--idle=120s"], stdout=subprocess.DEVNULL, stderr=self.log)
+            try:
+                idle = wait_until(lambda: self.all_idle(server, count), 60,
+                                  f"{count} idle connections")
+                resident = server.resident()
+            finally:
+                client.terminate()
+                client.wait()
+            wait_until(lambda: server.snapshot()["connections"] == 0, 60, "their end")
+            after = server.resident()
+            last = server.stop()
+        each = (resident - before) / count
+        print(f"  {engine}: {count:,} connections idle after {idle['bytes_in'] // MIB} MiB of "
+              f"traffic; pool bytes they pin: {idle['pool_live_bytes']}; resident memory "
+              f"{each:,.0f} bytes each, {(after - before) / MIB:+.1f} MiB after they left")
+        return {"count": count, "wanted": wanted, "snapshot": idle, "last": last,
+                "resident_before": before, "resident_idle": resident, "resident_after": after,
+                "resident_per_connection": each}
+
+    @staticmethod
+    def all_idle(server, count):
+        """The snapshot once every connection has been served and is idle."""
+        snapshot = server.snapshot()
+        served = snapshot["bytes_in"] >= count * 1024
+        return snapshot if snapshot["idle_connections"] == count and served else None
+
+    def run(self):
+        release = os.uname().release
+        print(f"\nPenstock on Linux {release}, {os.cpu_count()} CPUs")
+        self.figures["machine"] = {"kernel": release, "cpus": os.cpu_count(),
+                                   "uring_missing": uring_missing(), "quick": self.quick}
+        print("\nEcho: 64 connections, 1 KiB messages, 16 in flight on each")
+        for engine in ENGINES:
+            self.step("echo", engine, self.echo, engine)
+        print("\nBulk transfer of one file of random bytes")
+        self.step("bulk", "transfer", self.bulk)
+        print("\nIdle connections: what they hold while nothing is said")
+        for engine in ENGINES:
+            self.step("idle", engine, self.idle, engine)
+        print()
+
+
+def sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(MIB):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--programs", type=Path, required=True, help="folder of the examples")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="penstock-demo.") as scratch:
+        tour = Tour(args.programs, args.quick, Path(scratch))
+        tour.run()
+        if args.json:
+            args.json.write_text(json.dumps(tour.figures, indent=2) + "\n", encoding="utf-8")
+        broken = [name for group in tour.figures.values() for name, figures in group.items()
+                  if isinstance(figures, dict) and "broken" in figures]
+        if broken:
+            tour.log.seek(0)
+            print(f"broken steps: {', '.join(broken)}; the programs said:\n{tour.log.read()[-4000:]}",
+                  file=sys.stderr)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

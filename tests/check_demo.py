@@ -1,0 +1,74 @@
+#!/usr/bin/env python3
+"""Checks the figures of examples/demo.sh --json and writes a report of googletest's form.
+
+usage: check_demo.py FIGURES.json REPORT.xml
+"""
+
+import json
+import sys
+import xml.etree.ElementTree as ElementTree
+
+# Resident memory includes what the C library keeps of freed memory; the pool itself must be exact.
+RESIDENT_RETURN_MAX = 4 << 20
+# User memory of one idle connection, everything that the server keeps for it.
+RESIDENT_EACH_MAX = 512
+
+
+def check_echo(figures):
+    for side in ("client", "server"):
+        yield f"errors of the {side}", figures[side]["errors"] == 0, figures[side]["errors"]
+    yield "some requests", figures["client"]["requests"] > 0, figures["client"]["requests"]
+    yield "pool empty at the end", figures["server"]["pool_live_bytes"] == 0, figures["server"]
+
+
+def check_bulk(figures):
+    yield "checksums equal", figures["sha256_sent"] == figures["sha256_received"], figures
+
+
+def check_idle(figures):
+    yield "live pool bytes", figures["snapshot"]["pool_live_bytes"] == 0, figures["snapshot"]
+    yield "errors", figures["last"]["errors"] == 0, figures["last"]
+    each = figures["resident_per_connection"]
+    yield f"at most {RESIDENT_EACH_MAX} resident bytes each", each <= RESIDENT_EACH_MAX, each
+    back = figures["resident_after"] - figures["resident_before"]
+    yield f"at most {RESIDENT_RETURN_MAX} resident bytes stay", back <= RESIDENT_RETURN_MAX, back
+
+
+CHECKS = {"echo": check_echo, "bulk": check_bulk, "idle": check_idle}
+EXPECTED = {"echo": ("epoll", "uring"), "bulk": ("transfer",), "idle": ("epoll", "uring")}
+
+
+def verdict(group, name, figures, machine):
+    """(failure, skip): a text where one applies."""
+    step = figures.get(group, {}).get(name)
+    if step is None:
+        return "the demo did not report it", None
+    if "broken" in step:
+        return step["broken"], None
+    if "absent" in step:
+        if name == "epoll" or (name == "uring" and not machine["uring_missing"]):
+            return f"said to be absent: {step['absent']}", None
+        return None, step["absent"]
+    wrong = [f"{what}: {value}" for what, holds, value in CHECKS[group](step) if not holds]
+    return ("; ".join(wrong) or None), None
+
+
+def main():
+    with open(sys.argv[1], encoding="utf-8") as file:
+        figures = json.load(file)
+    suite = ElementTree.Element("testsuite", name="demo")
+    for group, names in EXPECTED.items():
+        for name in names:
+            case = ElementTree.SubElement(suite, "testcase", classname=f"demo.{group}", name=name,
+                                          status="run")
+            failure, skip = verdict(group, name, figures, figures["machine"])
+            if failure:
+                ElementTree.SubElement(case, "failure", message=failure)
+                print(f"demo.{group}.{name}: {failure}")
+            elif skip:
+                ElementTree.SubElement(case, "skipped", message=skip)
+    ElementTree.ElementTree(suite).write(sys.argv[2])
+
+
+if __name__ == "__main__":
+    main()
