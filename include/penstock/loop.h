@@ -27,9 +27,9 @@
 PENSTOCK_BEGIN_NAMESPACE
 
 namespace internal {
+class CallbackTimer;
 class LoopCore;
 class Mailbox;
-class TimerNode;
 }  // namespace internal
 
 // What moves the bytes. kAuto takes io_uring when the kernel has everything the engine needs and
@@ -152,7 +152,7 @@ class PENSTOCK_EXPORT Timer {
   bool armed() const;
 
  private:
-  std::unique_ptr<internal::TimerNode> node_;
+  std::unique_ptr<internal::CallbackTimer> node_;
 };
 
 PENSTOCK_END_NAMESPACE
