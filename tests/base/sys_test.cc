@@ -184,7 +184,8 @@ TEST_F(Epoll, ReportsAnEvent) {
   const uint64_t one = 1;
   ASSERT_EQ(sys_.Write(event_.get(), &one, sizeof(one)), 8);
   EXPECT_EQ(sys_.EpollWait(epoll_.get(), &out_, 1, -1), 1);
-  EXPECT_EQ(out_.data.u64, 7u);
+  const uint64_t tag = out_.data.u64;  // epoll_event is packed: no reference may bind to it
+  EXPECT_EQ(tag, 7u);
   uint64_t value = 0;
   EXPECT_EQ(sys_.Read(event_.get(), &value, sizeof(value)), 8);
   EXPECT_EQ(value, 1u);
