@@ -17,6 +17,7 @@ Python standard library only.
 import argparse
 import collections
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -190,8 +191,10 @@ def parse_arguments(argv):
                              "CPU_MAX of its processor time at every point")
     parser.add_argument("--retries", type=int, default=3,
                         help="how often a disturbed run is repeated")
-    parser.add_argument("--server-cpu", type=int, default=0)
-    parser.add_argument("--client-cpu", type=int, default=1)
+    cpus = sorted(os.sched_getaffinity(0))
+    parser.add_argument("--server-cpu", type=int, default=cpus[0], help="default: %(default)s")
+    parser.add_argument("--client-cpu", type=int, default=cpus[min(1, len(cpus) - 1)],
+                        help="default: %(default)s")
     args = parser.parse_args(argv)
     points = args.points.split(",")
     for point in points:
@@ -199,6 +202,11 @@ def parse_arguments(argv):
             parser.error(f"point '{point}' is not known; there are {', '.join(POINTS)}")
     if args.rounds < 1 or args.duration <= 0 or args.warmup < 0 or args.retries < 0:
         parser.error("--rounds and --duration must be positive, --warmup and --retries at least 0")
+    for cpu in (args.server_cpu, args.client_cpu):
+        if cpu not in cpus:
+            parser.error(f"CPU {cpu} is not one of {cpus}")
+    if args.server_cpu == args.client_cpu:
+        print("server and load generator share a CPU at every point", file=sys.stderr)
     return args, points
 
 

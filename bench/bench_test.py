@@ -1,0 +1,368 @@
+#!/usr/bin/env python3
+"""Tests of the bench itself: that peers echo, that the generator notices a server that does not,
+and that the figures are put together as claimed.
+
+usage: bench_test.py BIN_DIR [unittest arguments]
+"""
+
+import io
+import json
+import os
+import re
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import unittest
+import xml.etree.ElementTree as ElementTree
+from contextlib import redirect_stderr, redirect_stdout
+
+import memory
+import report
+import run
+import servers
+
+BIN_DIR = ""
+PATIENCE_SECONDS = 30
+# More than the 16 MiB that a raw_uring server can hold in its buffers.
+FLOOD_BYTES = 40 << 20
+
+
+def peers():
+    """Name -> command of the peers that are built; Penstock's own server has tests of its own."""
+    found = {}
+    for name, command in servers.TABLE.items():
+        program = servers.find_program(command[0], [BIN_DIR])
+        if program is not None and not name.startswith("penstock-"):
+            found[name] = [program] + command[1:]
+    return found
+
+
+def loadgen(*flags, stdin=None):
+    """Runs the load generator to its end."""
+    return subprocess.run([servers.find_program("loadgen", [BIN_DIR]), *flags], input=stdin,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          timeout=PATIENCE_SECONDS, check=False)
+
+
+def connect(address):
+    host, port = address.rsplit(":", 1)
+    return socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS)
+
+
+class WrongServer:
+    """An echo server with a fault: `spoil` turns what came (and its offset) into what goes back;
+    None closes the connection."""
+
+    def __init__(self, spoil):
+        self.spoil = spoil
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = "127.0.0.1:%d" % self.listener.getsockname()[1]
+        self.thread = threading.Thread(target=self.serve)
+        self.thread.start()
+
+    def serve(self):
+        connection, _ = self.listener.accept()
+        with connection:
+            offset = 0
+            while data := connection.recv(65536):
+                reply = self.spoil(data, offset)
+                if reply is None:
+                    return
+                offset += len(data)
+                try:
+                    connection.sendall(reply)
+                except OSError:
+                    return
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.thread.join()
+        self.listener.close()
+
+
+def flip_late(data, offset):
+    """One wrong bit in the byte at 100,000."""
+    at = 100000 - offset
+    if 0 <= at < len(data):
+        data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1:]
+    return data
+
+
+class PeersTest(unittest.TestCase):
+    def test_every_byte_comes_back(self):
+        shapes = [(1, 64, 1), (64, 1024, 16), (3, 65536, 16), (2, 1000003, 2)]
+        self.assertIn("raw-epoll", peers())
+        for name, command in peers().items():
+            cpu_ns = 0
+            for connections, size, depth in shapes:
+                with self.subTest(name, size=size), servers.Server(name, command) as server:
+                    result = loadgen(f"--connect={server.address}", f"--connections={connections}",
+                                     f"--size={size}", f"--depth={depth}", "--duration=50ms",
+                                     "--warmup=10ms", f"--watch_pid={server.pid}")
+                    self.assertEqual(result.returncode, 0, result.stderr)
+                    figures = json.loads(result.stdout)
+                    self.assertEqual(figures["errors"], 0)
+                    self.assertGreater(figures["requests"], 0)
+                    cpu_ns += figures["server_cpu_ns"]
+                    self.assertLessEqual(figures["p50_us"], figures["p99_9_us"])
+                    self.assertEqual(server.stop(), 0)
+            self.assertGreater(cpu_ns, 0, name)
+
+    def test_a_flood_comes_back_whole(self):
+        """The peer reads nothing until the server takes no more, then ends its side and reads."""
+        sent = os.urandom(1 << 20) * (FLOOD_BYTES >> 20)
+        for name, command in peers().items():
+            with self.subTest(name), servers.Server(name, command) as server:
+                with connect(server.address) as client:
+                    stuck = threading.Event()
+
+                    def send_all(client=client, stuck=stuck):
+                        done = 0
+                        while done < len(sent):
+                            try:
+                                client.settimeout(0.2)
+                                done += client.send(sent[done:done + (1 << 20)])
+                            except TimeoutError:
+                                stuck.set()
+                        stuck.set()
+                        client.shutdown(socket.SHUT_WR)
+
+                    sender = threading.Thread(target=send_all)
+                    sender.start()
+                    self.assertTrue(stuck.wait(PATIENCE_SECONDS))
+                    got = bytearray()
+                    while len(got) < len(sent):
+                        try:
+                            part = client.recv(1 << 20)
+                        except TimeoutError:
+                            self.fail(f"{name}: stalled after {len(got)} bytes")
+                        self.assertTrue(part, f"{name}: ended after {len(got)} bytes")
+                        got += part
+                    sender.join()
+                    self.assertTrue(got == sent)
+
+    def test_a_reset_harms_nobody_else(self):
+        for name, command in peers().items():
+            with self.subTest(name), servers.Server(name, command) as server:
+                other = connect(server.address)
+                for _ in range(20):
+                    client = connect(server.address)
+                    client.settimeout(0.2)
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    client.send(bytes(1 << 20))
+                    client.close()
+                with other:
+                    other.sendall(b"still here")
+                    self.assertEqual(other.recv(100), b"still here")
+
+    def test_wrong_command_lines(self):
+        program = servers.find_program("raw_epoll", [BIN_DIR])
+        for arguments in [[], ["x"], ["1", "2"], ["70000"], ["--mode=no", "0"]]:
+            result = subprocess.run([program, *arguments], stderr=subprocess.PIPE, text=True,
+                                    timeout=PATIENCE_SECONDS, check=False)
+            self.assertEqual(result.returncode, 2, arguments)
+            self.assertIn("usage: ", result.stderr)
+
+
+class GeneratorTest(unittest.TestCase):
+    LOAD = ["--size=1000", "--depth=4", "--duration=10s", "--warmup=0"]
+
+    def expect_error(self, spoil, words):
+        with WrongServer(spoil) as server:
+            result = loadgen(f"--connect={server.address}", *self.LOAD)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(words, result.stderr)
+        self.assertEqual(json.loads(result.stdout)["errors"], 1)
+
+    def test_notices_one_wrong_bit(self):
+        self.expect_error(flip_late, "wrong bytes")
+
+    def test_notices_moved_bytes(self):
+        self.expect_error(lambda data, _: data[1:] + data[:1], "wrong bytes")
+
+    def test_notices_surplus_bytes(self):
+        self.expect_error(lambda data, _: data + data, "")
+
+    def test_notices_an_early_end(self):
+        self.expect_error(lambda data, offset: data if offset < 50000 else None, "closed")
+
+    def test_notices_that_nobody_listens(self):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        result = loadgen(f"--connect=127.0.0.1:{port}")
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("connection 1 of 1", result.stderr)
+
+    def test_keeps_a_rate(self):
+        name, command = next(iter(peers().items()))
+        with servers.Server(name, command) as server:
+            result = loadgen(f"--connect={server.address}", "--connections=4", "--rate=2000",
+                             "--duration=500ms", "--warmup=50ms")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        # Late requests are caught up with, so the rate holds on a busy machine too.
+        self.assertAlmostEqual(json.loads(result.stdout)["requests_per_second"], 2000, delta=200)
+
+    def test_refuses_wrong_flags(self):
+        for flag, words in [("--connect=localhost:1", "not a numeric address"),
+                            ("--connect=127.0.0.1", "no port"),
+                            ("--connect=127.0.0.1:99999", "1 to 65535"),
+                            ("--connect=unix:", "path"),
+                            ("--size=0", "--size"), ("--depth=0", "--depth"),
+                            ("--connections=0", "open files"), ("--duration=0", "--duration")]:
+            connect_first = [] if flag.startswith("--connect=") else ["--connect=127.0.0.1:1"]
+            result = loadgen(*connect_first, flag)
+            self.assertEqual(result.returncode, 2, flag)
+            self.assertIn(words, result.stderr)
+
+    def test_holds_idle_connections(self):
+        name, command = next(iter(peers().items()))
+        with servers.Server(name, command) as server:
+            result = loadgen(f"--connect={server.address}", "--idle=50", "--size=100000",
+                             stdin="touch\ntouch\nclose\n")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        events = [json.loads(line) for line in result.stdout.splitlines()]
+        self.assertEqual([(event["event"], event["connections"]) for event in events],
+                         [("connected", 50), ("touched", 50), ("touched", 50), ("closed", 0)])
+
+    def test_idle_connections_are_checked_too(self):
+        with WrongServer(flip_late) as server:
+            result = loadgen(f"--connect={server.address}", "--idle=1", "--size=200000",
+                             stdin="touch\n")
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("wrong bytes", result.stderr)
+
+
+def record(round_number, server, rate, cpu, errors=0):
+    return {"round": round_number, "point": "c64-64", "server": server,
+            "requests_per_second": rate, "cpu_us": cpu, "p50_us": 1, "p99_us": 2,
+            "errors": errors, "disturbed": False}
+
+
+class FiguresTest(unittest.TestCase):
+    # The machine halves its speed in the second round: ratios must not notice.
+    RECORDS = [record(0, "base", 100, 4), record(0, "other", 90, 5),
+               record(1, "base", 50, 8), record(1, "other", 55, 8),
+               record(2, "base", 100, 4), record(2, "other", 80, 6)]
+
+    def test_ratios_are_taken_within_a_round(self):
+        entry = run.summarize(self.RECORDS, "base")["c64-64", "other"]
+        self.assertAlmostEqual(entry["ratio"], 0.9)
+        self.assertAlmostEqual(entry["ratio_min"], 0.8)
+        self.assertAlmostEqual(entry["ratio_max"], 1.1)
+        self.assertAlmostEqual(entry["cpu_ratio"], 1.25)
+        self.assertEqual(entry["requests_per_second"], 80)
+
+    def test_requirements(self):
+        self.assertEqual(run.check_requirement("other:base:0.89:1.26", self.RECORDS), [])
+        self.assertEqual(len(run.check_requirement("other:base:0.91:1.26", self.RECORDS)), 1)
+        self.assertEqual(len(run.check_requirement("other:base:0.91:1.1", self.RECORDS)), 2)
+        self.assertEqual(len(run.check_requirement("absent:base:0.5:2", self.RECORDS)), 1)
+        with self.assertRaises(servers.BenchError):
+            run.check_requirement("other:base", self.RECORDS)
+
+    def test_disturbance(self):
+        figures = {"seconds": 1, "server_delay_ns": 1e7, "client_delay_ns": 6e7,
+                   "server_cpu_ns": 5e8, "client_cpu_ns": 4e8}
+        self.assertAlmostEqual(run.disturbance(figures, run.POINTS["c64-64"]), 0.06)
+        self.assertAlmostEqual(run.disturbance(figures, run.POINTS["same-64"]), 0.1)
+
+    def test_table(self):
+        summary = run.summarize(self.RECORDS, "base")
+        text = run.markdown(summary, "base", ["base", "other"], ["c64-64"])
+        self.assertIn("| base | 0.1 |", text)
+        self.assertIn("| other | 0.90 (0.80-1.10) |", text)
+
+
+class RunnersTest(unittest.TestCase):
+    """Both runners end to end, as short as they go, and the pictures of what they wrote."""
+
+    def setUp(self):
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = directory.name
+
+    def invoke(self, main, *arguments):
+        out = io.StringIO()
+        with redirect_stdout(out), redirect_stderr(io.StringIO()):
+            status = main(list(arguments))
+        return status, out.getvalue()
+
+    def draw(self, path):
+        status, out = self.invoke(report.main, path, "--out-dir", self.directory)
+        self.assertIsNone(status)
+        return {os.path.basename(name): ElementTree.parse(name).getroot()
+                for name in out.split()}
+
+    def bars(self, picture):
+        """How many bars a picture has: rectangles with a server's colour, less the legend's."""
+        found = [r for r in picture.iter("{http://www.w3.org/2000/svg}rect")
+                 if re.fullmatch(r"s\d+", r.get("class", ""))]
+        return len([r for r in found if r.get("height") != "11"])
+
+    def test_echo(self):
+        path = os.path.join(self.directory, "echo.json")
+        names = list(peers())[:3]
+        status, out = self.invoke(
+            run.main, f"--bin-dir={BIN_DIR}", "--servers=" + ",".join(names),
+            "--points=c64-64,same-64", "--rounds=1", "--duration=0.05", "--warmup=0.01",
+            "--retries=0", "--date=2000-01-02", f"--out={path}")
+        self.assertEqual(status, 0, out)
+        self.assertIn(f"| {names[-1]} |", out)
+        self.assertIn("2000-01-02", out)
+        with open(path, encoding="utf-8") as file:
+            self.assertEqual(len(json.load(file)["runs"]), 2 * len(names))
+        pictures = self.draw(path)
+        self.assertEqual(set(pictures), {f"echo-rate-vs-{names[0]}.svg", "echo-cpu.svg"})
+        self.assertEqual(self.bars(pictures["echo-cpu.svg"]), 2 * len(names))
+        self.assertEqual(self.bars(pictures[f"echo-rate-vs-{names[0]}.svg"]), 2 * len(names) - 2)
+
+    def test_memory(self):
+        path = os.path.join(self.directory, "memory.json")
+        name = next(iter(peers()))
+        status, out = self.invoke(memory.main, f"--bin-dir={BIN_DIR}", f"--servers={name}",
+                                  "--connections=100", f"--out={path}")
+        self.assertEqual(status, 0)
+        self.assertIn(f"| {name} |", out)
+        self.assertEqual(self.bars(self.draw(path)["idle-memory.svg"]), 2)
+
+    def test_unknown_names(self):
+        for arguments in [["--servers=no-such"], ["--baseline=no-such"], ["--server=x"]]:
+            with self.assertRaises(servers.BenchError):
+                self.invoke(run.main, f"--bin-dir={BIN_DIR}", *arguments)
+        with self.assertRaises(servers.BenchError):
+            self.invoke(run.main, f"--bin-dir={self.directory}")
+
+    def test_google_benchmark(self):
+        path = os.path.join(self.directory, "pool.json")
+        document = {"context": {"date": "2000-01-02T03:04", "num_cpus": 2, "mhz_per_cpu": 2500},
+                    "benchmarks": [{"name": "A", "run_name": "A", "run_type": "iteration",
+                                    "real_time": 2.0, "time_unit": "us"},
+                                   {"name": "B", "run_name": "B", "run_type": "iteration",
+                                    "real_time": 30.0, "time_unit": "ns"}]}
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(document, file)
+        picture = self.draw(path)["micro-pool.svg"]
+        self.assertEqual(self.bars(picture), 2)
+        texts = [element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")]
+        self.assertIn("2,000 ns", texts)
+        self.assertIn("30 ns", texts)
+
+    def test_other_files_are_refused(self):
+        path = os.path.join(self.directory, "other.json")
+        for text in ["{}", "not json"]:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+            with self.assertRaises(report.ReportError):
+                report.draw(path, None)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    BIN_DIR = sys.argv.pop(1)
+    unittest.main()
