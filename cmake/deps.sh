@@ -35,9 +35,9 @@ ensure_packages() {
     as_root=(sudo)
   fi
   echo "Installing missing packages: ${missing[*]}"
-  "${as_root[@]}" apt-get update -q &&
+  "${as_root[@]}" apt-get update -qq &&
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
-      apt-get install -q -y --no-install-recommends "${missing[@]}"
+      apt-get install -qq -y --no-install-recommends "${missing[@]}" > /dev/null
 }
 
 # Compiles through ccache when it is there, in this and all nested builds.
