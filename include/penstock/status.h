@@ -30,13 +30,14 @@ inline bool IsEof(const absl::Status& status) { return absl::IsOutOfRange(status
 // The connection is gone without an orderly end: reset by the peer, unreachable, refused.
 inline bool IsReset(const absl::Status& status) { return absl::IsUnavailable(status); }
 
+// The rest are abseil's own; other functions of the same names would be ambiguous with them
+// wherever they are called without a namespace.
+//
 // A read, write, idle or connect deadline passed.
-inline bool IsDeadlineExceeded(const absl::Status& status) {
-  return absl::IsDeadlineExceeded(status);
-}
+using absl::IsDeadlineExceeded;
 
 // This side gave the operation up (CancelRead, Abort, ConnectAttempt::Cancel, Loop drain).
-inline bool IsCancelled(const absl::Status& status) { return absl::IsCancelled(status); }
+using absl::IsCancelled;
 
 PENSTOCK_END_NAMESPACE
 

@@ -1,0 +1,89 @@
+#include "base/error.h"
+
+#include <penstock/status.h>
+
+#include <cerrno>
+#include <utility>
+
+#include <gtest/gtest.h>
+
+namespace penstock::internal {
+namespace {
+
+TEST(ErrnoStatus, NamesOperationPeerAndReason) {
+  const SocketAddress peer = SocketAddress::Parse("127.0.0.1:80").value();
+  EXPECT_EQ(
+      ErrnoStatus(ECONNRESET, "receive from", &peer),
+      absl::UnavailableError("receive from 127.0.0.1:80: connection reset by peer (ECONNRESET)"));
+  EXPECT_EQ(ErrnoStatus(EMFILE, "accept"),
+            absl::ResourceExhaustedError("accept: too many open files (EMFILE)"));
+  const SocketAddress unnamed;
+  EXPECT_EQ(ErrnoStatus(EPIPE, "send to", &unnamed),
+            absl::UnavailableError("send to unnamed: broken pipe (EPIPE)"));
+}
+
+TEST(ErrnoStatus, KeepsAcronymsAndUnknownNumbers) {
+  EXPECT_EQ(ErrnoText(EOPNOTSUPP), "operation not supported (EOPNOTSUPP)");
+  EXPECT_EQ(ErrnoText(EADV), "advertise error (EADV)");
+  EXPECT_EQ(ErrnoText(EDOTDOT), "RFS specific error (EDOTDOT)");
+  EXPECT_EQ(ErrnoText(123456), "error 123456");
+  EXPECT_EQ(ErrnoStatus(123456, "x").code(), absl::StatusCode::kInternal);
+}
+
+TEST(ErrnoStatus, EveryKindOfEndHasItsCode) {
+  const std::pair<int, absl::StatusCode> cases[] = {
+      {ECONNRESET, absl::StatusCode::kUnavailable},
+      {EPIPE, absl::StatusCode::kUnavailable},
+      {ECONNREFUSED, absl::StatusCode::kUnavailable},
+      {EHOSTUNREACH, absl::StatusCode::kUnavailable},
+      {ENETUNREACH, absl::StatusCode::kUnavailable},
+      {ECONNABORTED, absl::StatusCode::kUnavailable},
+      {ENOTCONN, absl::StatusCode::kUnavailable},
+      {EADDRINUSE, absl::StatusCode::kUnavailable},
+      {EADDRNOTAVAIL, absl::StatusCode::kUnavailable},
+      {ENOENT, absl::StatusCode::kUnavailable},
+      {ETIMEDOUT, absl::StatusCode::kUnavailable},
+      {EMFILE, absl::StatusCode::kResourceExhausted},
+      {ENFILE, absl::StatusCode::kResourceExhausted},
+      {ENOBUFS, absl::StatusCode::kResourceExhausted},
+      {ENOMEM, absl::StatusCode::kResourceExhausted},
+      {EACCES, absl::StatusCode::kPermissionDenied},
+      {EPERM, absl::StatusCode::kPermissionDenied},
+      {ENOSYS, absl::StatusCode::kUnimplemented},
+      {EOPNOTSUPP, absl::StatusCode::kUnimplemented},
+      {EAFNOSUPPORT, absl::StatusCode::kUnimplemented},
+      {EINVAL, absl::StatusCode::kInvalidArgument},
+      {ENAMETOOLONG, absl::StatusCode::kInvalidArgument},
+      {ECANCELED, absl::StatusCode::kCancelled},
+      {EBADF, absl::StatusCode::kInternal},
+      {EFAULT, absl::StatusCode::kInternal},
+  };
+  for (const auto& [error, code] : cases) {
+    EXPECT_EQ(ErrnoStatus(error, "x").code(), code) << ErrnoText(error);
+  }
+}
+
+TEST(ErrnoStatus, APeerThatTheKernelGaveUpIsGoneAndNoDeadline) {
+  const absl::Status status = ErrnoStatus(ETIMEDOUT, "receive from");
+  EXPECT_TRUE(IsReset(status));
+  EXPECT_FALSE(IsDeadlineExceeded(status));
+}
+
+TEST(PeerStatus, HasTheSameForm) {
+  const SocketAddress peer = SocketAddress::Parse("[::1]:80").value();
+  EXPECT_EQ(PeerStatus(absl::StatusCode::kDeadlineExceeded, "read from", &peer, "5s passed"),
+            absl::DeadlineExceededError("read from [::1]:80: 5s passed"));
+}
+
+TEST(Ends, EachHasItsTest) {
+  const absl::Status ends[] = {absl::OutOfRangeError(""), absl::UnavailableError(""),
+                               absl::DeadlineExceededError(""), absl::CancelledError("")};
+  bool (*const tests[])(const absl::Status&) = {IsEof, IsReset, IsDeadlineExceeded, IsCancelled};
+  for (size_t end = 0; end < 4; ++end) {
+    for (size_t test = 0; test < 4; ++test) EXPECT_EQ(tests[test](ends[end]), end == test);
+    EXPECT_FALSE(tests[end](absl::OkStatus()));
+  }
+}
+
+}  // namespace
+}  // namespace penstock::internal
