@@ -139,6 +139,8 @@ TEST(Mailbox, ClosingDestroysTasksUnrunAndRefusesLaterOnes) {
 
 // Pushes when it is destroyed.
 struct PushesAtTheEnd {
+  PushesAtTheEnd(Mailbox* m, bool* r) : mailbox(m), refused(r) {}
+
   Mailbox* mailbox;
   bool* refused;
   ~PushesAtTheEnd() {
@@ -189,6 +191,8 @@ TEST(Mailbox, ClosingRacesWithProducers) {
     int ran = 0;
     int pushed[2] = {0, 0};
     struct Counted {
+      explicit Counted(std::atomic<int>* d) : destroyed(d) {}
+
       std::atomic<int>* destroyed;
       ~Counted() { destroyed->fetch_add(1); }
     };
