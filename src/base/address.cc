@@ -206,7 +206,8 @@ std::string SocketAddress::ToString() const {
       return absl::StrCat(text, ":", port_);
     case AF_INET6:
       ::inet_ntop(AF_INET6, ip_.data(), text, sizeof(text));
-      return absl::StrCat("[", text, scope_id_ != 0 ? "%" + ScopeText(scope_id_) : "", "]:", port_);
+      return absl::StrCat("[", text, scope_id_ != 0 ? absl::StrCat("%", ScopeText(scope_id_)) : "",
+                          "]:", port_);
     case AF_UNIX:
       return std::string(kUnixPrefix).append(path());
     default:
