@@ -36,8 +36,8 @@ class BufferPool;
 
 namespace internal {
 struct BufferNode;  // one window onto a block; src/buffer/block.h
+struct BufferAccess;
 class PoolCore;
-class PoolCache;
 }  // namespace internal
 
 // What a block is used for; PoolStats counts live bytes by tag.
@@ -57,14 +57,16 @@ class PENSTOCK_EXPORT Buffer {
   Buffer(Buffer&& other) noexcept : node_(std::exchange(other.node_, nullptr)) {}
   Buffer& operator=(Buffer&& other) noexcept {
     if (this != &other) {
-      Reset();
+      if (node_ != nullptr) Reset();
       node_ = std::exchange(other.node_, nullptr);
     }
     return *this;
   }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { Reset(); }
+  ~Buffer() {
+    if (node_ != nullptr) Reset();
+  }
 
   // A buffer over memory that the pool does not own (a mapped file, a cache entry). `release` runs
   // once, on whichever thread drops the last window. Allocates a small header on the heap.
@@ -108,9 +110,8 @@ class PENSTOCK_EXPORT Buffer {
 
  private:
   friend class BufferChain;
-  friend class internal::PoolCore;
-  friend class internal::PoolCache;
   friend class BufferPool;
+  friend struct internal::BufferAccess;
   explicit Buffer(internal::BufferNode* node) : node_(node) {}
 
   internal::BufferNode* node_ = nullptr;
@@ -136,13 +137,15 @@ class PENSTOCK_EXPORT BufferChain {
   }
   BufferChain(const BufferChain&) = delete;
   BufferChain& operator=(const BufferChain&) = delete;
-  ~BufferChain() { Clear(); }
+  ~BufferChain() {
+    if (head_ != nullptr) Clear();
+  }
 
   // Bytes in the chain.
   size_t size() const { return size_; }
   bool empty() const { return head_ == nullptr; }
   size_t buffer_count() const;
-  // Bytes of the blocks behind the chain: what it pins.
+  // Bytes of the blocks behind the chain: what it pins. Neighbours on one block count once.
   size_t block_bytes() const;
 
   // Empty buffers are dropped, not queued.
@@ -165,6 +168,8 @@ class PENSTOCK_EXPORT BufferChain {
   std::string ToString() const;
 
  private:
+  friend struct internal::BufferAccess;
+
   internal::BufferNode* head_ = nullptr;
   internal::BufferNode* tail_ = nullptr;
   size_t size_ = 0;
@@ -203,7 +208,7 @@ struct PoolOptions {
 // Plain integers, all in bytes unless named otherwise. A snapshot: the fields are read one by one.
 struct PoolStats {
   struct Class {
-    size_t block_size = 0;
+    size_t block_size = 0;    // 0: the blocks above 1 MiB, each of its own size
     uint64_t live = 0;        // in Buffers
     uint64_t cached = 0;      // free, in a loop's cache
     uint64_t mapped = 0;      // slabs of this class
@@ -249,13 +254,19 @@ class PENSTOCK_EXPORT BufferPool {
   void AddSlabObserver(SlabObserver* observer);
   void RemoveSlabObserver(SlabObserver* observer);
 
-  // After a refusal: `waiter` is told once when a block came back. Adding it again is harmless.
-  void NotifyRoom(RoomWaiter* waiter);
+  // After a refusal: `waiter` is told once when blocks came back, inside this call if they already
+  // have. Adding it again is harmless. False when no block is out that could come back, because the
+  // kernel gave no memory: try again after a while.
+  bool NotifyRoom(RoomWaiter* waiter);
+  // Afterwards `waiter` is not called, nor being called by another thread.
   void ForgetRoom(RoomWaiter* waiter);
 
   internal::PoolCore& core() { return *core_; }
 
  private:
+  friend class internal::PoolCore;
+  explicit BufferPool(std::unique_ptr<internal::PoolCore> core);
+
   std::unique_ptr<internal::PoolCore> core_;
 };
 

@@ -1,0 +1,463 @@
+#include "buffer/pool_core.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "buffer/pool_cache.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+namespace {
+
+constexpr size_t kLargeUnit = 4096;
+constexpr uint32_t kNodesPerChunk = 128;
+
+template <typename T>
+void AddOnce(std::vector<T*>& list, T* item) {
+  if (std::find(list.begin(), list.end(), item) == list.end()) list.push_back(item);
+}
+
+template <typename T>
+void Erase(std::vector<T*>& list, T* item) {
+  list.erase(std::remove(list.begin(), list.end(), item), list.end());
+}
+
+}  // namespace
+
+PoolCore::PoolCore(const PoolOptions& options, Sys& sys) : options_(options), sys_(sys) {}
+
+PoolCore::~PoolCore() {
+  UnmapEmptySlabs(0);
+  PENSTOCK_CHECK(caches_ == nullptr, "a pool was destroyed before a loop that uses it");
+}
+
+BufferNode* PoolCore::Allocate(size_t size, BufferTag tag, Refusal* refusal) {
+  if (size > kBlockSizeMax) return AllocateLarge(size, tag, nullptr, refusal);
+  Lock lock(mutex_);
+  uint32_t taken;
+  BufferNode* node = TakeOrReclaim(ClassOf(size), 1, nullptr, &taken, refusal);
+  if (node != nullptr) counters_.Add(*node->block, tag);
+  TellWaiters(lock);
+  return node != nullptr ? StartBlock(*node->block, tag) : nullptr;
+}
+
+BufferNode* PoolCore::AllocateLarge(size_t size, BufferTag tag, PoolCache* caller,
+                                    Refusal* refusal) {
+  Lock lock(mutex_);
+  BufferNode* node = nullptr;
+  if (size > options_.bytes_max) {
+    *refusal = 0;  // also keeps the rounding below from overflowing
+  } else {
+    const size_t bytes = (size + kLargeUnit - 1) / kLargeUnit * kLargeUnit;
+    node = MapLarge(bytes, refusal);
+    if (node == nullptr) {
+      Reclaim(caller);
+      node = MapLarge(bytes, refusal);
+    }
+  }
+  if (node == nullptr) {
+    Refuse(kLargeClass, size, *refusal);
+  } else {
+    counters_.Add(*node->block, tag);
+  }
+  TellWaiters(lock);
+  return node != nullptr ? StartBlock(*node->block, tag) : nullptr;
+}
+
+BufferNode* PoolCore::MapLarge(size_t bytes, Refusal* refusal) {
+  *refusal = 0;
+  if (bytes > options_.bytes_max - charged_) return nullptr;
+  char* base = MapBlocks(sys_, bytes, options_, refusal);
+  if (base == nullptr) return nullptr;
+  Slab* slab = MakeSlab(sys_, this, base, bytes, kLargeClass, options_.secret, refusal);
+  if (slab == nullptr) {
+    UnmapBlocks(sys_, base, bytes);
+    return nullptr;
+  }
+  ClassState& state = classes_[kLargeClass];
+  state.mapped += bytes;
+  state.full.PushBack(slab);
+  for (SlabObserver* observer : observers_) observer->OnSlabBorn(base, bytes);
+  Charge(kLargeClass, bytes);
+  return &slab->Pop()->primary;
+}
+
+void PoolCore::Return(Block& block) {
+  block.live = false;
+  Lock lock(mutex_);
+  counters_.Subtract(block, block.tag);
+  ReturnToSlab(block);
+  NoteRoom();
+  TellWaiters(lock);
+}
+
+BufferNode* PoolCore::Take(uint8_t size_class, uint32_t count, PoolCache* caller, uint32_t* taken,
+                           Refusal* refusal) {
+  Lock lock(mutex_);
+  BufferNode* list = TakeOrReclaim(size_class, count, caller, taken, refusal);
+  TellWaiters(lock);
+  return list;
+}
+
+void PoolCore::Give(BufferNode* list) {
+  Lock lock(mutex_);
+  GiveLocked(list);
+  TellWaiters(lock);
+}
+
+BufferNode* PoolCore::TakeOrReclaim(uint8_t size_class, uint32_t count, PoolCache* caller,
+                                    uint32_t* taken, Refusal* refusal) {
+  BufferNode* list = TakeUpTo(size_class, count, taken, refusal);
+  if (list != nullptr) return list;
+  Reclaim(caller);
+  list = TakeUpTo(size_class, 1, taken, refusal);
+  if (list == nullptr) Refuse(size_class, kBlockSizes[size_class], *refusal);
+  return list;
+}
+
+BufferNode* PoolCore::TakeUpTo(uint8_t size_class, uint32_t count, uint32_t* taken,
+                               Refusal* refusal) {
+  *taken = 0;
+  *refusal = 0;
+  const size_t size = kBlockSizes[size_class];
+  // While others wait, nobody stocks up.
+  if (starved()) count = 1;
+  count = static_cast<uint32_t>(std::min<size_t>(count, (options_.bytes_max - charged_) / size));
+  BufferNode* list = nullptr;
+  BufferNode** end = &list;
+  ClassState& state = classes_[size_class];
+  while (*taken < count) {
+    Slab* slab = state.partial.front();
+    if (slab == nullptr) {
+      if (*taken != 0) break;  // a batch is no reason to map
+      slab = AcquireSlab(size_class, refusal);
+      if (slab == nullptr) break;
+      state.partial.PushFront(slab);
+    }
+    Block* block = slab->Pop();
+    if (slab->full()) {
+      state.partial.Remove(slab);
+      state.full.PushBack(slab);
+    }
+    *end = &block->primary;
+    end = &block->primary.next;
+    ++*taken;
+  }
+  *end = nullptr;
+  Charge(size_class, size * *taken);
+  return list;
+}
+
+void PoolCore::Reclaim(PoolCache* caller) {
+  // A loop that parks its cache from now on sees this, or its cache is found parked below.
+  const bool was_starved = starved_.exchange(true, std::memory_order_seq_cst);
+  for (PoolCache* cache = caches_; cache != nullptr; cache = cache->next_cache_) {
+    if (cache == caller) {
+      GiveLocked(cache->TakeAll());
+    } else if (cache->TryBeginDrain()) {
+      GiveLocked(cache->TakeAll());
+      cache->EndDrain();
+    }
+  }
+  if (!was_starved) starved_.store(false, std::memory_order_seq_cst);
+}
+
+void PoolCore::Refuse(uint8_t size_class, size_t size, Refusal refusal) {
+  ++classes_[size_class].refused;
+  wanted_ = std::min(wanted_, refusal == 0 ? std::min(size, options_.bytes_max) : 0);
+  freed_ = false;
+  starved_.store(true, std::memory_order_seq_cst);
+}
+
+void PoolCore::GiveLocked(BufferNode* list) {
+  while (list != nullptr) {
+    Block& block = *list->block;
+    list = list->next;
+    ReturnToSlab(block);
+  }
+  NoteRoom();
+}
+
+void PoolCore::ReturnToSlab(Block& block) {
+  Slab* slab = SlabOf(block);
+  ClassState& state = classes_[slab->size_class];
+  Uncharge(slab->size_class, BlockSize(block));
+  if (slab->full()) {
+    state.full.Remove(slab);
+    if (slab->size_class == kLargeClass) return UnmapSlab(slab);
+    state.partial.PushBack(slab);
+  }
+  slab->Push(block);
+  if (slab->out != 0) return;
+  state.partial.Remove(slab);
+  empty_.PushFront(slab);
+  UnmapEmptySlabs(options_.empty_slabs_kept);
+}
+
+void PoolCore::Charge(uint8_t size_class, size_t bytes) {
+  ClassState& state = classes_[size_class];
+  state.out += bytes;
+  state.high_water = std::max(state.high_water, state.out);
+  charged_ += bytes;
+  high_water_ = std::max<uint64_t>(high_water_, charged_);
+}
+
+void PoolCore::Uncharge(uint8_t size_class, size_t bytes) {
+  classes_[size_class].out -= bytes;
+  charged_ -= bytes;
+  freed_ = true;
+}
+
+Slab* PoolCore::AcquireSlab(uint8_t size_class, int* error) {
+  for (Slab* slab = empty_.front(); slab != nullptr; slab = slab->next) {
+    if (slab->size_class != size_class) continue;
+    empty_.Remove(slab);
+    return slab;
+  }
+  if (Slab* slab = empty_.front()) return AdoptEmptySlab(slab, size_class, error);
+  char* base = MapBlocks(sys_, kSlabSize, options_, error);
+  if (base == nullptr) return nullptr;
+  Slab* slab = MakeSlab(sys_, this, base, kSlabSize, size_class, options_.secret, error);
+  if (slab == nullptr) {
+    UnmapBlocks(sys_, base, kSlabSize);
+    return nullptr;
+  }
+  classes_[size_class].mapped += kSlabSize;
+  for (SlabObserver* observer : observers_) observer->OnSlabBorn(base, kSlabSize);
+  return slab;
+}
+
+// Cuts a slab that another class left into blocks of `size_class`.
+Slab* PoolCore::AdoptEmptySlab(Slab* slab, uint8_t size_class, int* error) {
+  Slab* adopted = MakeSlab(sys_, this, slab->base, kSlabSize, size_class, options_.secret, error);
+  if (adopted == nullptr) return nullptr;
+  empty_.Remove(slab);
+  classes_[slab->size_class].mapped -= kSlabSize;
+  classes_[size_class].mapped += kSlabSize;
+  DropSlab(sys_, slab);
+  PoisonMemory(adopted->base, kSlabSize);
+  return adopted;
+}
+
+void PoolCore::UnmapSlab(Slab* slab) {
+  for (SlabObserver* observer : observers_) observer->OnSlabDied(slab->base, slab->size);
+  classes_[slab->size_class].mapped -= slab->size;
+  UnmapBlocks(sys_, slab->base, slab->size);
+  DropSlab(sys_, slab);
+}
+
+void PoolCore::UnmapEmptySlabs(size_t kept) {
+  while (empty_.size() > kept) {
+    Slab* coldest = empty_.back();
+    empty_.Remove(coldest);
+    UnmapSlab(coldest);
+  }
+}
+
+BufferNode* PoolCore::TakeNodes(uint32_t count) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  BufferNode* list = nullptr;
+  for (uint32_t i = 0; i < count; ++i) {
+    if (nodes_ == nullptr) {
+      node_chunks_.push_back(std::make_unique<BufferNode[]>(kNodesPerChunk));
+      BufferNode* chunk = node_chunks_.back().get();
+      for (uint32_t j = 0; j < kNodesPerChunk; ++j) {
+        chunk[j].next = nodes_;
+        nodes_ = &chunk[j];
+      }
+    }
+    BufferNode* node = std::exchange(nodes_, nodes_->next);
+    node->next = list;
+    list = node;
+  }
+  return list;
+}
+
+void PoolCore::GiveNodes(BufferNode* list) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  while (list != nullptr) {
+    BufferNode* node = std::exchange(list, list->next);
+    node->next = nodes_;
+    nodes_ = node;
+  }
+}
+
+void PoolCore::CountTag(const Block& block, BufferTag from, BufferTag to) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  counters_.Subtract(block, from);
+  counters_.Add(block, to);
+}
+
+void PoolCore::Trim(PoolCache* caller) {
+  Lock lock(mutex_);
+  Reclaim(caller);
+  UnmapEmptySlabs(0);
+  for (ClassState& state : classes_) {
+    for (Slab* slab = state.partial.front(); slab != nullptr; slab = slab->next) {
+      ReleaseFreePages(sys_, *slab);
+    }
+  }
+  TellWaiters(lock);
+}
+
+template <typename Visit>
+void PoolCore::ForEachSlab(Visit visit) const {
+  const auto walk = [&](const SlabList& list) {
+    for (Slab* slab = list.front(); slab != nullptr; slab = slab->next) visit(*slab);
+  };
+  walk(empty_);
+  for (const ClassState& state : classes_) {
+    walk(state.partial);
+    walk(state.full);
+  }
+}
+
+void PoolCore::AddSlabObserver(SlabObserver* observer) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  observers_.push_back(observer);
+  ForEachSlab([&](Slab& slab) { observer->OnSlabBorn(slab.base, slab.size); });
+}
+
+void PoolCore::RemoveSlabObserver(SlabObserver* observer) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  Erase(observers_, observer);
+}
+
+bool PoolCore::NotifyRoom(RoomWaiter* waiter) {
+  Lock lock(mutex_);
+  if (starved()) {
+    AddOnce(waiters_, waiter);
+    return charged_ != 0;
+  }
+  // Room came between the refusal and this call.
+  AddOnce(due_, waiter);
+  TellWaiters(lock);
+  return true;
+}
+
+void PoolCore::ForgetRoom(RoomWaiter* waiter) {
+  Lock lock(mutex_);
+  Erase(waiters_, waiter);
+  Erase(due_, waiter);
+  // Another thread may be inside its OnRoom(); this one may be too, and must not wait for itself.
+  told_.wait(lock, [&] {
+    return std::none_of(telling_.begin(), telling_.end(), [&](const Telling& telling) {
+      return telling.waiter == waiter && telling.thread != std::this_thread::get_id();
+    });
+  });
+}
+
+void PoolCore::NoteRoom() {
+  if (!starved() || !freed_ || options_.bytes_max - charged_ < wanted_) return;
+  if (wanted_ == kNothingWanted) return;
+  wanted_ = kNothingWanted;
+  starved_.store(false, std::memory_order_seq_cst);
+  for (RoomWaiter* waiter : waiters_) AddOnce(due_, waiter);
+  waiters_.clear();
+}
+
+void PoolCore::TellWaiters(Lock& lock) {
+  while (!due_.empty()) {
+    RoomWaiter* waiter = due_.back();
+    due_.pop_back();
+    const auto self = std::this_thread::get_id();
+    telling_.push_back({waiter, self});
+    lock.unlock();
+    waiter->OnRoom();
+    lock.lock();
+    telling_.erase(std::find_if(telling_.begin(), telling_.end(), [&](const Telling& telling) {
+      return telling.waiter == waiter && telling.thread == self;
+    }));
+    told_.notify_all();
+  }
+}
+
+void PoolCore::AddCache(PoolCache* cache) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  cache->next_cache_ = caches_;
+  caches_ = cache;
+}
+
+void PoolCore::RemoveCache(PoolCache* cache) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  counters_.Merge(cache->counters_);
+  PoolCache** link = &caches_;
+  while (*link != cache) link = &(*link)->next_cache_;
+  *link = cache->next_cache_;
+}
+
+PoolStats PoolCore::Stats() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  PoolStats stats;
+  stats.class_count = kClassCount;
+  stats.high_water = high_water_;
+  int64_t live_by_tag[kBufferTagCount] = {};
+  for (size_t i = 0; i < kClassCount; ++i) {
+    PoolStats::Class& result = stats.classes[i];
+    const ClassState& state = classes_[i];
+    result.block_size = i == kLargeClass ? 0 : kBlockSizes[i];
+    result.mapped = state.mapped;
+    result.high_water = state.high_water;
+    result.refused = state.refused;
+    int64_t live = 0;
+    for (size_t tag = 0; tag < kBufferTagCount; ++tag) {
+      int64_t of_tag = counters_.live(i, tag);
+      for (const PoolCache* cache = caches_; cache != nullptr; cache = cache->next_cache_) {
+        of_tag += cache->counters_.live(i, tag);
+      }
+      live += of_tag;
+      live_by_tag[tag] += of_tag;
+    }
+    // Read one by one while other threads go on, counts may cross; never show them below zero.
+    result.live = static_cast<uint64_t>(std::max<int64_t>(live, 0));
+    if (i != kLargeClass) {
+      for (const PoolCache* cache = caches_; cache != nullptr; cache = cache->next_cache_) {
+        result.cached += uint64_t{cache->hot_[i].Count()} * kBlockSizes[i];
+      }
+    }
+    stats.cached += result.cached;
+    stats.mapped += result.mapped;
+    stats.refused += result.refused;
+  }
+  for (size_t tag = 0; tag < kBufferTagCount; ++tag) {
+    stats.live_by_tag[tag] = static_cast<uint64_t>(std::max<int64_t>(live_by_tag[tag], 0));
+    if (tag != static_cast<size_t>(BufferTag::kRing)) stats.live += stats.live_by_tag[tag];
+  }
+  stats.ring = stats.live_by_tag[static_cast<size_t>(BufferTag::kRing)];
+  return stats;
+}
+
+std::string PoolCore::LeakReport() const {
+  constexpr int kLinesMax = 16;
+  int count = 0;
+  std::string lines;
+  ForEachSlab([&](Slab& slab) {
+    for (uint32_t i = 0; i < slab.carved; ++i) {
+      const Block& block = slab.blocks()[i];
+      if (block.live && count++ < kLinesMax) {
+        absl::StrAppend(&lines, "\n  ", DescribeBlock(block));
+      }
+    }
+  });
+  if (count > kLinesMax) absl::StrAppend(&lines, "\n  and ", count - kLinesMax, " more");
+  return absl::StrCat("a pool was destroyed with ", count, " buffers (", charged_,
+                      " bytes) not returned:", lines);
+}
+
+bool PoolCore::Close() {
+  std::string report;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (charged_ == 0 || caches_ != nullptr) return true;
+    observers_.clear();
+    waiters_.clear();
+    if constexpr (kPoolChecks) report = LeakReport();
+  }
+  if constexpr (kPoolChecks) PoolFailure(report);
+  return false;
+}
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
