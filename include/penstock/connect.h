@@ -9,12 +9,17 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 
 PENSTOCK_BEGIN_NAMESPACE
+
+namespace internal {
+class ConnectState;
+}  // namespace internal
 
 struct ConnectOptions {
   EngineKind engine = EngineKind::kAuto;  // kAuto: the loop's
@@ -31,13 +36,12 @@ using ConnectCallback = absl::AnyInvocable<void(absl::StatusOr<StreamPtr>) &&>;
 class PENSTOCK_EXPORT ConnectAttempt {
  public:
   ConnectAttempt() = default;
+  explicit ConnectAttempt(std::weak_ptr<internal::ConnectState> state) : state_(std::move(state)) {}
   // The callback runs with Cancelled, unless the attempt has already ended.
   void Cancel();
 
  private:
-  friend class ConnectAttemptAccess;
-  internal::LoopCore* core_ = nullptr;
-  uint64_t id_ = 0;
+  std::weak_ptr<internal::ConnectState> state_;
 };
 
 // Starts connecting to `address` on `loop`'s thread, and calls `done` once, never inside this call:

@@ -152,7 +152,8 @@ class PENSTOCK_EXPORT Timer {
   bool armed() const;
 
  private:
-  std::unique_ptr<internal::CallbackTimer> node_;
+  internal::LoopCore& core_;
+  std::unique_ptr<internal::CallbackTimer> timer_;
 };
 
 PENSTOCK_END_NAMESPACE

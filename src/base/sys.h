@@ -19,16 +19,7 @@ PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 
 // What a completion of the io_uring engine ends; names the op to a fault injector.
-enum class RingOp : uint8_t {
-  kNone,
-  kAccept,
-  kReceive,
-  kPollRead,
-  kPollWrite,
-  kCancel,
-  kWake,
-  kWatch
-};
+enum class RingOp : uint8_t { kNone, kAccept, kReceive, kPollRead, kPollWrite, kCancel, kWatch };
 
 class Sys {
  public:

@@ -1,0 +1,245 @@
+// Connection: the engine-neutral state of one byte stream. It has no engine-specific field and owns
+// no kernel operation, so the engine under it can change; it owns no buffer while idle (I1), and
+// belongs to one engine at a time (I4).
+//
+// Shared by its holders, counted in `holds_`: the owner's stream handle, the engine (from Attach
+// until it has let go), the loop's ready list, and Service while it runs. All on the loop's thread.
+#ifndef PENSTOCK_ENGINE_CONNECTION_H_
+#define PENSTOCK_ENGINE_CONNECTION_H_
+
+#include <penstock/address.h>
+#include <penstock/buffer.h>
+#include <penstock/export.h>
+#include <penstock/stream.h>
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "base/timer_wheel.h"
+#include "engine/engine.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+class LoopCore;
+
+// The life of a connection, as a table: docs/architecture.md shows it as a graph.
+enum class ConnectionState : uint8_t {
+  kConnecting,  // the kernel is setting it up
+  kOpen,
+  kClosing,  // given up or ended; the kernel may still hold an operation
+  kClosed,   // the kernel has let go; lives on while its owner keeps the handle
+};
+inline constexpr size_t kConnectionStates = 4;
+
+enum class ConnectionEvent : uint8_t {
+  kConnected,  // the socket is ready
+  kEnd,        // by the owner, a deadline, or a failure
+  kDetached,   // the engine has let go
+};
+inline constexpr size_t kConnectionEvents = 3;
+
+// The next state, or the same one where the event means nothing.
+inline constexpr std::array<std::array<ConnectionState, kConnectionEvents>, kConnectionStates>
+    kConnectionTransitions = {{
+        /* kConnecting */ {ConnectionState::kOpen, ConnectionState::kClosing,
+                           ConnectionState::kConnecting},
+        /* kOpen       */
+        {ConnectionState::kOpen, ConnectionState::kClosing, ConnectionState::kOpen},
+        /* kClosing    */
+        {ConnectionState::kClosing, ConnectionState::kClosing, ConnectionState::kClosed},
+        /* kClosed     */
+        {ConnectionState::kClosed, ConnectionState::kClosed, ConnectionState::kClosed},
+    }};
+
+// Told once when a connection has closed, for whoever counts them (a listener's bound).
+class CloseObserver {
+ public:
+  virtual ~CloseObserver() = default;
+  virtual void OnConnectionClosed() = 0;
+};
+
+// The private base is the timer of its deadlines.
+class Connection : private TimerNode {
+ public:
+  using ReadCallback = Stream::ReadCallback;
+  using DoneCallback = Stream::DoneCallback;
+
+  // Made by LoopCore::NewConnection. Held once, for the owner.
+  Connection(LoopCore& loop, Engine& engine, int fd, const SocketAddress& peer,
+             const StreamOptions& options, std::shared_ptr<CloseObserver> observer);
+  Connection(const Connection&) = delete;
+  Connection& operator=(const Connection&) = delete;
+
+  // --- The owner's side: the calls of Stream, same contracts ---
+  void ReadReady(ReadCallback done);
+  void CancelRead();
+  void Write(BufferChain data, DoneCallback done);
+  bool writable() const { return tx_.size() <= send_queue_high_; }
+  void NotifyWritable(DoneCallback done);
+  void ShutdownWrite(DoneCallback done);
+  void ShutdownRead();
+  void Abort();
+  void SetReadDeadline(absl::Duration after);
+  void SetWriteDeadline(absl::Duration after);
+  void SetIdleDeadline(absl::Duration after);
+  StreamStats stats() const;
+  // The owner has gone: pending callbacks are destroyed unrun, the socket is closed, abortively
+  // when bytes are queued.
+  void ReleaseOwner();
+
+  // Called with OK when connected, or with how that failed. Set before Attach.
+  void set_connect_done(DoneCallback done);
+  // Ends the connection: pending and later operations end with `status`. `reset`: the peer shall
+  // see a reset.
+  void End(absl::Status status, bool reset);
+
+  // --- The engine's side ---
+  void OnReady() { Service(); }  // bytes or an end may wait
+  void OnReceived(Buffer bytes);
+  // `error` 0: end of stream; otherwise a positive errno. Bytes received before are delivered
+  // first.
+  void OnReceiveEnded(int error);
+  void OnWritable();
+  void OnDetached();
+
+  // The receive size that suits this stream's traffic, and the feedback that adapts it.
+  uint32_t receive_size() const { return receive_size_; }
+  void AdaptReceiveSize(size_t received);
+
+  // --- The loop's side ---
+  // Does what there is to do: sends, completes, receives, delivers; bounded (I9).
+  void Service();
+  // The loop is going: closes and destroys the callbacks unrun. The owner may outlive the loop, and
+  // LoopCore clears loop_ at the very end.
+  void EndWithLoop();
+
+  int fd() const { return fd_; }
+  uint32_t slot() const { return slot_; }
+  ConnectionState state() const { return state_; }
+  Engine* engine() const { return engine_; }
+  LoopCore* loop() const { return loop_; }
+  const SocketAddress& peer() const { return peer_; }
+  SocketAddress local() const;
+  bool wants_read() const { return read_done_ != nullptr; }
+  bool has_callbacks() const {
+    return read_done_ != nullptr || first_write_.done != nullptr || extras_ != nullptr;
+  }
+  uint64_t bytes_in() const { return bytes_in_; }
+
+ private:
+  friend class LoopCore;
+
+  // Due when byte number `end` of the stream has been sent, or when sending has failed.
+  struct PendingWrite {
+    uint64_t end = 0;
+    DoneCallback done;
+    absl::Status refusal;  // not OK: nothing was queued, `done` ends with this in its turn
+  };
+  // What few connections need, made on first use.
+  struct Extras {
+    std::deque<PendingWrite> more_writes;  // after first_write_
+    std::deque<ReadCallback> refused_reads;
+    DoneCallback shutdown_done;
+    DoneCallback writable_done;
+    DoneCallback connect_done;
+  };
+  enum class WriteSide : uint8_t { kOpen, kShutdownQueued, kShut };
+  // Every callback there is, to be destroyed together after the connection's state is settled.
+  struct Callbacks {
+    ReadCallback read_done;
+    PendingWrite first_write;
+    std::unique_ptr<Extras> extras;
+  };
+
+  // Stands for an infinite deadline. Points in time are ticks of the loop's timer wheel.
+  static constexpr uint32_t kNever = UINT32_MAX;
+
+  void Hold() { ++holds_; }
+  void Drop();
+  void Apply(ConnectionEvent event);
+  Extras& extras();
+  Callbacks TakeCallbacks();
+  void MarkReady();
+  bool alive() const {
+    return state_ == ConnectionState::kOpen || state_ == ConnectionState::kConnecting;
+  }
+
+  // Steps of Service; each returns true when it ran a callback or moved bytes.
+  bool Step();
+  bool FinishConnect();
+  void Flush();
+  bool RunWriteDone();
+  bool RunReadDone();
+  bool RunExtras();
+  void Settle();
+
+  void DeliverRead(absl::StatusOr<Buffer> result);
+  void FailSending(int error);
+  void FinishShutdown();
+  void AddWrite(DoneCallback done, absl::Status refusal = absl::OkStatus());
+  void Close(bool reset);
+  void UpdatePinned();
+  absl::Status Refusal(std::string_view operation, std::string_view reason) const;
+
+  // Deadlines: one timer for the earliest; it re-arms itself lazily.
+  static void OnTimer(TimerNode* node);
+  void CheckDeadlines();
+  void ArmDeadlines();
+  uint64_t NextDeadline() const;
+
+  LoopCore* loop_;
+  Engine* engine_;
+  int fd_;
+  uint32_t slot_ = 0;
+
+  ConnectionState state_ = ConnectionState::kConnecting;
+  WriteSide write_side_ = WriteSide::kOpen;
+  uint8_t holds_ = 1;
+  bool in_service_ : 1 = false;
+  bool ready_ : 1 = false;          // on the loop's ready list
+  bool write_blocked_ : 1 = false;  // WantWrite is out
+  bool busy_ : 1 = false;           // counted as holding bytes
+  bool read_cancelled_ : 1 = false;
+  bool read_timed_out_ : 1 = false;
+  bool read_shut_ : 1 = false;
+  bool connect_ready_ : 1 = false;  // the connecting socket has become writable
+  bool close_reset_ : 1 = false;    // the peer shall see a reset
+  uint32_t receive_size_;
+  uint32_t receive_max_;
+
+  BufferChain rx_;
+  BufferChain tx_;
+  ReadCallback read_done_;
+  PendingWrite first_write_;
+  std::unique_ptr<Extras> extras_;
+  absl::Status read_end_;   // not OK: how receiving ended, once rx_ is empty
+  absl::Status write_end_;  // not OK: how sending ended
+  uint64_t bytes_in_ = 0;
+  uint64_t bytes_out_ = 0;
+  uint64_t pinned_ = 0;
+
+  Connection* next_ready_ = nullptr;
+  Connection* next_ = nullptr;  // the loop's list of all its connections
+  Connection* previous_ = nullptr;
+  std::shared_ptr<CloseObserver> observer_;
+  SocketAddress peer_;
+
+  uint64_t read_since_ = 0;
+  uint64_t write_since_ = 0;
+  uint64_t active_at_ = 0;
+  uint32_t read_deadline_ms_;
+  uint32_t write_deadline_ms_;
+  uint32_t idle_deadline_ms_;
+  uint32_t send_queue_low_;
+  uint32_t send_queue_high_;
+  uint32_t send_queue_max_;
+};
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_ENGINE_CONNECTION_H_

@@ -1,0 +1,216 @@
+#include "engine/epoll_engine.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/error.h"
+#include "engine/connection.h"
+#include "engine/loop_core.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+namespace {
+
+// A connection's engine word.
+constexpr uint64_t kReadable = 1;  // bytes or an end may wait
+constexpr uint64_t kEnding = 2;    // an end or urgent byte is near: a short receive proves nothing
+constexpr uint64_t kOutWatched = 4;   // EPOLLOUT is registered
+constexpr uint64_t kNeedsBuffer = 8;  // on waiting_for_room_
+
+// An acceptor's engine word.
+constexpr uint64_t kAccepting = 1;
+
+// Connections taken from one listener before others get their turn (I9).
+constexpr int kAcceptBurst = 64;
+
+// More than 256 costs time again (one event array no longer fits the first cache).
+constexpr uint32_t kEventsMax = 256;
+
+constexpr uint32_t kReadEvents = EPOLLIN | EPOLLRDHUP | EPOLLPRI | EPOLLET;
+// recv stops short at an urgent mark, and an end that has been announced raises no new edge.
+constexpr uint32_t kEndingEvents = EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI;
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Engine>> EpollEngine::Create(LoopCore& loop) {
+  const int epoll = loop.sys().EpollCreate();
+  if (epoll < 0) return ErrnoStatus(-epoll, "epoll_create1 for a loop", nullptr);
+  return std::unique_ptr<Engine>(new EpollEngine(loop, epoll));
+}
+
+EpollEngine::EpollEngine(LoopCore& loop, int epoll)
+    : SocketEngine(loop),
+      epoll_(epoll),
+      events_(std::clamp<uint32_t>(loop.options().turn_events_max, 1, kEventsMax)) {}
+
+EpollEngine::~EpollEngine() { sys_.Close(epoll_); }
+
+int EpollEngine::Wait(int64_t timeout_ns) {
+  loop_.counters().syscalls.Add(1);
+  const int count =
+      sys_.EpollWait(epoll_, events_.data(), static_cast<int>(events_.size()), timeout_ns);
+  if (count < 0) {
+    loop_.Fault(ErrnoStatus(-count, "epoll_wait", nullptr).ToString());
+    return 0;
+  }
+  for (int i = 0; i < count; ++i) Dispatch(events_[i]);
+  return count;
+}
+
+void EpollEngine::Dispatch(const epoll_event& event) {
+  const Token token(event.data.u64);
+  Slot* const slot = loop_.slots().Find(token);
+  if (slot == nullptr) return;  // freed by an earlier event of this batch
+  switch (slot->kind()) {
+    case SlotKind::kConnection: {
+      auto* const connection = static_cast<Connection*>(slot->object);
+      if (event.events & ~EPOLLOUT) slot->engine_word |= kReadable;
+      if (event.events & kEndingEvents) slot->engine_word |= kEnding;
+      if (event.events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) {
+        connection->OnWritable();
+      } else {
+        connection->OnReady();
+      }
+      break;
+    }
+    case SlotKind::kAcceptor:
+      AcceptBurst(token);
+      break;
+    case SlotKind::kWatch:
+      static_cast<Watch*>(slot->object)->OnReadable();
+      break;
+    case SlotKind::kFree:
+      break;
+  }
+}
+
+void EpollEngine::AcceptBurst(Token token) {
+  for (int i = 0; i < kAcceptBurst; ++i) {
+    // The callback may have stopped or destroyed the listener.
+    Slot* const slot = loop_.slots().Find(token);
+    if (slot == nullptr || !(slot->engine_word & kAccepting)) return;
+    if (!AcceptOnce(*static_cast<Acceptor*>(slot->object))) return;
+  }
+}
+
+absl::Status EpollEngine::Control(int op, int fd, uint32_t events, uint32_t slot,
+                                  const char* what) {
+  epoll_event event{};
+  event.events = events;
+  event.data.u64 = loop_.slots().TokenOf(slot).bits();
+  loop_.counters().syscalls.Add(1);
+  const int result = sys_.EpollControl(epoll_, op, fd, &event);
+  return result < 0 ? ErrnoStatus(-result, what, nullptr) : absl::OkStatus();
+}
+
+absl::Status EpollEngine::AddWatch(Watch& watch) {
+  watch.slot = loop_.slots().Take(SlotKind::kWatch, &watch);
+  absl::Status status =
+      Control(EPOLL_CTL_ADD, watch.fd, EPOLLIN | EPOLLET, watch.slot, "epoll: watch a descriptor");
+  if (!status.ok()) loop_.slots().Free(watch.slot);
+  return status;
+}
+
+void EpollEngine::RemoveWatch(Watch& watch) {
+  sys_.EpollControl(epoll_, EPOLL_CTL_DEL, watch.fd, nullptr);
+  loop_.slots().Free(watch.slot);
+}
+
+void EpollEngine::OnRoom() {
+  for (Token token : std::exchange(waiting_for_room_, {})) {
+    Slot* const slot = loop_.slots().Find(token);
+    if (slot == nullptr) continue;
+    slot->engine_word &= ~kNeedsBuffer;
+    static_cast<Connection*>(slot->object)->OnReady();
+  }
+}
+
+// --- Listening ---
+
+absl::Status EpollEngine::Add(Acceptor& acceptor) {
+  acceptor.slot = loop_.slots().Take(SlotKind::kAcceptor, &acceptor);
+  absl::Status status =
+      Control(EPOLL_CTL_ADD, acceptor.fd, 0, acceptor.slot, "epoll: add listener");
+  if (!status.ok()) loop_.slots().Free(acceptor.slot);
+  return status;
+}
+
+void EpollEngine::Accept(Acceptor& acceptor) {
+  Slot& slot = loop_.slots().at(acceptor.slot);
+  if (slot.engine_word & kAccepting) return;
+  slot.engine_word |= kAccepting;
+  // Level-triggered: what waits in the backlog is reported again and again, however little a turn
+  // takes.
+  const absl::Status status =
+      Control(EPOLL_CTL_MOD, acceptor.fd, EPOLLIN, acceptor.slot, "epoll: start accepting");
+  if (!status.ok()) loop_.Fault(status.ToString());
+}
+
+void EpollEngine::StopAccepting(Acceptor& acceptor) {
+  Slot& slot = loop_.slots().at(acceptor.slot);
+  if (!(slot.engine_word & kAccepting)) return;
+  slot.engine_word &= ~kAccepting;
+  const absl::Status status =
+      Control(EPOLL_CTL_MOD, acceptor.fd, 0, acceptor.slot, "epoll: stop accepting");
+  if (!status.ok()) loop_.Fault(status.ToString());
+}
+
+void EpollEngine::Forget(Acceptor& acceptor) {
+  sys_.EpollControl(epoll_, EPOLL_CTL_DEL, acceptor.fd, nullptr);
+  loop_.slots().Free(acceptor.slot);
+  sys_.Close(acceptor.fd);
+}
+
+// --- Connections ---
+
+absl::Status EpollEngine::Attach(Connection& connection) {
+  uint32_t events = kReadEvents;
+  if (connection.state() == ConnectionState::kConnecting) {
+    events |= EPOLLOUT;
+    loop_.slots().at(connection.slot()).engine_word |= kOutWatched;
+  }
+  // Bytes that already wait raise the first edge at once (EPOLL_CTL_ADD with EPOLLET).
+  return Control(EPOLL_CTL_ADD, connection.fd(), events, connection.slot(),
+                 "epoll: add connection");
+}
+
+bool EpollEngine::Detach(Connection& connection) {
+  loop_.counters().syscalls.Add(1);
+  sys_.EpollControl(epoll_, EPOLL_CTL_DEL, connection.fd(), nullptr);
+  return true;
+}
+
+bool EpollEngine::Pull(Connection& connection) {
+  Slot& slot = loop_.slots().at(connection.slot());
+  if ((slot.engine_word & (kReadable | kNeedsBuffer)) != kReadable) return false;
+  switch (ReceiveOnce(connection)) {
+    case Received::kNothing:
+      slot.engine_word &= ~kReadable;
+      return false;
+    case Received::kSome:
+      return true;
+    case Received::kDrained:
+      if (!(slot.engine_word & kEnding)) slot.engine_word &= ~kReadable;
+      return true;
+    case Received::kNoRoom:
+      slot.engine_word |= kNeedsBuffer;
+      waiting_for_room_.push_back(loop_.slots().TokenOf(connection.slot()));
+      return false;
+  }
+  return false;
+}
+
+void EpollEngine::WantWrite(Connection& connection) {
+  Slot& slot = loop_.slots().at(connection.slot());
+  // Registered at the first need and kept: on a Unix socket it costs a wake-up for every read of
+  // the peer (unix_write_space), on TCP nothing.
+  if (slot.engine_word & kOutWatched) return;
+  slot.engine_word |= kOutWatched;
+  const absl::Status status = Control(EPOLL_CTL_MOD, connection.fd(), kReadEvents | EPOLLOUT,
+                                      connection.slot(), "epoll: watch for writability");
+  if (!status.ok()) connection.End(status, true);
+}
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE

@@ -1,0 +1,195 @@
+// LoopCore: what a Loop is inside: the turn, the timer wheel, the mailbox, the connections and the
+// engines that serve them.
+//
+// Owned by a Loop, or by a test that supplies its own Sys, clock and engine. Everything here
+// belongs to the loop's thread unless it says otherwise.
+#ifndef PENSTOCK_ENGINE_LOOP_CORE_H_
+#define PENSTOCK_ENGINE_LOOP_CORE_H_
+
+#include <penstock/export.h>
+#include <penstock/loop.h>
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/counter.h"
+#include "base/mailbox.h"
+#include "base/sys.h"
+#include "base/timer_wheel.h"
+#include "buffer/pool_cache.h"
+#include "engine/connection.h"
+#include "engine/engine.h"
+#include "engine/slot_table.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+// The live figures behind LoopSnapshot; each written by the loop's thread only, read by any.
+struct LoopCounters {
+  Counter connecting, open, closing, busy, pinned_bytes, listeners, listeners_paused;
+  Counter accepted, connected, closed, bytes_in, bytes_out, turns, tasks, timers_fired;
+  Counter syscalls, sqes, cqes, buffer_waits, ring_exhausted;
+  Counter accept_errors, fd_exhausted, connections_refused, writes_refused, peer_resets, deadlines;
+  Counter faults, timers;
+};
+
+// What a listener hears of its loop.
+class LoopObserver {
+ public:
+  virtual ~LoopObserver() = default;
+  // A connection of the loop has closed: there is room for another, and a descriptor is free.
+  virtual void OnConnectionClosed() = 0;
+  // A drain began: take no more connections.
+  virtual void OnDrain() = 0;
+  // The loop is being destroyed first: forget it.
+  virtual void OnLoopGone() = 0;
+};
+
+class LoopCore : private RoomWaiter {
+ public:
+  using EngineFactory =
+      std::function<absl::StatusOr<std::unique_ptr<Engine>>(LoopCore& core, EngineKind kind)>;
+
+  // What tests replace. Defaults: the real kernel and the real engines.
+  struct Seams {
+    Sys* sys = nullptr;
+    EngineFactory engines;
+  };
+
+  static absl::StatusOr<std::unique_ptr<Loop>> CreateLoop(LoopOptions options, Seams seams);
+
+  LoopCore(LoopOptions options, Seams seams);
+  ~LoopCore() override;
+  absl::Status Start();
+
+  // --- Loop ---
+  void Run();
+  void Stop();
+  void Drain(absl::Duration grace);
+  bool Poll();
+  int fd() const { return primary_->fd(); }
+  bool Post(absl::AnyInvocable<void() &&> task) { return mailbox_->Push(std::move(task)); }
+  LoopHandle handle() const { return LoopHandle(mailbox_); }
+  // The engine for `kind`, made now if need be.
+  absl::StatusOr<Engine*> EngineFor(EngineKind kind);
+  LoopSnapshot Snapshot() const;
+  bool InLoopThread() const;
+  Engine& primary() { return *primary_; }
+  const std::string& engine_reason() const { return engine_reason_; }
+  BufferPool& pool() { return *pool_; }
+  Loop& loop() { return *loop_; }
+
+  // --- For engines, connections and the transport ---
+  Sys& sys() { return sys_; }
+  PoolCache& cache() { return cache_; }
+  SlotTable& slots() { return slots_; }
+  TimerWheel& timers() { return timers_; }
+  LoopCounters& counters() { return counters_; }
+  const LoopOptions& options() const { return options_; }
+  // CLOCK_MONOTONIC at the start of this turn; the tick of the timer wheel that goes with it.
+  int64_t now_ns() const { return now_ns_; }
+  uint64_t now_tick() const { return now_tick_; }
+
+  // A connection in state kConnecting, or kOpen when `open`, attached to `engine`, which takes
+  // `fd`. On failure `fd` is closed. The caller gets the owner's hold.
+  absl::StatusOr<Connection*> NewConnection(Engine& engine, int fd, const SocketAddress& peer,
+                                            const StreamOptions& options, bool open,
+                                            std::shared_ptr<CloseObserver> observer);
+  // ResourceExhausted when `connections_max` are open or connecting, or the loop is draining.
+  absl::Status AdmitConnection();
+  void PushReady(Connection& connection);
+  // A connection has closed: its slot is free and another may take its place.
+  void OnClosed(Connection& connection);
+  // A connection is being destroyed.
+  void Unlink(Connection& connection);
+  // Asks for Engine::OnRoom when the pool has room again.
+  void WaitForRoom();
+
+  bool draining() const { return draining_; }
+  void AddObserver(LoopObserver* observer);
+  void RemoveObserver(LoopObserver* observer);
+
+  void Log(LogSeverity severity, std::string_view message, const char* file = __builtin_FILE(),
+           int line = __builtin_LINE());
+  // Counts an error that no peer caused, and logs it.
+  void Fault(std::string_view message, const char* file = __builtin_FILE(),
+             int line = __builtin_LINE());
+
+ private:
+  class WakeWatch;
+  class TimerWatch;
+  class EngineWatch;
+  struct TurnScope;
+
+  void OnRoom() override;  // any thread
+
+  // One turn; waits up to `timeout_ns` (< 0: until something happens) when nothing is left to do.
+  void Turn(int64_t timeout_ns);
+  bool RunTasks();
+  void RunReady();
+  void RunTimers();
+  void UpdateNow();
+  // How long the next wait may be: `limit_ns` (< 0: no limit) or until the next timer.
+  int64_t WaitTime(int64_t limit_ns) const;
+  int Wait(int64_t timeout_ns);
+  int WaitBusily(int64_t* timeout_ns);
+  void TrimWhenIdle(int events);
+  void ArmTimerFd();
+  void WriteWake();
+  bool HasWork() const { return ready_head_ != nullptr || tasks_left_; }
+  bool FinishDrain();
+  absl::Status ChoosePrimary();
+  void CloseEverything();
+
+  LoopOptions options_;
+  Sys& sys_;
+  EngineFactory make_engine_;
+  Loop* loop_ = nullptr;
+  std::unique_ptr<BufferPool> own_pool_;
+  BufferPool* pool_;
+  PoolCache cache_;
+  std::shared_ptr<Mailbox> mailbox_;
+  int wake_fd_ = -1;
+
+  LoopCounters counters_;
+  SlotTable slots_;
+  TimerWheel timers_;
+  int64_t now_ns_ = 0;
+  uint64_t now_tick_ = 0;
+
+  std::unique_ptr<Engine> primary_;    // waits
+  std::unique_ptr<Engine> secondary_;  // watched by the primary; made on demand
+  std::unique_ptr<WakeWatch> wake_watch_;
+  std::unique_ptr<TimerWatch> timer_watch_;  // made by the first Poll
+  std::unique_ptr<EngineWatch> engine_watch_;
+  std::string engine_reason_;
+
+  Connection* connections_ = nullptr;  // all that exist, closed ones with an owner included
+  Connection* ready_head_ = nullptr;
+  Connection* ready_tail_ = nullptr;
+  bool tasks_left_ = false;
+  bool secondary_ready_ = false;
+  std::vector<LoopObserver*> observers_;
+  bool draining_ = false;
+  int64_t drain_until_ns_ = 0;
+  std::atomic<bool> stop_{false};
+  std::atomic<bool> room_{false};
+  bool waiting_for_room_ = false;
+  std::atomic<std::thread::id> thread_{};
+  int64_t quiet_since_ns_ = 0;
+  bool trimmed_ = true;
+  int64_t timer_fd_at_ns_ = 0;
+};
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_ENGINE_LOOP_CORE_H_

@@ -1,0 +1,63 @@
+// SocketEngine: what the two real engines share: making, naming and closing sockets through the
+// syscall seam, and the plain receive and send. Owns one descriptor, kept in reserve for when the
+// process has no other left.
+#ifndef PENSTOCK_ENGINE_SOCKET_ENGINE_H_
+#define PENSTOCK_ENGINE_SOCKET_ENGINE_H_
+
+#include <penstock/address.h>
+#include <penstock/export.h>
+
+#include <cstdint>
+#include <span>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/sys.h"
+#include "engine/engine.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+class SocketEngine : public Engine {
+ public:
+  explicit SocketEngine(LoopCore& loop);
+  ~SocketEngine() override;
+
+  absl::StatusOr<int> OpenListener(const SocketAddress& address, const SocketSetup& setup) override;
+  absl::StatusOr<int> OpenConnecting(const SocketAddress& address, const SocketAddress& local,
+                                     const SocketSetup& setup, bool* connected) override;
+  int ConnectResult(int fd) override;
+  SocketAddress LocalAddress(int fd) override;
+  void CloseSocket(int fd, bool reset) override;
+  int64_t Send(Connection& connection, std::span<const iovec> parts) override;
+  int Shutdown(Connection& connection, int how) override;
+  void RefuseOne(Acceptor& acceptor) override;
+
+ protected:
+  // How a plain receive left the socket.
+  enum class Received : uint8_t {
+    kNothing,  // no bytes wait
+    kSome,     // bytes or an end were reported; more may wait
+    kDrained,  // bytes were reported, and they were all that waited (epoll(7), Q9)
+    kNoRoom,   // the pool is at its limit: LoopCore::WaitForRoom has been called
+  };
+  // One recv(2) into a buffer sized to the connection's traffic.
+  Received ReceiveOnce(Connection& connection);
+  // One accept(2); false when none waits or it failed (reported).
+  bool AcceptOnce(Acceptor& acceptor);
+  SocketAddress PeerAddress(int fd);
+
+  Sys& sys_;
+
+ private:
+  absl::Status SetOptions(int fd, int family, const SocketSetup& setup);
+  // Binds; a Unix path that is taken but not listened on is removed first when `unlink_stale`.
+  int Bind(int fd, const SocketAddress& address, bool unlink_stale);
+
+  int reserve_;
+};
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_ENGINE_SOCKET_ENGINE_H_

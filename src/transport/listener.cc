@@ -1,0 +1,253 @@
+#include <penstock/listener.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/timer_wheel.h"
+#include "engine/loop_core.h"
+#include "transport/socket_stream.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+namespace {
+
+constexpr absl::Duration kRetryMin = absl::Milliseconds(10);
+constexpr absl::Duration kRetryMax = absl::Seconds(1);
+
+// Why a listener takes no connections; it accepts while none of these holds.
+enum PauseReason : uint8_t {
+  kByOwner = 1,
+  kAtLimit = 2,    // its own connections_max, or the loop's
+  kExhausted = 4,  // descriptors or memory have run out
+  kDraining = 8,   // the loop is ending
+};
+
+class SocketListener;
+
+// Counts the streams of a listener that are open; outlives it in the streams that do.
+class OpenCount : public CloseObserver {
+ public:
+  explicit OpenCount(SocketListener* listener) : listener_(listener) {}
+  void OnConnectionClosed() override;
+  void Forget() { listener_ = nullptr; }
+
+  uint64_t open = 0;
+
+ private:
+  SocketListener* listener_;
+};
+
+class SocketListener final : public Listener, public Acceptor, private LoopObserver {
+ public:
+  SocketListener(LoopCore& core, ListenOptions options, AcceptCallback on_accept)
+      : core_(&core),
+        options_(std::move(options)),
+        on_accept_(std::move(on_accept)),
+        count_(std::make_shared<OpenCount>(this)),
+        retry_timer_(core.timers()) {}
+
+  ~SocketListener() override {
+    count_->Forget();
+    if (destroyed_ != nullptr) *destroyed_ = true;
+    Close();
+  }
+
+  absl::Status Open(Engine& chosen, const SocketAddress& wanted) {
+    const SocketSetup setup{.stream = &options_.stream,
+                            .reuse_port = options_.reuse_port,
+                            .unlink_stale = options_.unlink_path,
+                            .backlog = options_.backlog};
+    absl::StatusOr<int> socket = chosen.OpenListener(wanted, setup);
+    if (!socket.ok()) return socket.status();
+    fd = *socket;
+    address_ = chosen.LocalAddress(fd);
+    if (absl::Status status = chosen.Add(*this); !status.ok()) {
+      chosen.CloseSocket(std::exchange(fd, -1), false);
+      return status;
+    }
+    engine = &chosen;
+    core_->counters().listeners.Add(1);
+    core_->AddObserver(this);
+    if (core_->draining()) {
+      SetReason(kDraining, true);
+    } else {
+      engine->Accept(*this);
+    }
+    return absl::OkStatus();
+  }
+
+  // --- Listener ---
+  SocketAddress address() const override { return address_; }
+  void Pause() override { SetReason(kByOwner, true); }
+  void Resume() override { SetReason(kByOwner, false); }
+  ListenerStats stats() const override {
+    ListenerStats stats = stats_;
+    stats.open = count_->open;
+    stats.paused = reasons_ != 0;
+    return stats;
+  }
+
+  // --- Acceptor ---
+  void OnAccepted(int accepted, const SocketAddress& peer) override {
+    ++stats_.accepted;
+    core_->counters().accepted.Add(1);
+    retry_after_ = kRetryMin;
+    if (!HasRoom() || !core_->AdmitConnection().ok()) {
+      // Accepted by the kernel before accepting stopped: one too many is turned away.
+      core_->counters().connections_refused.Add(1);
+      engine->CloseSocket(accepted, true);
+      return SetReason(kAtLimit, true);
+    }
+    ++count_->open;
+    absl::StatusOr<Connection*> connection =
+        core_->NewConnection(*engine, accepted, peer, options_.stream, true, count_);
+    if (!connection.ok()) {
+      --count_->open;
+      ++stats_.errors;
+      core_->counters().accept_errors.Add(1);
+      return core_->Fault(connection.status().ToString());
+    }
+    if (!HasRoom()) SetReason(kAtLimit, true);
+    Deliver(std::make_unique<SocketStream>(*connection));
+  }
+
+  void OnAcceptFailed(int error) override {
+    switch (error) {
+      case EMFILE:
+      case ENFILE:
+        ++stats_.fd_exhausted;
+        core_->counters().fd_exhausted.Add(1);
+        engine->RefuseOne(*this);
+        return WaitForResources("out of descriptors");
+      case ENOBUFS:
+      case ENOMEM:
+        ++stats_.errors;
+        core_->counters().accept_errors.Add(1);
+        return WaitForResources("out of memory");
+      default:
+        // The peer's or the network's doing (accept(2)): the next connection may do better.
+        ++stats_.errors;
+        core_->counters().accept_errors.Add(1);
+        if (reasons_ == 0) engine->Accept(*this);
+    }
+  }
+
+  void OnStreamClosed() {
+    if (HasRoom()) SetReason(kAtLimit, false);
+  }
+
+ private:
+  // --- LoopObserver ---
+  void OnConnectionClosed() override {
+    if (reasons_ & kExhausted) Retry();
+    if ((reasons_ & kAtLimit) && HasRoom()) SetReason(kAtLimit, false);
+  }
+  void OnDrain() override { SetReason(kDraining, true); }
+  void OnLoopGone() override {
+    Close();
+    core_ = nullptr;
+  }
+
+  bool HasRoom() const { return count_->open < options_.connections_max; }
+
+  // The callback may destroy the listener, and with it the callable that is running.
+  void Deliver(StreamPtr stream) {
+    bool destroyed = false;
+    destroyed_ = &destroyed;
+    AcceptCallback on_accept = std::move(on_accept_);
+    on_accept(std::move(stream));
+    if (destroyed) return;
+    on_accept_ = std::move(on_accept);
+    destroyed_ = nullptr;
+  }
+
+  void SetReason(PauseReason reason, bool holds) {
+    if (fd < 0) return;
+    const uint8_t before = reasons_;
+    reasons_ = holds ? before | reason : before & ~reason;
+    if ((before == 0) == (reasons_ == 0)) return;
+    if (reasons_ == 0) {
+      core_->counters().listeners_paused.Sub(1);
+      engine->Accept(*this);
+    } else {
+      core_->counters().listeners_paused.Add(1);
+      engine->StopAccepting(*this);
+    }
+  }
+
+  void WaitForResources(std::string_view what) {
+    if (!(reasons_ & kExhausted)) {
+      core_->Log(LogSeverity::kWarning,
+                 absl::StrCat("listener on ", address_.ToString(), ": ", std::string(what),
+                              "; pausing for ", absl::FormatDuration(retry_after_)));
+    }
+    SetReason(kExhausted, true);
+    retry_timer_.Arm(TimerWheel::DeadlineTick(core_->sys().Now(), retry_after_),
+                     [this] { Retry(); });
+    retry_after_ = std::min(retry_after_ * 2, kRetryMax);
+  }
+
+  void Retry() {
+    retry_timer_.Cancel();
+    SetReason(kExhausted, false);
+  }
+
+  void Close() {
+    if (fd < 0) return;
+    core_->RemoveObserver(this);
+    retry_timer_.Cancel();
+    if (reasons_ != 0) core_->counters().listeners_paused.Sub(1);
+    core_->counters().listeners.Sub(1);
+    engine->Forget(*this);
+    fd = -1;
+    if (address_.family() == AF_UNIX && options_.unlink_path && !address_.path().starts_with('@')) {
+      core_->sys().Unlink(std::string(address_.path()).c_str());
+    }
+  }
+
+  LoopCore* core_;
+  ListenOptions options_;
+  AcceptCallback on_accept_;
+  std::shared_ptr<OpenCount> count_;
+  SocketAddress address_;
+  ListenerStats stats_;
+  uint8_t reasons_ = 0;
+  bool* destroyed_ = nullptr;  // set while on_accept_ runs
+  CallbackTimer retry_timer_;
+  absl::Duration retry_after_ = kRetryMin;
+};
+
+void OpenCount::OnConnectionClosed() {
+  --open;
+  if (listener_ != nullptr) listener_->OnStreamClosed();
+}
+
+absl::Status CheckOptions(const SocketAddress& address, const ListenOptions& options) {
+  const auto bad = [&](std::string_view what) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("listen on ", address.ToString(), ": ", std::string(what)));
+  };
+  if (options.backlog < 1) return bad("backlog must be at least 1");
+  if (options.connections_max < 1) return bad("connections_max must be at least 1");
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace internal
+
+absl::StatusOr<std::unique_ptr<Listener>> Listener::Listen(Loop& loop, const SocketAddress& address,
+                                                           ListenOptions options,
+                                                           AcceptCallback on_accept) {
+  if (absl::Status status = internal::CheckOptions(address, options); !status.ok()) return status;
+  internal::LoopCore& core = loop.core();
+  absl::StatusOr<internal::Engine*> engine = core.EngineFor(options.engine);
+  if (!engine.ok()) return engine.status();
+  auto listener =
+      std::make_unique<internal::SocketListener>(core, std::move(options), std::move(on_accept));
+  if (absl::Status status = listener->Open(**engine, address); !status.ok()) return status;
+  return listener;
+}
+
+PENSTOCK_END_NAMESPACE

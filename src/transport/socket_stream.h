@@ -1,0 +1,49 @@
+// SocketStream: the owner's handle of a Connection, as a Stream. Two words; all state is the
+// connection's, which outlives the handle while the kernel or a running callback still uses it.
+#ifndef PENSTOCK_TRANSPORT_SOCKET_STREAM_H_
+#define PENSTOCK_TRANSPORT_SOCKET_STREAM_H_
+
+#include <penstock/export.h>
+#include <penstock/stream.h>
+
+#include <utility>
+
+#include "engine/connection.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+class SocketStream final : public Stream {
+ public:
+  // Takes the owner's hold.
+  explicit SocketStream(Connection* connection) : connection_(*connection) {}
+  ~SocketStream() override { connection_.ReleaseOwner(); }
+
+  void ReadReady(ReadCallback done) override { connection_.ReadReady(std::move(done)); }
+  void CancelRead() override { connection_.CancelRead(); }
+  void Write(BufferChain data, DoneCallback done) override {
+    connection_.Write(std::move(data), std::move(done));
+  }
+  bool writable() const override { return connection_.writable(); }
+  void NotifyWritable(DoneCallback done) override { connection_.NotifyWritable(std::move(done)); }
+  void ShutdownWrite(DoneCallback done) override { connection_.ShutdownWrite(std::move(done)); }
+  void ShutdownRead() override { connection_.ShutdownRead(); }
+  void Abort() override { connection_.Abort(); }
+  void SetReadDeadline(absl::Duration after) override { connection_.SetReadDeadline(after); }
+  void SetWriteDeadline(absl::Duration after) override { connection_.SetWriteDeadline(after); }
+  void SetIdleDeadline(absl::Duration after) override { connection_.SetIdleDeadline(after); }
+  SocketAddress peer() const override { return connection_.peer(); }
+  SocketAddress local() const override { return connection_.local(); }
+  Loop& loop() const override;
+  StreamStats stats() const override { return connection_.stats(); }
+
+  Connection& connection() { return connection_; }
+
+ private:
+  Connection& connection_;
+};
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_TRANSPORT_SOCKET_STREAM_H_
