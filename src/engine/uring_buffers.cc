@@ -1,0 +1,106 @@
+#include "engine/uring_buffers.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "base/error.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+namespace {
+
+constexpr size_t kPage = 4096;
+
+size_t RingBytes(uint32_t entries) {
+  return (entries * sizeof(io_uring_buf) + kPage - 1) / kPage * kPage;
+}
+
+}  // namespace
+
+BufferRing::~BufferRing() {
+  if (ring_ != nullptr) sys_.Unmap(ring_, RingBytes(entries_));
+}
+
+absl::Status BufferRing::Register(io_uring* ring, uint32_t entries) {
+  int error = 0;
+  void* const memory = sys_.Map(RingBytes(entries), 0, &error);
+  if (memory == nullptr) return ErrnoStatus(-error, "map a buffer ring", nullptr);
+  io_uring_buf_reg registration{};
+  registration.ring_addr = reinterpret_cast<uint64_t>(memory);
+  registration.ring_entries = entries;
+  registration.bgid = kGroup;
+  if (const int result = io_uring_register_buf_ring(ring, &registration, 0); result < 0) {
+    sys_.Unmap(memory, RingBytes(entries));
+    return ErrnoStatus(-result, "register a buffer ring", nullptr);
+  }
+  ring_ = static_cast<io_uring_buf_ring*>(memory);
+  entries_ = entries;
+  io_uring_buf_ring_init(ring_);
+  wanted_ = std::min(kStart, entries);
+  lent_.resize(entries);
+  free_ids_.reserve(entries);
+  for (uint32_t id = entries; id-- > 0;) free_ids_.push_back(static_cast<uint16_t>(id));
+  return absl::OkStatus();
+}
+
+void BufferRing::Refill(PoolCache& cache) {
+  while (in_kernel_ < wanted_) {
+    Buffer buffer = cache.TryAllocate(kBufferSize, BufferTag::kRing);
+    if (!buffer) break;
+    const uint16_t id = free_ids_.back();
+    free_ids_.pop_back();
+    Lend(std::move(buffer), id);
+  }
+  if (unpublished_ > 0) Publish();
+  starved_ = in_kernel_ == 0;
+}
+
+void BufferRing::Lend(Buffer buffer, uint16_t id) {
+  AddRaw(buffer.mutable_data(), kBufferSize, id);
+  lent_[id] = std::move(buffer);
+  ++in_kernel_;
+}
+
+Buffer BufferRing::Take(uint16_t id, size_t size) {
+  Buffer buffer = std::move(lent_[id]);
+  free_ids_.push_back(id);
+  --in_kernel_;
+  SetTag(buffer, BufferTag::kReceive);
+  buffer.Extend(size);
+  return buffer;
+}
+
+void BufferRing::Relend(uint16_t id) {
+  if (in_kernel_ > wanted_) {
+    lent_[id].Reset();
+    free_ids_.push_back(id);
+    --in_kernel_;
+    return;
+  }
+  AddRaw(lent_[id].mutable_data(), kBufferSize, id);
+}
+
+void BufferRing::Grow() { wanted_ = std::min(wanted_ * 2, entries_); }
+
+void BufferRing::Trim() {
+  wanted_ = std::min(std::max(wanted_ / 2, kStart), entries_);
+  for (Buffer& buffer : lent_) {
+    // The last page stays: debug builds keep the block's guard there.
+    if (buffer) sys_.Advise(buffer.mutable_data(), kBufferSize - kPage, MADV_DONTNEED);
+  }
+}
+
+void BufferRing::AddRaw(void* data, uint32_t size, uint16_t id) {
+  io_uring_buf_ring_add(ring_, data, size, id, io_uring_buf_ring_mask(entries_),
+                        static_cast<int>(unpublished_));
+  ++unpublished_;
+}
+
+void BufferRing::Publish() {
+  io_uring_buf_ring_advance(ring_, static_cast<int>(std::exchange(unpublished_, 0)));
+}
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE

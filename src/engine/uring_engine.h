@@ -1,0 +1,116 @@
+// UringEngine: completions by io_uring(7).
+//
+// Receives by one of two strategies, chosen for each connection by its traffic:
+//   ring  a multishot receive that the kernel completes into buffers lent by the loop: no system
+//         call a request. Best for many connections with small messages.
+//   poll  a multishot poll, then a plain recv into a hot buffer of the right size. Best for large
+//         pieces, which would walk through the whole ring and out of the cache; and for Unix
+//         sockets, whose multishot receive misses the end of stream (liburing issue 1549).
+// Sends are plain send(2): a system call is cheaper than an SQE and its CQE, and no operation in
+// the kernel ever holds bytes of a connection. What the socket does not take waits for a poll.
+//
+// The kernel's hold on a connection is a set of armed operations. Each ends with its terminal
+// completion (no F_MORE), which alone decides that it has ended: cancel results do not. Buffers of
+// late completions belong to the loop, so a stream may go at any time (I2).
+#ifndef PENSTOCK_ENGINE_URING_ENGINE_H_
+#define PENSTOCK_ENGINE_URING_ENGINE_H_
+
+#include <liburing.h>
+#include <penstock/export.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "engine/socket_engine.h"
+#include "engine/uring_buffers.h"
+#include "engine/uring_features.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+class UringEngine : public SocketEngine {
+ public:
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(LoopCore& loop);
+  // Whether the kernel has what makes io_uring the better choice; see UringFitsAuto.
+  static absl::Status FitsAuto(Sys& sys);
+  ~UringEngine() override;
+
+  EngineKind kind() const override { return EngineKind::kUring; }
+  int fd() const override { return ring_.ring_fd; }
+  int Wait(int64_t timeout_ns) override;
+  bool HasUnsubmitted() const override;
+  absl::Status AddWatch(Watch& watch) override;
+  void RemoveWatch(Watch& watch) override;
+  void Trim() override;
+  void ReleaseAll() override;
+  void OnRoom() override;
+
+  absl::Status Add(Acceptor& acceptor) override;
+  void Accept(Acceptor& acceptor) override;
+  void StopAccepting(Acceptor& acceptor) override;
+  void Forget(Acceptor& acceptor) override;
+
+  absl::Status Attach(Connection& connection) override;
+  bool Detach(Connection& connection) override;
+  bool Pull(Connection& connection) override;
+  void WantRead(Connection& connection) override;
+  void StopRead(Connection& connection) override;
+  void WantWrite(Connection& connection) override;
+
+ private:
+  // One operation to be handed to the kernel.
+  struct Submission {
+    RingOp op;
+    int fd;
+    uint64_t token;
+    uint64_t target = 0;  // of a cancel
+  };
+  struct Completion {
+    Token token{0};
+    int32_t result = 0;
+    uint32_t flags = 0;
+  };
+
+  explicit UringEngine(LoopCore& loop);
+  absl::Status Start();
+
+  void Submit(const Submission& submission);
+  void Prepare(io_uring_sqe* sqe, const Submission& submission);
+  void SubmitBacklog();
+  int Enter(int64_t timeout_ns);
+  int DispatchCompletions();
+  void Dispatch(const Completion& completion);
+
+  // `slot` is of any kind; `op` is armed, or told to end.
+  void Arm(uint32_t slot, RingOp op, int fd);
+  void Cancel(uint32_t slot, RingOp op);
+  // The terminal completion of `op` has come.
+  void Disarm(Slot& slot, RingOp op);
+  void OnCancelled(const Completion& completion);
+
+  void OnReceive(const Completion& completion, Slot& slot);
+  void OnPoll(const Completion& completion, Slot& slot);
+  void OnAccept(const Completion& completion, Slot& slot);
+  void AcceptBurst(Token token);
+  void FinishForget(uint32_t slot);
+  void OnWatch(const Completion& completion, Slot& slot);
+  Buffer TakeReceived(const Completion& completion);
+  void DropBuffer(const Completion& completion);
+  void ChooseStrategy(Slot& slot, Connection& connection, size_t received);
+  RingOp ReceiveOp(const Slot& slot) const;
+
+  UringFeatures features_;
+  io_uring ring_{};
+  bool made_ = false;
+  bool enabled_ = false;  // by the first wait, on the thread that will wait (SINGLE_ISSUER)
+  BufferRing buffers_;
+  // What did not fit the submission queue, in order.
+  std::vector<Submission> backlog_;
+  std::vector<Token> waiting_for_room_;
+};
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_ENGINE_URING_ENGINE_H_

@@ -1,0 +1,197 @@
+#include "engine/uring_features.h"
+
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <string_view>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "base/error.h"
+#include "base/fd.h"
+#include "engine/uring_buffers.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+namespace {
+
+constexpr unsigned kTestEntries = 8;
+constexpr uint64_t kAcceptToken = 1;
+constexpr uint64_t kReceiveToken = 2;
+// A completion the self-test waits for is there at once or never.
+constexpr __kernel_timespec kPatience{.tv_sec = 1, .tv_nsec = 0};
+
+bool Disabled(std::string_view feature) {
+  const char* const list = std::getenv("PENSTOCK_URING_DISABLE");
+  if (list == nullptr) return false;
+  for (absl::string_view name : absl::StrSplit(list, ',')) {
+    if (std::string_view(name.data(), name.size()) == feature) return true;
+  }
+  return false;
+}
+
+// Exhaustion is an error; everything else that keeps a ring from being made means "not here".
+absl::Status SetupError(int error) {
+  if (error == ENOMEM || error == EMFILE || error == ENFILE) {
+    return ErrnoStatus(error, "io_uring_setup (locked memory or descriptors)", nullptr);
+  }
+  const char* const why = error == ENOSYS   ? "the kernel has no io_uring"
+                          : error == EPERM  ? "forbidden for this process"
+                          : error == EACCES ? "forbidden by a security module"
+                                            : "io_uring_setup failed";
+  return absl::UnimplementedError(absl::StrCat(
+      "io_uring: ", why, " (", ErrnoStatus(error, "io_uring_setup", nullptr).message(), ")"));
+}
+
+class TestRing {
+ public:
+  explicit TestRing(Sys& sys) : sys_(sys) {}
+  ~TestRing() {
+    if (made_) io_uring_queue_exit(&ring_);
+  }
+  absl::Status Make(uint32_t flags) {
+    absl::Status status = SetUpRing(sys_, kTestEntries, kTestEntries * 2, flags, &ring_);
+    made_ = status.ok();
+    return status;
+  }
+  io_uring* get() { return &ring_; }
+
+  // Submits what was prepared and returns the next completion of `token`.
+  bool Await(uint64_t token, io_uring_cqe* out) {
+    for (int i = 0; i < 4; ++i) {
+      io_uring_cqe* cqe = nullptr;
+      __kernel_timespec patience = kPatience;
+      if (io_uring_submit_and_wait_timeout(&ring_, &cqe, 1, &patience, nullptr) < 0) return false;
+      if (cqe == nullptr) return false;
+      *out = *cqe;
+      io_uring_cqe_seen(&ring_, cqe);
+      if (out->user_data == token) return true;
+    }
+    return false;
+  }
+
+ private:
+  Sys& sys_;
+  io_uring ring_{};
+  bool made_ = false;
+};
+
+// A listening socket with an abstract name the kernel picks (unix(7), autobind), and its address.
+int ListenAnywhere(Sys& sys, sockaddr_un* address, socklen_t* length) {
+  const int fd = sys.Socket(AF_UNIX, SOCK_STREAM, 0);
+  if (fd < 0) return fd;
+  *address = {};
+  address->sun_family = AF_UNIX;
+  auto* const name = reinterpret_cast<sockaddr*>(address);
+  *length = sizeof *address;
+  if (sys.Bind(fd, name, sizeof(sa_family_t)) < 0 || sys.Listen(fd, 1) < 0 ||
+      sys.LocalName(fd, name, length) < 0) {
+    sys.Close(fd);
+    return -EIO;
+  }
+  return fd;
+}
+
+// Accepts on `listener` with a multishot accept; the accepted descriptor, or negative.
+int TryMultishotAccept(TestRing& ring, int listener, bool* multishot) {
+  io_uring_sqe* const sqe = io_uring_get_sqe(ring.get());
+  io_uring_prep_multishot_accept(sqe, listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  sqe->user_data = kAcceptToken;
+  io_uring_cqe cqe;
+  if (!ring.Await(kAcceptToken, &cqe)) return -EIO;
+  *multishot = cqe.res >= 0 && (cqe.flags & IORING_CQE_F_MORE);
+  return cqe.res;
+}
+
+void TestReceive(Sys& sys, TestRing& ring, int from, int to, UringFeatures* features) {
+  BufferRing buffers(sys);
+  alignas(16) char memory[2][64];
+  if (!buffers.Register(ring.get(), 8).ok()) return;
+  features->buffer_ring = true;
+  buffers.AddRaw(memory[0], sizeof memory[0], 0);
+  buffers.AddRaw(memory[1], sizeof memory[1], 1);
+  buffers.Publish();
+  io_uring_sqe* const sqe = io_uring_get_sqe(ring.get());
+  io_uring_prep_recv_multishot(sqe, to, nullptr, 0, 0);
+  sqe->flags |= IOSQE_BUFFER_SELECT;
+  sqe->buf_group = BufferRing::kGroup;
+  sqe->user_data = kReceiveToken;
+  io_uring_submit(ring.get());
+  if (sys.Send(from, "x", 1) != 1) return;
+  io_uring_cqe cqe;
+  features->multishot_receive = ring.Await(kReceiveToken, &cqe) && cqe.res == 1 &&
+                                (cqe.flags & IORING_CQE_F_BUFFER) &&
+                                (cqe.flags & IORING_CQE_F_MORE);
+}
+
+void TestSockets(Sys& sys, TestRing& ring, UringFeatures* features) {
+  sockaddr_un address;
+  socklen_t length;
+  UniqueFd listener(sys, ListenAnywhere(sys, &address, &length));
+  if (listener.get() < 0) return;
+  UniqueFd client(sys, sys.Socket(AF_UNIX, SOCK_STREAM, 0));
+  if (client.get() < 0) return;
+  if (sys.Connect(client.get(), reinterpret_cast<sockaddr*>(&address), length) < 0) return;
+  bool multishot = false;
+  UniqueFd accepted(sys, TryMultishotAccept(ring, listener.get(), &multishot));
+  features->multishot_accept = multishot;
+  if (accepted.get() < 0) accepted = UniqueFd(sys, sys.Accept(listener.get(), nullptr, nullptr));
+  if (accepted.get() >= 0) TestReceive(sys, ring, client.get(), accepted.get(), features);
+}
+
+}  // namespace
+
+absl::Status SetUpRing(Sys& sys, unsigned entries, unsigned completions, uint32_t flags,
+                       io_uring* ring) {
+  if (const int refused = sys.RingSetup(); refused < 0) return SetupError(-refused);
+  io_uring_params params{};
+  params.flags = flags | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP;
+  params.cq_entries = completions;
+  if (const int result = io_uring_queue_init_params(entries, ring, &params); result < 0) {
+    return SetupError(-result);
+  }
+  if (!(params.features & IORING_FEAT_EXT_ARG) || !(params.features & IORING_FEAT_NODROP)) {
+    io_uring_queue_exit(ring);
+    return absl::UnimplementedError("io_uring: no EXT_ARG (kernel 5.11)");
+  }
+  return absl::OkStatus();
+}
+
+int EnableRing(io_uring* ring) {
+  const int64_t result =
+      syscall(__NR_io_uring_register, ring->ring_fd, IORING_REGISTER_ENABLE_RINGS, nullptr, 0);
+  return result < 0 ? -errno : 0;
+}
+
+uint32_t SetupFlags(const UringFeatures& features) {
+  if (features.defer_taskrun) return IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN;
+  if (features.coop_taskrun) return IORING_SETUP_COOP_TASKRUN;
+  return 0;
+}
+
+absl::StatusOr<UringFeatures> ProbeUring(Sys& sys) {
+  UringFeatures candidates[] = {{.defer_taskrun = true}, {.coop_taskrun = true}, {}};
+  if (Disabled("io_uring")) return absl::UnimplementedError("io_uring: disabled by environment");
+  absl::Status status;
+  for (UringFeatures features : candidates) {
+    if (features.defer_taskrun && Disabled("defer_taskrun")) continue;
+    if (features.coop_taskrun && Disabled("coop_taskrun")) continue;
+    TestRing ring(sys);
+    status = ring.Make(SetupFlags(features));
+    if (absl::IsResourceExhausted(status)) return status;
+    if (!status.ok()) continue;
+    TestSockets(sys, ring, &features);
+    if (Disabled("multishot_accept")) features.multishot_accept = false;
+    if (Disabled("multishot_receive")) features.multishot_receive = false;
+    return features;
+  }
+  return status;
+}
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
