@@ -16,6 +16,7 @@
 #define PENSTOCK_BUFFER_H_
 
 #include <penstock/export.h>
+#include <penstock/pool_stats.h>
 #include <sys/uio.h>
 
 #include <array>
@@ -39,16 +40,6 @@ struct BufferNode;  // one window onto a block; src/buffer/block.h
 struct BufferAccess;
 class PoolCore;
 }  // namespace internal
-
-// What a block is used for; PoolStats counts live bytes by tag.
-enum class BufferTag : uint8_t {
-  kApplication,  // taken by users of the library
-  kReceive,      // filled by an engine for a connection
-  kRing,         // lent to the kernel in an io_uring buffer ring; belongs to no connection
-  kSeal,         // records and plaintext of sealed streams
-  kRdma,         // registered receive and send memory
-};
-inline constexpr size_t kBufferTagCount = 5;
 
 // A window [data, data + size) onto one block. Move-only; eight bytes; empty when default-made.
 class PENSTOCK_EXPORT Buffer {
@@ -203,28 +194,6 @@ struct PoolOptions {
   bool secret = false;
   // Empty slabs kept mapped for reuse; Trim() releases these too.
   size_t empty_slabs_kept = 1;
-};
-
-// Plain integers, all in bytes unless named otherwise. A snapshot: the fields are read one by one.
-struct PoolStats {
-  struct Class {
-    size_t block_size = 0;    // 0: the blocks above 1 MiB, each of its own size
-    uint64_t live = 0;        // in Buffers
-    uint64_t cached = 0;      // free, in a loop's cache
-    uint64_t mapped = 0;      // slabs of this class
-    uint64_t high_water = 0;  // most ever live plus cached
-    uint64_t refused = 0;     // allocations refused at the limit (count)
-  };
-  static constexpr size_t kClassesMax = 20;
-  std::array<Class, kClassesMax> classes;
-  size_t class_count = 0;
-  std::array<uint64_t, kBufferTagCount> live_by_tag{};
-  uint64_t live = 0;  // every tag but kRing
-  uint64_t ring = 0;  // lent to the kernel: tag kRing
-  uint64_t cached = 0;
-  uint64_t mapped = 0;
-  uint64_t high_water = 0;
-  uint64_t refused = 0;  // count
 };
 
 class PENSTOCK_EXPORT BufferPool {

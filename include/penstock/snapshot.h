@@ -6,8 +6,8 @@
 #ifndef PENSTOCK_SNAPSHOT_H_
 #define PENSTOCK_SNAPSHOT_H_
 
-#include <penstock/buffer.h>
 #include <penstock/export.h>
+#include <penstock/pool_stats.h>
 
 #include <cstdint>
 #include <span>

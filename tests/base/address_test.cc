@@ -13,6 +13,7 @@
 
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "base/fd.h"
 #include "base/sys.h"
 
@@ -68,7 +69,7 @@ TEST(SocketAddress, ReadsScopesByNameAndByIndex) {
   const unsigned int loopback = ::if_nametoindex("lo");
   if (loopback == 0) GTEST_SKIP() << "there is no interface named lo here";
   const SocketAddress address = Parsed("[fe80::1%lo]:80");
-  EXPECT_EQ(address, Parsed("[fe80::1%" + std::to_string(loopback) + "]:80"));
+  EXPECT_EQ(address, Parsed(absl::StrCat("[fe80::1%", loopback, "]:80")));
   EXPECT_EQ(address.ToString(), "[fe80::1%lo]:80");
   EXPECT_EQ(RoundTrip(address), address);
   EXPECT_FALSE(address == Parsed("[fe80::1]:80"));
@@ -80,7 +81,7 @@ TEST(SocketAddress, ReadsScopesByNameAndByIndex) {
 }
 
 TEST(SocketAddress, ErrorsSayWhatIsWrongAndWhatIsAccepted) {
-  const std::string too_long = "unix:/" + std::string(107, 'x');
+  const std::string too_long = absl::StrCat("unix:/", std::string(107, 'x'));
   const std::pair<std::string_view, std::string_view> cases[] = {
       {"", "there is no port"},
       {"127.0.0.1", "there is no port"},
@@ -116,14 +117,16 @@ TEST(SocketAddress, ErrorsSayWhatIsWrongAndWhatIsAccepted) {
     const std::string message(status.message());
     EXPECT_NE(message.find(reason), std::string::npos) << message;
     EXPECT_NE(message.find("accepted are 127.0.0.1:80, [::1]:80"), std::string::npos) << message;
-    EXPECT_NE(message.find("\"" + std::string(text) + "\""), std::string::npos) << message;
+    EXPECT_NE(message.find(absl::StrCat("\"", std::string(text), "\"")), std::string::npos)
+        << message;
   }
 }
 
 TEST(SocketAddress, TheLongestUnixNamesFit) {
   for (const char first : {'/', '@'}) {
     const size_t size = first == '@' ? 108 : 107;
-    const SocketAddress address = Parsed("unix:" + (first + std::string(size - 1, 'x')));
+    const SocketAddress address =
+        Parsed(absl::StrCat("unix:", std::string(1, first), std::string(size - 1, 'x')));
     sockaddr_storage storage;
     EXPECT_EQ(address.ToSockaddr(storage), sizeof(sockaddr_un));
     EXPECT_EQ(RoundTrip(address), address);
@@ -194,8 +197,8 @@ TEST(SocketAddress, TheKernelTakesAndGivesBackTheSame) {
   internal::Sys& sys = RealSys();
   const std::string path = ::testing::TempDir() + "penstock_address_test.sock";
   sys.Unlink(path.c_str());
-  for (const std::string& text : {std::string("127.0.0.1:0"), "unix:" + path,
-                                  "unix:@penstock_address_test." + std::to_string(::getpid())}) {
+  for (const std::string& text : {std::string("127.0.0.1:0"), absl::StrCat("unix:", path),
+                                  absl::StrCat("unix:@penstock_address_test.", ::getpid())}) {
     SCOPED_TRACE(text);
     const SocketAddress address = Parsed(text);
     const UniqueFd fd(sys, sys.Socket(address.family(), SOCK_STREAM, 0));

@@ -1,8 +1,14 @@
 #include "base/error.h"
 
 #include <penstock/status.h>
+#include <string.h>
 
 #include <cerrno>
+#include <fstream>
+#include <map>
+#include <regex>
+#include <sstream>
+#include <string>
 #include <utility>
 
 #include <gtest/gtest.h>
@@ -61,6 +67,46 @@ TEST(ErrnoStatus, EveryKindOfEndHasItsCode) {
   for (const auto& [error, code] : cases) {
     EXPECT_EQ(ErrnoStatus(error, "x").code(), code) << ErrnoText(error);
   }
+}
+
+// The code that docs/errors.md gives each errno, by name.
+std::map<std::string, absl::StatusCode> Documented() {
+  const std::string here = __FILE__;
+  std::ifstream document(here.substr(0, here.rfind("tests/base/")) + "docs/errors.md");
+  EXPECT_TRUE(document.is_open()) << "no docs/errors.md beside " << here;
+  const std::map<std::string, absl::StatusCode> codes = {
+      {"Unavailable", absl::StatusCode::kUnavailable},
+      {"ResourceExhausted", absl::StatusCode::kResourceExhausted},
+      {"PermissionDenied", absl::StatusCode::kPermissionDenied},
+      {"Unimplemented", absl::StatusCode::kUnimplemented},
+      {"InvalidArgument", absl::StatusCode::kInvalidArgument},
+      {"Cancelled", absl::StatusCode::kCancelled},
+  };
+  const std::regex row("\\| (E[A-Z0-9 ]+) \\| `(\\w+)` \\|");
+  std::map<std::string, absl::StatusCode> documented;
+  for (std::string line; std::getline(document, line);) {
+    std::smatch match;
+    if (!std::regex_match(line, match, row)) continue;
+    std::istringstream names(match[1]);
+    for (std::string name; names >> name;) {
+      EXPECT_TRUE(documented.emplace(name, codes.at(match[2])).second) << name << " comes twice";
+    }
+  }
+  return documented;
+}
+
+TEST(ErrnoStatus, TheDocumentedTableIsTheRealOne) {
+  std::map<std::string, absl::StatusCode> documented = Documented();
+  EXPECT_GT(documented.size(), 30u);
+  for (int error = 1; error < 200; ++error) {
+    const char* name = ::strerrorname_np(error);
+    if (name == nullptr) continue;
+    const auto entry = documented.find(name);
+    const auto expected = entry == documented.end() ? absl::StatusCode::kInternal : entry->second;
+    EXPECT_EQ(ErrnoCode(error), expected) << name;
+    if (entry != documented.end()) documented.erase(entry);
+  }
+  for (const auto& [name, code] : documented) ADD_FAILURE() << "no such errno: " << name;
 }
 
 TEST(ErrnoStatus, APeerThatTheKernelGaveUpIsGoneAndNoDeadline) {
