@@ -341,16 +341,22 @@ class RunnersTest(unittest.TestCase):
         path = os.path.join(self.directory, "pool.json")
         document = {"context": {"date": "2000-01-02T03:04", "num_cpus": 2, "mhz_per_cpu": 2500},
                     "benchmarks": [{"name": "A", "run_name": "A", "run_type": "iteration",
-                                    "real_time": 2.0, "time_unit": "us"},
-                                   {"name": "B", "run_name": "B", "run_type": "iteration",
-                                    "real_time": 30.0, "time_unit": "ns"}]}
+                                    "real_time": 9.0, "cpu_time": 2.0, "time_unit": "us"},
+                                   {"name": "B/real_time", "run_name": "B/real_time",
+                                    "run_type": "iteration",
+                                    "real_time": 30.0, "cpu_time": 5.0, "time_unit": "ns"},
+                                   {"name": "C/64", "run_name": "C/64", "run_type": "iteration",
+                                    "label": "epoll", "real_time": 900.0, "cpu_time": 900.0,
+                                    "time_unit": "ns", "items_per_second": 2e7}]}
         with open(path, "w", encoding="utf-8") as file:
             json.dump(document, file)
         picture = self.draw(path)["micro-pool.svg"]
-        self.assertEqual(self.bars(picture), 2)
+        self.assertEqual(self.bars(picture), 3)
         texts = [element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")]
         self.assertIn("2,000 ns", texts)
         self.assertIn("30 ns", texts)
+        self.assertIn("C/64 epoll", texts)
+        self.assertIn("50 ns", texts)
 
     def test_other_files_are_refused(self):
         path = os.path.join(self.directory, "other.json")

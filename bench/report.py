@@ -21,6 +21,7 @@ import sys
 
 WIDTH = 860
 LABEL_WIDTH = 150
+MICRO_LABEL_WIDTH = 230
 RIGHT_MARGIN = 70
 BAR_HEIGHT = 9
 BAR_GAP = 2
@@ -100,9 +101,9 @@ def number(value):
 class Scale:
     """Maps values to x: linear from 0, or logarithmic from a power of ten."""
 
-    def __init__(self, value_max, logarithmic=False, value_min=1):
+    def __init__(self, value_max, logarithmic=False, value_min=1, left=LABEL_WIDTH):
         self.logarithmic = logarithmic
-        self.left, self.right = LABEL_WIDTH, WIDTH - RIGHT_MARGIN
+        self.left, self.right = left, WIDTH - RIGHT_MARGIN
         if logarithmic:
             self.low = math.floor(math.log10(value_min))
             self.high = max(math.ceil(math.log10(value_max)), self.low + 1)
@@ -164,7 +165,7 @@ def draw_bars(title, subtitle, caption, groups, scale, baseline_at=None):
     for label, bars in groups:
         y += GROUP_GAP / 2
         middle = y + len(bars) * (BAR_HEIGHT + BAR_GAP) / 2
-        rows.append(element("text", label, x=LABEL_WIDTH - 10, y=middle + 3, text_anchor="end"))
+        rows.append(element("text", label, x=scale.left - 10, y=middle + 3, text_anchor="end"))
         for bar in bars:
             rows += draw_bar(bar, classes, scale, y)
             y += BAR_HEIGHT + BAR_GAP
@@ -288,6 +289,17 @@ def draw_memory(document, only):
 TO_NANOSECONDS = {"ns": 1, "us": 1e3, "ms": 1e6, "s": 1e9}
 
 
+def time_of(run):
+    """Nanoseconds for each item that a run processed, or for each iteration if it counts none.
+
+    Processor time is the calmer one, but says nothing about benches that wait.
+    """
+    if run.get("items_per_second"):
+        return 1e9 / run["items_per_second"]
+    waits = run["name"].split("_median")[0].endswith(("/real_time", "/manual_time"))
+    return run["real_time" if waits else "cpu_time"] * TO_NANOSECONDS[run["time_unit"]]
+
+
 def draw_micro(document, only, stem):
     """File name -> SVG of a google-benchmark document; the median where there are repetitions."""
     runs = document["benchmarks"]
@@ -298,18 +310,19 @@ def draw_micro(document, only, stem):
         name = run.get("run_name", run["name"])
         if run.get("error_occurred") or (only is not None and name not in only):
             continue
-        time = run["real_time"] * TO_NANOSECONDS[run["time_unit"]]
-        groups.append((name, time))
+        words = name.removeprefix("BM_")
+        groups.append((f"{words} {run['label']}" if run.get("label") else words, time_of(run)))
     if not groups:
         raise ReportError(f"{stem}: no benchmark to draw")
     context = document["context"]
     machine = (f"{context['num_cpus']} CPUs at {context['mhz_per_cpu']} MHz, "
                f"{context['date'][:10]}")
     times = [time for _, time in groups]
-    scale = Scale(max(times), logarithmic=True, value_min=min(times) / 2)
+    scale = Scale(max(times), logarithmic=True, value_min=min(times) / 2, left=MICRO_LABEL_WIDTH)
     bars = [(name, [("time", time, None, None, f"{number(time)} ns")]) for name, time in groups]
     return {f"micro-{stem}.svg": draw_bars(
-        f"Micro benches: {stem}", "nanoseconds per iteration, logarithmic; less is better",
+        f"Micro benches: {stem}", "nanoseconds of processor time per iteration or item (of wall time where the name says so), "
+        "logarithmic; less is better",
         [machine, "google-benchmark" + (", median of repetitions" if medians else "")
          + "; no baseline: absolute"], bars, scale)}
 
