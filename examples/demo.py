@@ -213,8 +213,8 @@ class Tour:
             before = server.resident()
             client = subprocess.Popen(
                 [self.programs / "echo_client", f"--connect={server.address}",
-                 f"--connections={count}", "--size=1024", "--depth=1", "--duration=1s",
-                 "--idle=120s"], stdout=subprocess.DEVNULL, stderr=self.log)
+                 f"--idle={count}", "--size=1024", "--duration=120s"],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.log)
             try:
                 idle = wait_until(lambda: self.all_idle(server, count), 60,
                                   f"{count} idle connections")

@@ -1,0 +1,40 @@
+// What every example program does with its command line: absl flags, with dashes allowed in names,
+// a short --help, and errors that name the flag, what was wrong and what is accepted. And the few
+// checks of flag values that several programs share.
+#ifndef PENSTOCK_EXAMPLES_COMMON_PROGRAM_H_
+#define PENSTOCK_EXAMPLES_COMMON_PROGRAM_H_
+
+#include <penstock/address.h>
+#include <penstock/loop.h>
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+
+namespace examples {
+
+// Parses the flags and returns the other arguments. `usage` is "ARGUMENTS\n\nWhat it does."; --help
+// prints it with the flags and ends the program with status 0.
+std::vector<std::string> ParseCommandLine(int argc, char** argv, std::string_view usage);
+
+// ParseCommandLine for programs that take flags only.
+void ParseFlagsOnly(int argc, char** argv, std::string_view usage);
+
+// "PROGRAM: message" on stderr, and the end of the program with status 1.
+[[noreturn]] void Fail(std::string_view message);
+void Complain(std::string_view message);
+
+// Each ends the program with an error that names `flag` when the value is not acceptable.
+penstock::SocketAddress AddressOrFail(std::string_view flag, const std::string& value);
+penstock::EngineKind EngineOrFail(std::string_view flag, const std::string& value);
+void RangeOrFail(std::string_view flag, int64_t value, int64_t least, int64_t most);
+
+// Lets the process have as many descriptors as the hard limit allows.
+void RaiseDescriptorLimit();
+
+}  // namespace examples
+
+#endif  // PENSTOCK_EXAMPLES_COMMON_PROGRAM_H_

@@ -1,0 +1,202 @@
+#include "common/server.h"
+
+#include <penstock/listener.h>
+#include <penstock/loop.h>
+#include <pthread.h>
+#include <signal.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <future>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "common/json.h"
+#include "common/program.h"
+
+ABSL_FLAG(std::string, listen, "127.0.0.1:7000",
+          "address to listen on: 127.0.0.1:7000, [::1]:7000, *:7000, unix:/path or unix:@name; "
+          "port 0 takes a free one");
+ABSL_FLAG(std::string, engine, "auto", "auto, epoll or uring");
+ABSL_FLAG(int32_t, loops, 1, "event loops, one thread each; they share the port");
+ABSL_FLAG(int32_t, max_connections, 100000,
+          "connections open at once, split evenly over the loops; more wait in the backlog");
+ABSL_FLAG(absl::Duration, grace, absl::Seconds(3),
+          "after SIGTERM, how long open connections may take to end");
+
+namespace examples {
+namespace {
+
+using penstock::EngineKind;
+using penstock::Listener;
+using penstock::Loop;
+using penstock::LoopSnapshot;
+using penstock::SocketAddress;
+
+struct ServerConfig {
+  EngineKind engine;
+  penstock::ListenOptions listen;
+  Serve serve;
+};
+
+// A loop, its listener and its thread. Both are made and destroyed on that thread, the only one
+// that may use them; the main thread posts to the loop and takes snapshots.
+class ServerLoop {
+ public:
+  // Returns once the loop listens, with the address.
+  absl::StatusOr<SocketAddress> Start(const ServerConfig& config, const SocketAddress& address) {
+    std::promise<absl::StatusOr<SocketAddress>> started;
+    auto address_bound = started.get_future();
+    thread_ = std::thread([this, &config, &address, started = std::move(started)]() mutable {
+      absl::StatusOr<SocketAddress> bound = Open(config, address);
+      const bool ok = bound.ok();
+      started.set_value(std::move(bound));  // from here on `config` and `address` may be gone
+      if (ok) loop_->Run();
+      Close();
+    });
+    return address_bound.get();
+  }
+
+  void Drain(absl::Duration grace) {
+    loop_->Post([this, grace] { loop_->Drain(grace); });
+  }
+  void Join() {
+    if (thread_.joinable()) thread_.join();
+  }
+
+  // Also after Join, when they are the last figures.
+  const LoopSnapshot& Snapshot() {
+    if (loop_ != nullptr) snapshot_ = loop_->Snapshot();
+    return snapshot_;
+  }
+  EngineKind engine() const { return engine_; }
+  const std::string& engine_reason() const { return engine_reason_; }
+
+ private:
+  absl::StatusOr<SocketAddress> Open(const ServerConfig& config, const SocketAddress& address) {
+    penstock::LoopOptions options;
+    options.engine = config.engine;
+    absl::StatusOr<std::unique_ptr<Loop>> loop = Loop::Create(std::move(options));
+    if (!loop.ok()) return loop.status();
+    loop_ = *std::move(loop);
+    engine_ = loop_->engine();
+    engine_reason_ = loop_->engine_reason();
+    absl::StatusOr<std::unique_ptr<Listener>> listener =
+        Listener::Listen(*loop_, address, config.listen, config.serve);
+    if (!listener.ok()) return listener.status();
+    listener_ = *std::move(listener);
+    return listener_->address();
+  }
+
+  void Close() {
+    if (loop_ != nullptr) snapshot_ = loop_->Snapshot();
+    listener_.reset();
+    loop_.reset();
+  }
+
+  LoopSnapshot snapshot_;
+  EngineKind engine_ = EngineKind::kAuto;
+  std::string engine_reason_;
+  std::unique_ptr<Loop> loop_;
+  std::unique_ptr<Listener> listener_;
+  std::thread thread_;
+};
+
+void PrintSnapshot(std::vector<ServerLoop>& loops) {
+  LoopSnapshot sum;
+  for (ServerLoop& each : loops) {
+    const LoopSnapshot& snapshot = each.Snapshot();
+    sum.open += snapshot.open;
+    sum.idle += snapshot.idle;
+    sum.pool.live += snapshot.pool.live;
+    sum.pool.ring += snapshot.pool.ring;
+    sum.pool.mapped += snapshot.pool.mapped;
+    sum.bytes_in += snapshot.bytes_in;
+    sum.bytes_out += snapshot.bytes_out;
+    sum.faults += snapshot.faults;
+    sum.accepted += snapshot.accepted;
+    sum.closed += snapshot.closed;
+  }
+  JsonLine()
+      .Add("engine", penstock::EngineKindName(loops[0].engine()))
+      .Add("engine_reason", loops[0].engine_reason())
+      .Add("loops", uint64_t{loops.size()})
+      .Add("connections", sum.open)
+      .Add("idle_connections", sum.idle)
+      .Add("pool_live_bytes", sum.pool.live)
+      .Add("pool_ring_bytes", sum.pool.ring)
+      .Add("pool_mapped_bytes", sum.pool.mapped)
+      .Add("bytes_in", sum.bytes_in)
+      .Add("bytes_out", sum.bytes_out)
+      .Add("errors", sum.faults)
+      .Add("accepted", sum.accepted)
+      .Add("closed", sum.closed)
+      .Print();
+}
+
+ServerConfig ConfigFromFlags(const SocketAddress& address, Serve serve,
+                             const penstock::StreamOptions& options) {
+  const int loops = absl::GetFlag(FLAGS_loops);
+  const int connections = absl::GetFlag(FLAGS_max_connections);
+  RangeOrFail("loops", loops, 1, 256);
+  RangeOrFail("max-connections", connections, 1, 1 << 20);
+  if (absl::GetFlag(FLAGS_grace) < absl::ZeroDuration()) {
+    Fail("--grace: a negative duration; zero and more is accepted");
+  }
+  if (loops > 1 && address.family() == AF_UNIX) {
+    Fail("--loops: a Unix socket cannot be shared by several loops; --loops=1 is accepted");
+  }
+  ServerConfig config{EngineOrFail("engine", absl::GetFlag(FLAGS_engine)), {}, serve};
+  config.listen.reuse_port = loops > 1;
+  config.listen.connections_max = static_cast<uint32_t>((connections + loops - 1) / loops);
+  config.listen.stream = options;
+  return config;
+}
+
+// Signals are taken one by one with sigwait(3); every thread started later inherits the mask.
+sigset_t BlockSignals() {
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int signal : {SIGUSR1, SIGTERM, SIGINT}) sigaddset(&set, signal);
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  return set;
+}
+
+}  // namespace
+
+int RunServer(Serve serve, const penstock::StreamOptions& options) {
+  SocketAddress address = AddressOrFail("listen", absl::GetFlag(FLAGS_listen));
+  const ServerConfig config = ConfigFromFlags(address, serve, options);
+  RaiseDescriptorLimit();
+  const sigset_t signals = BlockSignals();
+
+  std::vector<ServerLoop> loops(static_cast<size_t>(absl::GetFlag(FLAGS_loops)));
+  for (size_t i = 0; i < loops.size(); ++i) {
+    absl::StatusOr<SocketAddress> bound = loops[i].Start(config, address);
+    if (!bound.ok()) {
+      for (size_t j = 0; j < i; ++j) loops[j].Drain(absl::ZeroDuration());
+      for (ServerLoop& loop : loops) loop.Join();
+      Complain(std::string(bound.status().message()));
+      return 1;
+    }
+    // Port 0 is settled by the first loop, and the others share what it got.
+    address = *std::move(bound);
+  }
+  std::printf("listening on %s\n", address.ToString().c_str());
+  std::fflush(stdout);
+
+  for (int signal = 0; sigwait(&signals, &signal) == 0 && signal == SIGUSR1;) PrintSnapshot(loops);
+  for (ServerLoop& loop : loops) loop.Drain(absl::GetFlag(FLAGS_grace));
+  for (ServerLoop& loop : loops) loop.Join();
+  PrintSnapshot(loops);
+  return 0;
+}
+
+}  // namespace examples
