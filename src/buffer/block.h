@@ -42,8 +42,8 @@ struct BufferNode {
 struct Block {
   BufferNode primary;  // first: a free block is queued through primary.next
   char* base = nullptr;
-  PoolCore* core = nullptr;  // null: external memory
-  std::atomic<uint32_t> windows{0};
+  PoolCore* core = nullptr;          // null: external memory
+  std::atomic<uint32_t> windows{1};  // 1 also while free
   // Bytes from base that windows have covered since the block was handed out, saturating: what a
   // wipe has to reach.
   uint32_t used_end = 0;
@@ -51,9 +51,9 @@ struct Block {
   uint8_t size_class = kExternalClass;
   BufferTag tag = BufferTag::kApplication;
   std::atomic<bool> secret{false};  // to be wiped when it returns
-  bool live = false;
-  bool in_core = false;  // free and in its slab's list; written under the core's lock
+  bool in_core = false;             // free and in its slab's list; written under the core's lock
 #if PENSTOCK_POOL_CHECKS
+  bool live = false;
   bool wiped = false;  // free, and zero as far as it was used
   uint64_t sequence = 0;
 #endif
@@ -62,6 +62,8 @@ struct Block {
 static_assert(sizeof(BufferNode) == 32);
 static_assert(sizeof(Block) == 64);
 #endif
+
+static_assert(offsetof(Block, primary) == 0);
 
 struct ExternalBlock : Block {
   size_t size = 0;
@@ -75,6 +77,9 @@ struct BufferAccess {
   static Buffer Adopt(BufferNode* node) { return Buffer(node); }
   static BufferNode* Head(const BufferChain& chain) { return chain.head_; }
 };
+
+// Of a node in a list of free blocks.
+inline Block& BlockOfFree(BufferNode* node) { return *reinterpret_cast<Block*>(node); }
 
 // Of large and external blocks.
 size_t OddBlockSize(const Block& block);
@@ -92,10 +97,8 @@ inline BufferNode* StartBlock(Block& block, BufferTag tag) {
   node.data = block.base;
   node.size = 0;
   node.next = nullptr;
-  block.windows.store(1, std::memory_order_relaxed);
   block.used_end = 0;
   block.tag = tag;
-  block.live = true;
   return &node;
 }
 

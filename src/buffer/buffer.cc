@@ -33,8 +33,6 @@ Buffer Buffer::FromExternal(const void* data, size_t size, absl::AnyInvocable<vo
   block->size = size;
   block->release = std::move(release);
   block->base = static_cast<char*>(const_cast<void*>(data));
-  block->windows.store(1, std::memory_order_relaxed);
-  block->live = true;
   block->primary.block = block;
   block->primary.data = block->base;
   block->primary.size = size;

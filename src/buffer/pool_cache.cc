@@ -39,14 +39,13 @@ PoolCache::PoolCache(PoolCore& core) : core_(core) {
 
 PoolCache::~PoolCache() {
   PENSTOCK_CHECK(depth_ == 0, "a cache was destroyed inside its scope");
-  Enter();
-  Flush();
+  Unpark();
+  GiveAll();
   core_.GiveNodes(spare_nodes_);
   core_.RemoveCache(this);
 }
 
-void PoolCache::Enter() {
-  if (depth_++ != 0) return;
+void PoolCache::Unpark() {
   State expected = State::kParked;
   while (!state_.compare_exchange_strong(expected, State::kActive, std::memory_order_acquire)) {
     core_.AwaitDrain();
@@ -54,15 +53,13 @@ void PoolCache::Enter() {
   }
 }
 
-void PoolCache::Leave() {
-  if (--depth_ != 0) return;
+void PoolCache::Park() {
   // Either this sees that the pool is starved, or the one who starves sees the cache parked.
   state_.store(State::kParked, std::memory_order_seq_cst);
   if (!core_.starved_now()) [[likely]]
     return;
-  Enter();
-  Flush();
-  depth_ = 0;
+  Unpark();
+  GiveAll();
   state_.store(State::kParked, std::memory_order_release);
 }
 
@@ -72,6 +69,7 @@ bool PoolCache::TryBeginDrain() {
 }
 
 bool PoolCache::Refill(uint8_t size_class, PoolCore::Refusal* refusal) {
+  PENSTOCK_CHECK(depth_ != 0, "a cache was used outside its scope");
   HotList& hot = hot_[size_class];
   uint32_t taken;
   hot.head = core_.Take(size_class, hot.max / 2, this, &taken, refusal);
@@ -111,6 +109,11 @@ BufferNode* PoolCache::TakeAll() {
 }
 
 void PoolCache::Flush() {
+  PENSTOCK_CHECK(depth_ != 0, "a cache was flushed outside its scope");
+  GiveAll();
+}
+
+void PoolCache::GiveAll() {
   if (BufferNode* all = TakeAll()) core_.Give(all);
 }
 

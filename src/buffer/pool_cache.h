@@ -1,10 +1,11 @@
 // PoolCache: one loop's stock of free blocks in front of a PoolCore, and the inline paths on which
 // engines take and give up buffers.
 //
-// Owned by a loop. The loop's thread uses it inside a Scope, without locks; outside, the cache is
-// parked, and the core may empty it for others that were refused or to trim. Hot lists are LIFO, so
-// that the block handed out next is the one used last, still in the processor's cache. Bounded
-// (I9): 64 blocks or 256 KiB a class, whichever is less, but at least 2 blocks.
+// Owned by a loop. The loop's thread uses it inside a Scope, without locks; outside, and while the
+// thread sleeps, the cache is parked, and the core may empty it for others that were refused or to
+// trim. Hot lists are LIFO, so that the block handed out next is the one used last, still in the
+// processor's cache. Bounded (I9): 64 blocks or 256 KiB a class, whichever is less, but at least 2
+// blocks.
 #ifndef PENSTOCK_BUFFER_POOL_CACHE_H_
 #define PENSTOCK_BUFFER_POOL_CACHE_H_
 
@@ -55,6 +56,27 @@ class PoolCache {
     PoolCache* previous_;
   };
 
+  // Inside a Scope, while the thread blocks in the kernel: parks the cache, so that others can have
+  // its blocks. Nothing may take or return buffers on this thread meanwhile but through the core,
+  // as a thread without a cache does.
+  class Parked {
+   public:
+    explicit Parked(PoolCache& cache) : cache_(cache), current_(current_cache) {
+      current_cache = nullptr;
+      cache_.Park();
+    }
+    ~Parked() {
+      cache_.Unpark();
+      current_cache = current_;
+    }
+    Parked(const Parked&) = delete;
+    Parked& operator=(const Parked&) = delete;
+
+   private:
+    PoolCache& cache_;
+    PoolCache* current_;
+  };
+
   // The calling thread's cache if it serves `core`, else null.
   static PoolCache* CurrentFor(const PoolCore* core) {
     PoolCache* cache = current_cache;
@@ -75,7 +97,7 @@ class PoolCache {
     HotList& hot = hot_[size_class];
     if (hot.head == nullptr && !Refill(size_class, refusal)) [[unlikely]]
       return nullptr;
-    Block& block = *hot.head->block;
+    Block& block = BlockOfFree(hot.head);
     hot.head = block.primary.next;
     hot.SetCount(hot.Count() - 1);
     counters_.Add(block, tag);
@@ -84,7 +106,6 @@ class PoolCache {
 
   // Inside a Scope: takes a returned block of the core, wiped if it was secret.
   void KeepBlock(Block& block) {
-    block.live = false;
     counters_.Subtract(block, block.tag);
     HotList& hot = hot_[block.size_class];
     if (hot.Count() >= hot.max || core_.starved()) [[unlikely]]
@@ -124,12 +145,19 @@ class PoolCache {
     void SetCount(uint32_t value) { count.store(value, std::memory_order_relaxed); }
   };
 
-  void Enter();
-  void Leave();
+  void Enter() {
+    if (depth_++ == 0) Unpark();
+  }
+  void Leave() {
+    if (--depth_ == 0) Park();
+  }
+  void Park();
+  void Unpark();
   bool Refill(uint8_t size_class, PoolCore::Refusal* refusal);
   void Overflow(Block& block);
   // All hot blocks as one list, which the cache no longer holds.
   BufferNode* TakeAll();
+  void GiveAll();
   bool TryBeginDrain();
   void EndDrain() { state_.store(State::kParked, std::memory_order_release); }
 
@@ -175,9 +203,9 @@ inline void ReleaseNode(BufferNode* node) {
   if (node != &block.primary) [[unlikely]]
     FreeNode(core, node);
   // The only window needs no atomic write: nobody else can make another.
-  if (block.windows.load(std::memory_order_acquire) != 1 &&
-      block.windows.fetch_sub(1, std::memory_order_acq_rel) != 1) {
-    return;
+  if (block.windows.load(std::memory_order_acquire) != 1) {
+    if (block.windows.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+    block.windows.store(1, std::memory_order_relaxed);
   }
   PoolCache* cache = PoolCache::CurrentFor(core);
   if (cache == nullptr || block.size_class >= kBlockClasses ||

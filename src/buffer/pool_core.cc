@@ -38,36 +38,29 @@ BufferNode* PoolCore::Allocate(size_t size, BufferTag tag, Refusal* refusal) {
   Lock lock(mutex_);
   uint32_t taken;
   BufferNode* node = TakeOrReclaim(ClassOf(size), 1, nullptr, &taken, refusal);
-  if (node != nullptr) counters_.Add(*node->block, tag);
+  if (node != nullptr) counters_.Add(BlockOfFree(node), tag);
   TellWaiters(lock);
-  return node != nullptr ? StartBlock(*node->block, tag) : nullptr;
+  return node != nullptr ? StartBlock(BlockOfFree(node), tag) : nullptr;
 }
 
 BufferNode* PoolCore::AllocateLarge(size_t size, BufferTag tag, PoolCache* caller,
                                     Refusal* refusal) {
   Lock lock(mutex_);
-  BufferNode* node = nullptr;
-  if (size > options_.bytes_max) {
-    *refusal = 0;  // also keeps the rounding below from overflowing
-  } else {
-    const size_t bytes = (size + kLargeUnit - 1) / kLargeUnit * kLargeUnit;
-    node = MapLarge(bytes, refusal);
-    if (node == nullptr) {
-      Reclaim(caller);
-      node = MapLarge(bytes, refusal);
-    }
-  }
+  BufferNode* node = MapLarge(size, refusal);
   if (node == nullptr) {
-    Refuse(kLargeClass, size, *refusal);
-  } else {
-    counters_.Add(*node->block, tag);
+    Reclaim(caller);
+    node = MapLarge(size, refusal);
+    node != nullptr ? NoteRoom() : Refuse(kLargeClass, size, *refusal);
   }
+  if (node != nullptr) counters_.Add(BlockOfFree(node), tag);
   TellWaiters(lock);
-  return node != nullptr ? StartBlock(*node->block, tag) : nullptr;
+  return node != nullptr ? StartBlock(BlockOfFree(node), tag) : nullptr;
 }
 
-BufferNode* PoolCore::MapLarge(size_t bytes, Refusal* refusal) {
+BufferNode* PoolCore::MapLarge(size_t size, Refusal* refusal) {
   *refusal = 0;
+  if (size > options_.bytes_max) return nullptr;  // also keeps the sum below from overflowing
+  const size_t bytes = (size + kLargeUnit - 1) / kLargeUnit * kLargeUnit;
   if (bytes > options_.bytes_max - charged_) return nullptr;
   char* base = MapBlocks(sys_, bytes, options_, refusal);
   if (base == nullptr) return nullptr;
@@ -85,11 +78,10 @@ BufferNode* PoolCore::MapLarge(size_t bytes, Refusal* refusal) {
 }
 
 void PoolCore::Return(Block& block) {
-  block.live = false;
   Lock lock(mutex_);
   counters_.Subtract(block, block.tag);
   ReturnToSlab(block);
-  NoteRoom();
+  if (starved()) NoteRoom();
   TellWaiters(lock);
 }
 
@@ -104,6 +96,7 @@ BufferNode* PoolCore::Take(uint8_t size_class, uint32_t count, PoolCache* caller
 void PoolCore::Give(BufferNode* list) {
   Lock lock(mutex_);
   GiveLocked(list);
+  if (starved()) NoteRoom();
   TellWaiters(lock);
 }
 
@@ -113,7 +106,7 @@ BufferNode* PoolCore::TakeOrReclaim(uint8_t size_class, uint32_t count, PoolCach
   if (list != nullptr) return list;
   Reclaim(caller);
   list = TakeUpTo(size_class, 1, taken, refusal);
-  if (list == nullptr) Refuse(size_class, kBlockSizes[size_class], *refusal);
+  list != nullptr ? NoteRoom() : Refuse(size_class, kBlockSizes[size_class], *refusal);
   return list;
 }
 
@@ -151,8 +144,9 @@ BufferNode* PoolCore::TakeUpTo(uint8_t size_class, uint32_t count, uint32_t* tak
 }
 
 void PoolCore::Reclaim(PoolCache* caller) {
-  // A loop that parks its cache from now on sees this, or its cache is found parked below.
-  const bool was_starved = starved_.exchange(true, std::memory_order_seq_cst);
+  // From here to the end of the refusal, if it comes to that, without a gap: a loop that parks its
+  // cache either sees this or has its cache emptied here.
+  starved_.store(true, std::memory_order_seq_cst);
   for (PoolCache* cache = caches_; cache != nullptr; cache = cache->next_cache_) {
     if (cache == caller) {
       GiveLocked(cache->TakeAll());
@@ -161,23 +155,37 @@ void PoolCore::Reclaim(PoolCache* caller) {
       cache->EndDrain();
     }
   }
-  if (!was_starved) starved_.store(false, std::memory_order_seq_cst);
 }
 
 void PoolCore::Refuse(uint8_t size_class, size_t size, Refusal refusal) {
   ++classes_[size_class].refused;
+  if (RoomForRefused()) MakeWaitersDue();
   wanted_ = std::min(wanted_, refusal == 0 ? std::min(size, options_.bytes_max) : 0);
   freed_ = false;
-  starved_.store(true, std::memory_order_seq_cst);
+}
+
+bool PoolCore::RoomForRefused() const { return freed_ && options_.bytes_max - charged_ >= wanted_; }
+
+void PoolCore::MakeWaitersDue() {
+  wanted_ = kNothingWanted;
+  for (RoomWaiter* waiter : waiters_) AddOnce(due_, waiter);
+  waiters_.clear();
+}
+
+void PoolCore::NoteRoom() {
+  if (wanted_ != kNothingWanted) {
+    if (!RoomForRefused()) return;
+    MakeWaitersDue();
+  }
+  starved_.store(false, std::memory_order_seq_cst);
 }
 
 void PoolCore::GiveLocked(BufferNode* list) {
   while (list != nullptr) {
-    Block& block = *list->block;
+    Block& block = BlockOfFree(list);
     list = list->next;
     ReturnToSlab(block);
   }
-  NoteRoom();
 }
 
 void PoolCore::ReturnToSlab(Block& block) {
@@ -293,6 +301,7 @@ void PoolCore::CountTag(const Block& block, BufferTag from, BufferTag to) {
 void PoolCore::Trim(PoolCache* caller) {
   Lock lock(mutex_);
   Reclaim(caller);
+  NoteRoom();
   UnmapEmptySlabs(0);
   for (ClassState& state : classes_) {
     for (Slab* slab = state.partial.front(); slab != nullptr; slab = slab->next) {
@@ -347,15 +356,6 @@ void PoolCore::ForgetRoom(RoomWaiter* waiter) {
       return telling.waiter == waiter && telling.thread != std::this_thread::get_id();
     });
   });
-}
-
-void PoolCore::NoteRoom() {
-  if (!starved() || !freed_ || options_.bytes_max - charged_ < wanted_) return;
-  if (wanted_ == kNothingWanted) return;
-  wanted_ = kNothingWanted;
-  starved_.store(false, std::memory_order_seq_cst);
-  for (RoomWaiter* waiter : waiters_) AddOnce(due_, waiter);
-  waiters_.clear();
 }
 
 void PoolCore::TellWaiters(Lock& lock) {
@@ -429,6 +429,7 @@ PoolStats PoolCore::Stats() const {
   return stats;
 }
 
+#if PENSTOCK_POOL_CHECKS
 std::string PoolCore::LeakReport() const {
   constexpr int kLinesMax = 16;
   int count = 0;
@@ -445,17 +446,16 @@ std::string PoolCore::LeakReport() const {
   return absl::StrCat("a pool was destroyed with ", count, " buffers (", charged_,
                       " bytes) not returned:", lines);
 }
+#endif
 
 bool PoolCore::Close() {
-  std::string report;
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (charged_ == 0 || caches_ != nullptr) return true;
-    observers_.clear();
-    waiters_.clear();
-    if constexpr (kPoolChecks) report = LeakReport();
-  }
-  if constexpr (kPoolChecks) PoolFailure(report);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (charged_ == 0 || caches_ != nullptr) return true;
+  observers_.clear();
+  waiters_.clear();
+#if PENSTOCK_POOL_CHECKS
+  PoolFailure(LeakReport());
+#endif
   return false;
 }
 

@@ -112,8 +112,9 @@ class PoolCore {
   BufferNode* TakeOrReclaim(uint8_t size_class, uint32_t count, PoolCache* caller, uint32_t* taken,
                             Refusal* refusal);
   BufferNode* TakeUpTo(uint8_t size_class, uint32_t count, uint32_t* taken, Refusal* refusal);
-  BufferNode* MapLarge(size_t bytes, Refusal* refusal);
-  // Empties the caller's cache and those of sleeping loops.
+  BufferNode* MapLarge(size_t size, Refusal* refusal);
+  // Empties the caller's cache and those of sleeping loops. Leaves the pool starved: NoteRoom or
+  // Refuse must follow.
   void Reclaim(PoolCache* caller);
   void Refuse(uint8_t size_class, size_t size, Refusal refusal);
   void GiveLocked(BufferNode* list);
@@ -126,8 +127,12 @@ class PoolCore {
   void UnmapEmptySlabs(size_t kept);
   template <typename Visit>
   void ForEachSlab(Visit visit) const;
+#if PENSTOCK_POOL_CHECKS
   std::string LeakReport() const;
-  // Makes the waiters due if there is room for the least of the refused.
+#endif
+  bool RoomForRefused() const;
+  void MakeWaitersDue();
+  // Ends being starved, and makes the waiters due, if there is room for the least of the refused.
   void NoteRoom();
   // Calls the waiters that are due; gives the lock up meanwhile.
   void TellWaiters(Lock& lock);

@@ -88,6 +88,7 @@ void CheckTaken(Block& block) {
     PoisonMemory(guard, kGuardSize);
   }
   block.sequence = block.core->NextSequence();
+  block.live = true;
   block.primary.live = true;
   block.primary.shared = false;
   block.wiped = false;
@@ -102,6 +103,7 @@ void CheckReturned(Block& block) {
     }
     PoisonMemory(guard, kGuardSize);
   }
+  block.live = false;
   if (!block.wiped) std::memset(block.base, kFreeFill, FilledEnd(block));
   PoisonMemory(block.base, BlockSize(block));
 }

@@ -49,7 +49,7 @@ Slab* SlabOf(const Block& block) {
 Block* Slab::Pop() {
   ++out;
   if (free != nullptr) {
-    Block* block = free->block;
+    Block* block = &BlockOfFree(free);
     free = free->next;
     block->in_core = false;
     return block;
@@ -106,8 +106,9 @@ char* MapBlocks(Sys& sys, size_t size, const PoolOptions& options, int* error) {
   if (base == nullptr) {
     base = whole ? MapAligned(sys, size, error) : static_cast<char*>(sys.Map(size, 0, error));
     if (base == nullptr) return nullptr;
-    // A kernel without transparent huge pages refuses; plain pages serve as well.
-    if (options.huge_pages) sys.Advise(base, size, MADV_HUGEPAGE);
+    // A kernel without transparent huge pages refuses; plain pages serve as well. Without the
+    // second, one set to use them always would fill a whole slab at the first touch.
+    sys.Advise(base, size, options.huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
   }
   if (options.secret && sys.Advise(base, size, MADV_DONTDUMP) != 0) {
     // Without the promise the memory is of no use.
