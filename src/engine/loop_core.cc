@@ -27,7 +27,8 @@ class LoopCore::WakeWatch : public Watch {
   void OnReadable() override {}
 };
 
-// Makes fd() readable when a timer is due, for a loop that is embedded in another.
+// Wakes the loop, and makes fd() readable, when it must run again. Never read: each expiry is a new
+// edge, and setting it anew clears the old one (timerfd_create(2)).
 class LoopCore::TimerWatch : public Watch {
  public:
   void OnReadable() override {}
@@ -79,6 +80,11 @@ absl::Status LoopCore::Start() {
   wake_fd_ = sys_.EventFd();
   if (wake_fd_ < 0) return ErrnoStatus(-wake_fd_, "eventfd for a loop", nullptr);
   if (absl::Status status = ChoosePrimary(); !status.ok()) return status;
+  const int timer_fd = sys_.TimerFd();
+  if (timer_fd < 0) return ErrnoStatus(-timer_fd, "timerfd for a loop", nullptr);
+  timer_watch_ = std::make_unique<TimerWatch>();
+  timer_watch_->fd = timer_fd;
+  if (absl::Status status = primary_->AddWatch(*timer_watch_); !status.ok()) return status;
   wake_watch_ = std::make_unique<WakeWatch>();
   wake_watch_->fd = wake_fd_;
   return primary_->AddWatch(*wake_watch_);
@@ -132,7 +138,7 @@ absl::StatusOr<Engine*> LoopCore::EngineFor(EngineKind kind) {
 void LoopCore::Run() {
   TurnScope scope(*this);
   while (!stop_.exchange(false, std::memory_order_acquire)) {
-    Turn(-1);
+    Turn(true);
     if (draining_ && FinishDrain()) break;
   }
 }
@@ -144,37 +150,32 @@ void LoopCore::Stop() {
 
 bool LoopCore::Poll() {
   TurnScope scope(*this);
-  Turn(0);
+  Turn(false);
   if (draining_) FinishDrain();
-  if (HasWork()) return true;
-  ArmTimerFd();
-  if (!mailbox_->PrepareToSleep()) return true;
   // Asleep as far as posters know: their wake-up makes fd() readable, and the next turn ends it.
-  return false;
+  return HasWork() || !ArmWakeTimer() || !mailbox_->PrepareToSleep();
 }
 
-void LoopCore::Turn(int64_t timeout_ns) {
+void LoopCore::Turn(bool may_sleep) {
   mailbox_->FinishSleep();
   counters_.turns.Add(1);
   tasks_left_ = RunTasks();
   RunTimers();
   RunReady();
-  timeout_ns = HasWork() ? 0 : WaitTime(timeout_ns);
+  may_sleep = may_sleep && !HasWork();
   int events = 0;
-  if (timeout_ns != 0 && options_.busy_poll > absl::ZeroDuration()) {
-    events = WaitBusily(&timeout_ns);
-  }
-  if (events == 0) events = Wait(timeout_ns);
-  TrimWhenIdle(events);
+  if (may_sleep && options_.busy_poll > absl::ZeroDuration()) events = WaitBusily();
+  if (events == 0) events = Wait(may_sleep && !HasWork());
+  TrimWhenIdle();
 }
 
-int LoopCore::Wait(int64_t timeout_ns) {
+int LoopCore::Wait(bool may_sleep) {
   if (secondary_ != nullptr && secondary_->HasUnsubmitted()) secondary_ready_ = true;
-  if (secondary_ready_) timeout_ns = 0;
+  may_sleep = may_sleep && !secondary_ready_ && ArmWakeTimer();
   // Posters write a wake-up only between these two (eventfd costs them 11 us when we sleep).
-  if (timeout_ns != 0 && !mailbox_->PrepareToSleep()) timeout_ns = 0;
-  int events = primary_->Wait(timeout_ns);
-  if (timeout_ns != 0) mailbox_->FinishSleep();
+  may_sleep = may_sleep && mailbox_->PrepareToSleep();
+  int events = primary_->Wait(may_sleep ? -1 : 0);
+  if (may_sleep) mailbox_->FinishSleep();
   UpdateNow();
   if (std::exchange(secondary_ready_, false)) {
     events += secondary_->Wait(0);
@@ -189,19 +190,14 @@ int LoopCore::Wait(int64_t timeout_ns) {
   return events;
 }
 
-int LoopCore::WaitBusily(int64_t* timeout_ns) {
-  const int64_t began = sys_.Now();
-  const int64_t busy_ns = absl::ToInt64Nanoseconds(options_.busy_poll);
-  const int64_t limit = *timeout_ns < 0 ? busy_ns : std::min(busy_ns, *timeout_ns);
+int LoopCore::WaitBusily() {
+  const int64_t until = now_ns_ + absl::ToInt64Nanoseconds(options_.busy_poll);
+  int events = 0;
   do {
-    const int events = Wait(0);
-    if (events > 0 || HasWork() || mailbox_->has_work()) {
-      *timeout_ns = 0;
-      return events;
-    }
-  } while (now_ns_ - began < limit);
-  *timeout_ns = WaitTime(*timeout_ns);
-  return 0;
+    events = Wait(false);
+  } while (events == 0 && !HasWork() && !mailbox_->has_work() &&
+           now_ns_ < std::min(until, NextWake()));
+  return events;
 }
 
 bool LoopCore::RunTasks() {
@@ -243,51 +239,49 @@ void LoopCore::UpdateNow() {
   now_tick_ = TimerWheel::TickAt(now_ns_);
 }
 
-int64_t LoopCore::WaitTime(int64_t limit_ns) const {
-  int64_t wait = limit_ns;
-  const auto consider = [&wait, this](int64_t at_ns) {
-    const int64_t left = std::max<int64_t>(0, at_ns - now_ns_);
-    if (wait < 0 || left < wait) wait = left;
-  };
-  if (limit_ns == 0) return 0;
+int64_t LoopCore::NextWake() const {
+  int64_t at = INT64_MAX;
   const uint64_t tick = timers_.NextTick();
-  if (tick != TimerWheel::kNever) consider(TimerWheel::NsOfTick(tick));
-  if (draining_) consider(drain_until_ns_);
-  if (!trimmed_) consider(quiet_since_ns_ + absl::ToInt64Nanoseconds(options_.idle_trim));
-  return wait;
+  if (tick != TimerWheel::kNever) at = TimerWheel::NsOfTick(tick);
+  if (draining_) at = std::min(at, drain_until_ns_);
+  if (!trimmed_) at = std::min(at, trim_at_ns_);
+  return at;
 }
 
-void LoopCore::TrimWhenIdle(int events) {
-  if (events > 0 || HasWork()) {
+bool LoopCore::ArmWakeTimer() {
+  const int64_t at = NextWake();
+  if (at == INT64_MAX) return true;
+  if (at <= now_ns_) return false;
+  // A time limit on every wait would cost a kernel timer each; this one is set only when something
+  // is due earlier than it. Too early an alarm is a turn for nothing.
+  if (timer_at_ns_ > now_ns_ && timer_at_ns_ <= at) return true;
+  timer_at_ns_ = at;
+  counters_.syscalls.Add(1);
+  sys_.TimerFdSet(timer_watch_->fd, at);
+  return true;
+}
+
+void LoopCore::TrimWhenIdle() {
+  const uint64_t traffic =
+      counters_.bytes_in.value() + counters_.bytes_out.value() + counters_.closed.value();
+  if (traffic != traffic_seen_) {
+    traffic_seen_ = traffic;
     quiet_since_ns_ = now_ns_;
-    trimmed_ = options_.idle_trim == absl::InfiniteDuration();
-    return;
+    // More traffic only moves quiet_since_ns_ on; the alarm finds that out when it comes.
+    if (trimmed_ && options_.idle_trim != absl::InfiniteDuration()) {
+      trimmed_ = false;
+      trim_at_ns_ = now_ns_ + absl::ToInt64Nanoseconds(options_.idle_trim);
+    }
   }
-  if (trimmed_ || now_ns_ - quiet_since_ns_ < absl::ToInt64Nanoseconds(options_.idle_trim)) return;
+  if (trimmed_ || now_ns_ < trim_at_ns_) return;
+  trim_at_ns_ = quiet_since_ns_ + absl::ToInt64Nanoseconds(options_.idle_trim);
+  if (now_ns_ < trim_at_ns_) return;
   trimmed_ = true;
   primary_->Trim();
   if (secondary_ != nullptr) secondary_->Trim();
   slots_.Trim();
   cache_.Flush();
   pool_->Trim();
-}
-
-void LoopCore::ArmTimerFd() {
-  const int64_t wait = WaitTime(-1);
-  if (timer_watch_ == nullptr) {
-    if (wait < 0) return;
-    const int fd = sys_.TimerFd();
-    if (fd < 0) return Fault(ErrnoStatus(-fd, "timerfd for a loop", nullptr).ToString());
-    timer_watch_ = std::make_unique<TimerWatch>();
-    timer_watch_->fd = fd;
-    if (absl::Status status = primary_->AddWatch(*timer_watch_); !status.ok()) {
-      return Fault(status.ToString());
-    }
-  }
-  const int64_t at = wait < 0 ? 0 : std::max<int64_t>(1, now_ns_ + wait);
-  if (at == timer_fd_at_ns_) return;
-  timer_fd_at_ns_ = at;
-  sys_.TimerFdSet(timer_watch_->fd, at);
 }
 
 void LoopCore::WriteWake() {
@@ -344,7 +338,6 @@ absl::StatusOr<Connection*> LoopCore::NewConnection(Engine& engine, int fd,
 void LoopCore::OnClosed(Connection& connection) {
   slots_.Free(connection.slot_);
   counters_.closed.Add(1);
-  trimmed_ = false;
   for (LoopObserver* observer : observers_) observer->OnConnectionClosed();
 }
 

@@ -131,18 +131,20 @@ class LoopCore : private RoomWaiter {
 
   void OnRoom() override;  // any thread
 
-  // One turn; waits up to `timeout_ns` (< 0: until something happens) when nothing is left to do.
-  void Turn(int64_t timeout_ns);
+  // One turn; with `may_sleep` it waits until something happens when nothing is left to do.
+  void Turn(bool may_sleep);
   bool RunTasks();
   void RunReady();
   void RunTimers();
   void UpdateNow();
-  // How long the next wait may be: `limit_ns` (< 0: no limit) or until the next timer.
-  int64_t WaitTime(int64_t limit_ns) const;
-  int Wait(int64_t timeout_ns);
-  int WaitBusily(int64_t* timeout_ns);
-  void TrimWhenIdle(int events);
-  void ArmTimerFd();
+  int Wait(bool may_sleep);
+  // Polls for LoopOptions::busy_poll; the events it found, 0 when it is time to sleep.
+  int WaitBusily();
+  void TrimWhenIdle();
+  // When the loop must run again without being woken, in ns of now_ns(); INT64_MAX: never.
+  int64_t NextWake() const;
+  // Sees to it that the timerfd wakes the loop by then. False: it is time now.
+  bool ArmWakeTimer();
   void WriteWake();
   bool HasWork() const { return ready_head_ != nullptr || tasks_left_; }
   bool FinishDrain();
@@ -168,7 +170,7 @@ class LoopCore : private RoomWaiter {
   std::unique_ptr<Engine> primary_;    // waits
   std::unique_ptr<Engine> secondary_;  // watched by the primary; made on demand
   std::unique_ptr<WakeWatch> wake_watch_;
-  std::unique_ptr<TimerWatch> timer_watch_;  // made by the first Poll
+  std::unique_ptr<TimerWatch> timer_watch_;
   std::unique_ptr<EngineWatch> engine_watch_;
   std::string engine_reason_;
 
@@ -184,9 +186,11 @@ class LoopCore : private RoomWaiter {
   std::atomic<bool> room_{false};
   bool waiting_for_room_ = false;
   std::atomic<std::thread::id> thread_{};
+  uint64_t traffic_seen_ = 0;
   int64_t quiet_since_ns_ = 0;
+  int64_t trim_at_ns_ = 0;
   bool trimmed_ = true;
-  int64_t timer_fd_at_ns_ = 0;
+  int64_t timer_at_ns_ = 0;  // what the timerfd is set to; 0: nothing
 };
 
 }  // namespace internal
