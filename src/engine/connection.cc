@@ -52,7 +52,7 @@ Connection::Connection(LoopCore& loop, Engine& engine, int fd, const SocketAddre
 
 // --- The owner's side ---
 
-void Connection::ReadReady(ReadCallback done) {
+void Connection::ReadReady(ReadCallback&& done) {
   if (loop_ == nullptr) return;
   if (read_done_) {
     extras().refused_reads.push_back(std::move(done));
@@ -69,18 +69,18 @@ void Connection::CancelRead() {
   MarkReady();
 }
 
-void Connection::Write(BufferChain data, DoneCallback done) {
+void Connection::Write(BufferChain&& data, DoneCallback&& done) {
   if (loop_ == nullptr) return;
   if (write_side_ != WriteSide::kOpen) {
-    AddWrite(std::move(done), Refusal("write", "after ShutdownWrite"));
+    AddRefusedWrite(std::move(done), Refusal("write", "after ShutdownWrite"));
   } else if (!write_end_.ok()) {
-    AddWrite(std::move(done), write_end_);
+    AddRefusedWrite(std::move(done), write_end_);
   } else if (tx_.size() + data.size() > send_queue_max_) {
     loop_->counters().writes_refused.Add(1);
-    AddWrite(std::move(done),
-             absl::ResourceExhaustedError(
-                 absl::StrCat("write to ", peer_.ToString(), ": ", data.size(), " bytes on top of ",
-                              tx_.size(), " queued exceed send_queue_max ", send_queue_max_)));
+    AddRefusedWrite(std::move(done),
+                    absl::ResourceExhaustedError(absl::StrCat(
+                        "write to ", peer_.ToString(), ": ", data.size(), " bytes on top of ",
+                        tx_.size(), " queued exceed send_queue_max ", send_queue_max_)));
   } else {
     if (tx_.empty()) write_since_ = loop_->now_tick();
     tx_.Append(std::move(data));
@@ -89,20 +89,20 @@ void Connection::Write(BufferChain data, DoneCallback done) {
   MarkReady();
 }
 
-void Connection::NotifyWritable(DoneCallback done) {
+void Connection::NotifyWritable(DoneCallback&& done) {
   if (loop_ == nullptr) return;
   if (extras().writable_done) {
-    AddWrite(std::move(done), Refusal("notify-writable", "one is pending already"));
+    AddRefusedWrite(std::move(done), Refusal("notify-writable", "one is pending already"));
   } else {
     extras().writable_done = std::move(done);
   }
   MarkReady();
 }
 
-void Connection::ShutdownWrite(DoneCallback done) {
+void Connection::ShutdownWrite(DoneCallback&& done) {
   if (loop_ == nullptr) return;
   if (write_side_ != WriteSide::kOpen) {
-    AddWrite(std::move(done), Refusal("shutdown-write", "done already"));
+    AddRefusedWrite(std::move(done), Refusal("shutdown-write", "done already"));
   } else {
     write_side_ = WriteSide::kShutdownQueued;
     if (done) extras().shutdown_done = std::move(done);
@@ -321,13 +321,13 @@ void Connection::FinishShutdown() {
     }
   }
   if (extras_ != nullptr && extras_->shutdown_done) {
-    AddWrite(std::exchange(extras_->shutdown_done, nullptr), write_end_);
+    AddRefusedWrite(std::exchange(extras_->shutdown_done, nullptr), write_end_);
   }
 }
 
 bool Connection::RunWriteDone() {
   if (!first_write_.done) return false;
-  absl::Status status = std::move(first_write_.refusal);
+  absl::Status status = std::exchange(first_write_.refusal, absl::OkStatus());
   if (status.ok() && bytes_out_ < first_write_.end) {
     if (write_end_.ok()) return false;
     status = write_end_;
@@ -362,7 +362,7 @@ bool Connection::RunReadDone() {
   return true;
 }
 
-void Connection::DeliverRead(absl::StatusOr<Buffer> result) {
+void Connection::DeliverRead(absl::StatusOr<Buffer>&& result) {
   read_cancelled_ = false;
   read_timed_out_ = false;
   ReadCallback done = std::exchange(read_done_, nullptr);
@@ -438,7 +438,18 @@ void Connection::MarkReady() {
   loop_->PushReady(*this);
 }
 
-void Connection::AddWrite(DoneCallback done, absl::Status refusal) {
+void Connection::AddWrite(DoneCallback&& done) {
+  if (!done) return;
+  const uint64_t end = bytes_out_ + tx_.size();
+  if (!first_write_.done) {
+    first_write_.end = end;
+    first_write_.done = std::move(done);
+  } else {
+    extras().more_writes.push_back({end, std::move(done), absl::OkStatus()});
+  }
+}
+
+void Connection::AddRefusedWrite(DoneCallback&& done, absl::Status refusal) {
   if (!done) return;
   PendingWrite write{bytes_out_ + tx_.size(), std::move(done), std::move(refusal)};
   if (!first_write_.done) {

@@ -75,12 +75,12 @@ class Connection : private TimerNode {
   Connection& operator=(const Connection&) = delete;
 
   // --- The owner's side: the calls of Stream, same contracts ---
-  void ReadReady(ReadCallback done);
+  void ReadReady(ReadCallback&& done);
   void CancelRead();
-  void Write(BufferChain data, DoneCallback done);
+  void Write(BufferChain&& data, DoneCallback&& done);
   bool writable() const { return tx_.size() <= send_queue_high_; }
-  void NotifyWritable(DoneCallback done);
-  void ShutdownWrite(DoneCallback done);
+  void NotifyWritable(DoneCallback&& done);
+  void ShutdownWrite(DoneCallback&& done);
   void ShutdownRead();
   void Abort();
   void SetReadDeadline(absl::Duration after);
@@ -177,10 +177,11 @@ class Connection : private TimerNode {
   bool RunExtras();
   void Settle();
 
-  void DeliverRead(absl::StatusOr<Buffer> result);
+  void DeliverRead(absl::StatusOr<Buffer>&& result);
   void FailSending(int error);
   void FinishShutdown();
-  void AddWrite(DoneCallback done, absl::Status refusal = absl::OkStatus());
+  void AddWrite(DoneCallback&& done);
+  void AddRefusedWrite(DoneCallback&& done, absl::Status refusal);
   void Close(bool reset);
   void UpdatePinned();
   absl::Status Refusal(std::string_view operation, std::string_view reason) const;

@@ -12,17 +12,17 @@ PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 namespace {
 
-// A connection's engine word.
-constexpr uint64_t kReadable = 1;  // bytes or an end may wait
-constexpr uint64_t kEnding = 2;    // an end or urgent byte is near: a short receive proves nothing
-constexpr uint64_t kOutWatched = 4;   // EPOLLOUT is registered
-constexpr uint64_t kNeedsBuffer = 8;  // on waiting_for_room_
-
-// An acceptor's engine word.
-constexpr uint64_t kAccepting = 1;
-
-// Connections taken from one listener before others get their turn (I9).
-constexpr int kAcceptBurst = 64;
+// The bits of a slot's engine word.
+struct EpollBit {
+  // Of a connection: bytes or an end may wait; an end or an urgent byte is near, so that a short
+  // receive proves nothing; EPOLLOUT is registered; it is on waiting_for_room_.
+  static constexpr uint64_t kReadable = 1;
+  static constexpr uint64_t kEnding = 2;
+  static constexpr uint64_t kOutWatched = 4;
+  static constexpr uint64_t kNeedsBuffer = 8;
+  // Of an acceptor.
+  static constexpr uint64_t kAccepting = 1;
+};
 
 // More than 256 costs time again (one event array no longer fits the first cache).
 constexpr uint32_t kEventsMax = 256;
@@ -65,8 +65,8 @@ void EpollEngine::Dispatch(const epoll_event& event) {
   switch (slot->kind()) {
     case SlotKind::kConnection: {
       auto* const connection = static_cast<Connection*>(slot->object);
-      if (event.events & ~EPOLLOUT) slot->engine_word |= kReadable;
-      if (event.events & kEndingEvents) slot->engine_word |= kEnding;
+      if (event.events & ~EPOLLOUT) slot->engine_word |= EpollBit::kReadable;
+      if (event.events & kEndingEvents) slot->engine_word |= EpollBit::kEnding;
       if (event.events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) {
         connection->OnWritable();
       } else {
@@ -89,7 +89,7 @@ void EpollEngine::AcceptBurst(Token token) {
   for (int i = 0; i < kAcceptBurst; ++i) {
     // The callback may have stopped or destroyed the listener.
     Slot* const slot = loop_.slots().Find(token);
-    if (slot == nullptr || !(slot->engine_word & kAccepting)) return;
+    if (slot == nullptr || !(slot->engine_word & EpollBit::kAccepting)) return;
     if (!AcceptOnce(*static_cast<Acceptor*>(slot->object))) return;
   }
 }
@@ -121,7 +121,7 @@ void EpollEngine::OnRoom() {
   for (Token token : std::exchange(waiting_for_room_, {})) {
     Slot* const slot = loop_.slots().Find(token);
     if (slot == nullptr) continue;
-    slot->engine_word &= ~kNeedsBuffer;
+    slot->engine_word &= ~EpollBit::kNeedsBuffer;
     static_cast<Connection*>(slot->object)->OnReady();
   }
 }
@@ -138,8 +138,8 @@ absl::Status EpollEngine::Add(Acceptor& acceptor) {
 
 void EpollEngine::Accept(Acceptor& acceptor) {
   Slot& slot = loop_.slots().at(acceptor.slot);
-  if (slot.engine_word & kAccepting) return;
-  slot.engine_word |= kAccepting;
+  if (slot.engine_word & EpollBit::kAccepting) return;
+  slot.engine_word |= EpollBit::kAccepting;
   // Level-triggered: what waits in the backlog is reported again and again, however little a turn
   // takes.
   const absl::Status status =
@@ -149,8 +149,8 @@ void EpollEngine::Accept(Acceptor& acceptor) {
 
 void EpollEngine::StopAccepting(Acceptor& acceptor) {
   Slot& slot = loop_.slots().at(acceptor.slot);
-  if (!(slot.engine_word & kAccepting)) return;
-  slot.engine_word &= ~kAccepting;
+  if (!(slot.engine_word & EpollBit::kAccepting)) return;
+  slot.engine_word &= ~EpollBit::kAccepting;
   const absl::Status status =
       Control(EPOLL_CTL_MOD, acceptor.fd, 0, acceptor.slot, "epoll: stop accepting");
   if (!status.ok()) loop_.Fault(status.ToString());
@@ -168,7 +168,7 @@ absl::Status EpollEngine::Attach(Connection& connection) {
   uint32_t events = kReadEvents;
   if (connection.state() == ConnectionState::kConnecting) {
     events |= EPOLLOUT;
-    loop_.slots().at(connection.slot()).engine_word |= kOutWatched;
+    loop_.slots().at(connection.slot()).engine_word |= EpollBit::kOutWatched;
   }
   // Bytes that already wait raise the first edge at once (EPOLL_CTL_ADD with EPOLLET).
   return Control(EPOLL_CTL_ADD, connection.fd(), events, connection.slot(),
@@ -183,18 +183,19 @@ bool EpollEngine::Detach(Connection& connection) {
 
 bool EpollEngine::Pull(Connection& connection) {
   Slot& slot = loop_.slots().at(connection.slot());
-  if ((slot.engine_word & (kReadable | kNeedsBuffer)) != kReadable) return false;
+  if ((slot.engine_word & (EpollBit::kReadable | EpollBit::kNeedsBuffer)) != EpollBit::kReadable)
+    return false;
   switch (ReceiveOnce(connection)) {
     case Received::kNothing:
-      slot.engine_word &= ~kReadable;
+      slot.engine_word &= ~EpollBit::kReadable;
       return false;
     case Received::kSome:
       return true;
     case Received::kDrained:
-      if (!(slot.engine_word & kEnding)) slot.engine_word &= ~kReadable;
+      if (!(slot.engine_word & EpollBit::kEnding)) slot.engine_word &= ~EpollBit::kReadable;
       return true;
     case Received::kNoRoom:
-      slot.engine_word |= kNeedsBuffer;
+      slot.engine_word |= EpollBit::kNeedsBuffer;
       waiting_for_room_.push_back(loop_.slots().TokenOf(connection.slot()));
       return false;
   }
@@ -205,8 +206,8 @@ void EpollEngine::WantWrite(Connection& connection) {
   Slot& slot = loop_.slots().at(connection.slot());
   // Registered at the first need and kept: on a Unix socket it costs a wake-up for every read of
   // the peer (unix_write_space), on TCP nothing.
-  if (slot.engine_word & kOutWatched) return;
-  slot.engine_word |= kOutWatched;
+  if (slot.engine_word & EpollBit::kOutWatched) return;
+  slot.engine_word |= EpollBit::kOutWatched;
   const absl::Status status = Control(EPOLL_CTL_MOD, connection.fd(), kReadEvents | EPOLLOUT,
                                       connection.slot(), "epoll: watch for writability");
   if (!status.ok()) connection.End(status, true);

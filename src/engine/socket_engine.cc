@@ -18,12 +18,6 @@ PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 namespace {
 
-// A received piece this small moves to a block of its own size when the block it came in is much
-// larger, so that whoever keeps it pins little more than the bytes.
-constexpr size_t kCopyMax = 512;
-
-bool IsTcp(int family) { return family == AF_INET || family == AF_INET6; }
-
 // One row for every socket option a stream may ask for.
 struct OptionRow {
   int level;
@@ -211,15 +205,15 @@ SocketEngine::Received SocketEngine::ReceiveOnce(Connection& connection) {
   }
   const auto received = static_cast<size_t>(result);
   connection.AdaptReceiveSize(received);
-  if (received <= kCopyMax) {
+  if (received <= kCopyMax && size > kSmallBlock) {
     if (Buffer small = loop_.cache().TryAllocate(received, BufferTag::kReceive)) {
       std::memcpy(small.mutable_data(), buffer.data(), received);
-      small.Extend(received);
+      NodeExtend(*BufferAccess::Node(small), received);
       connection.OnReceived(std::move(small));
       return Received::kDrained;
     }
   }
-  buffer.Extend(received);
+  NodeExtend(*BufferAccess::Node(buffer), received);
   connection.OnReceived(std::move(buffer));
   return received < size ? Received::kDrained : Received::kSome;
 }

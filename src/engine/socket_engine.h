@@ -34,6 +34,15 @@ class SocketEngine : public Engine {
   void RefuseOne(Acceptor& acceptor) override;
 
  protected:
+  // A received piece this small moves to a block of its own size when the block it came in is much
+  // larger, so that whoever keeps it pins little more than the bytes.
+  static constexpr size_t kCopyMax = 512;
+  // A block up to this size is not worth the copy.
+  static constexpr size_t kSmallBlock = 4096;
+  // Connections taken from one listener before others get their turn (I9).
+  static constexpr int kAcceptBurst = 64;
+  static bool IsTcp(int family) { return family == AF_INET || family == AF_INET6; }
+
   // How a plain receive left the socket.
   enum class Received : uint8_t {
     kNothing,  // no bytes wait

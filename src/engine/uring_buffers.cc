@@ -68,7 +68,7 @@ Buffer BufferRing::Take(uint16_t id, size_t size) {
   free_ids_.push_back(id);
   --in_kernel_;
   SetTag(buffer, BufferTag::kReceive);
-  buffer.Extend(size);
+  NodeExtend(*BufferAccess::Node(buffer), size);
   return buffer;
 }
 

@@ -23,14 +23,10 @@ constexpr unsigned kSubmissions = 256;
 // operation posts many), or it falls back to a slower overflow list.
 constexpr unsigned kCompletions = 4096;
 
-// Received pieces this small are copied out, so that the lent buffer stays where it is and whoever
-// keeps the bytes pins little more than them.
-constexpr size_t kCopyMax = 512;
 // A piece this large is better received into one hot buffer.
 constexpr size_t kLargePiece = 8 * 1024;
 // So many large (small) pieces in a row make a connection change its strategy.
 constexpr uint8_t kRunToChange = 8;
-constexpr int kAcceptBurst = 64;
 // A cancel that found nothing while its target is armed is repeated this often by token, then by
 // descriptor (seen on 6.11: the operation lived and its token was not found).
 constexpr uint8_t kCancelByToken = 4;
@@ -47,13 +43,15 @@ struct Word {
 };
 static_assert(sizeof(Word) == sizeof(uint64_t));
 
-constexpr uint8_t kReadable = 1;      // bytes or an end may wait for a plain recv
-constexpr uint8_t kEnding = 2;        // an end is near: a short receive proves nothing
-constexpr uint8_t kPollStrategy = 4;  // poll, then receive
-constexpr uint8_t kPollOnly = 8;      // for good
-constexpr uint8_t kLeaving = 16;      // detaching, or its acceptor forgotten
-constexpr uint8_t kNeedsBuffer = 32;  // on waiting_for_room_
-constexpr uint8_t kAccepting = 64;    // an acceptor that takes connections
+struct UringBit {
+  static constexpr uint8_t kReadable = 1;      // bytes or an end may wait for a plain recv
+  static constexpr uint8_t kEnding = 2;        // an end is near: a short receive proves nothing
+  static constexpr uint8_t kPollStrategy = 4;  // poll, then receive
+  static constexpr uint8_t kPollOnly = 8;      // for good
+  static constexpr uint8_t kLeaving = 16;      // detaching, or its acceptor forgotten
+  static constexpr uint8_t kNeedsBuffer = 32;  // on waiting_for_room_
+  static constexpr uint8_t kAccepting = 64;    // an acceptor that takes connections
+};
 
 Word WordOf(const Slot& slot) { return std::bit_cast<Word>(slot.engine_word); }
 
@@ -82,8 +80,6 @@ constexpr uint8_t kCancelBit = 0x80;
 Token WithOp(const SlotTable& slots, uint32_t slot, RingOp op, uint8_t extra = 0) {
   return slots.TokenOf(slot, static_cast<uint8_t>(op) | extra);
 }
-
-bool IsInternet(int family) { return family == AF_INET || family == AF_INET6; }
 
 constexpr uint32_t kReadPoll = POLLIN | POLLRDHUP | POLLPRI;
 
@@ -136,8 +132,9 @@ void UringEngine::ReleaseAll() {
     Slot& slot = slots.at(i);
     if (slot.kind() == SlotKind::kConnection) {
       auto* const connection = static_cast<Connection*>(slot.object);
-      if (connection->engine() == this && HasFlag(slot, kLeaving)) connection->OnDetached();
-    } else if (slot.kind() == SlotKind::kAcceptor && HasFlag(slot, kLeaving)) {
+      if (connection->engine() == this && HasFlag(slot, UringBit::kLeaving))
+        connection->OnDetached();
+    } else if (slot.kind() == SlotKind::kAcceptor && HasFlag(slot, UringBit::kLeaving)) {
       FinishForget(i);
     }
   }
@@ -339,13 +336,13 @@ absl::Status UringEngine::AddWatch(Watch& watch) {
 }
 
 void UringEngine::RemoveWatch(Watch& watch) {
-  SetFlag(loop_.slots().at(watch.slot), kLeaving);
+  SetFlag(loop_.slots().at(watch.slot), UringBit::kLeaving);
   Cancel(watch.slot, RingOp::kWatch);
 }
 
 void UringEngine::OnWatch(const Completion& completion, Slot& slot) {
   auto* const watch = static_cast<Watch*>(slot.object);
-  const bool leaving = HasFlag(slot, kLeaving);
+  const bool leaving = HasFlag(slot, UringBit::kLeaving);
   if (!(completion.flags & IORING_CQE_F_MORE)) {
     Disarm(slot, RingOp::kWatch);
     if (leaving) return loop_.slots().Free(completion.token.index());
@@ -363,7 +360,7 @@ absl::Status UringEngine::Add(Acceptor& acceptor) {
 
 void UringEngine::Accept(Acceptor& acceptor) {
   Slot& slot = loop_.slots().at(acceptor.slot);
-  SetFlag(slot, kAccepting);
+  SetFlag(slot, UringBit::kAccepting);
   // One that is being cancelled is armed again by its terminal completion.
   if (!(WordOf(slot).armed & BitOf(RingOp::kAccept))) {
     Arm(acceptor.slot, RingOp::kAccept, acceptor.fd);
@@ -371,7 +368,7 @@ void UringEngine::Accept(Acceptor& acceptor) {
 }
 
 void UringEngine::StopAccepting(Acceptor& acceptor) {
-  ClearFlag(loop_.slots().at(acceptor.slot), kAccepting);
+  ClearFlag(loop_.slots().at(acceptor.slot), UringBit::kAccepting);
   Cancel(acceptor.slot, RingOp::kAccept);
 }
 
@@ -380,8 +377,8 @@ void UringEngine::Forget(Acceptor& acceptor) {
   // The armed operation keeps the socket alive: end listening here and now.
   sys_.Shutdown(acceptor.fd, SHUT_RD);
   if (made_ && WordOf(slot).armed != 0) {
-    SetFlag(slot, kLeaving);
-    ClearFlag(slot, kAccepting);
+    SetFlag(slot, UringBit::kLeaving);
+    ClearFlag(slot, UringBit::kAccepting);
     slot.object = nullptr;
     Cancel(acceptor.slot, RingOp::kAccept);
   } else {
@@ -404,7 +401,7 @@ void UringEngine::OnAccept(const Completion& completion, Slot& slot) {
   }
   const int result = completion.result;
   // Before the callbacks, which may destroy the acceptor. A failure is the acceptor's to answer.
-  if (terminal && HasFlag(slot, kAccepting) && (result >= 0 || result == -ECANCELED)) {
+  if (terminal && HasFlag(slot, UringBit::kAccepting) && (result >= 0 || result == -ECANCELED)) {
     Arm(index, RingOp::kAccept, acceptor->fd);
   }
   if (result == -ECANCELED) return;
@@ -416,7 +413,7 @@ void UringEngine::OnAccept(const Completion& completion, Slot& slot) {
 void UringEngine::AcceptBurst(Token token) {
   for (int i = 0; i < kAcceptBurst; ++i) {
     Slot* const slot = loop_.slots().Find(token);
-    if (slot == nullptr || slot->object == nullptr || !HasFlag(*slot, kAccepting)) return;
+    if (slot == nullptr || slot->object == nullptr || !HasFlag(*slot, UringBit::kAccepting)) return;
     if (!AcceptOnce(*static_cast<Acceptor*>(slot->object))) return;
   }
   // More may wait, and a poll reports only what is new: look again by arming anew.
@@ -427,15 +424,16 @@ void UringEngine::AcceptBurst(Token token) {
 // --- Connections ---
 
 absl::Status UringEngine::Attach(Connection& connection) {
-  const bool poll_only = !features_.multishot_receive || !IsInternet(connection.peer().family());
-  if (poll_only) SetFlag(loop_.slots().at(connection.slot()), kPollStrategy | kPollOnly);
+  const bool poll_only = !features_.multishot_receive || !IsTcp(connection.peer().family());
+  if (poll_only)
+    SetFlag(loop_.slots().at(connection.slot()), UringBit::kPollStrategy | UringBit::kPollOnly);
   return absl::OkStatus();
 }
 
 bool UringEngine::Detach(Connection& connection) {
   Slot& slot = loop_.slots().at(connection.slot());
   if (!made_ || WordOf(slot).armed == 0) return true;
-  SetFlag(slot, kLeaving);
+  SetFlag(slot, UringBit::kLeaving);
   for (RingOp op : {RingOp::kReceive, RingOp::kPollRead, RingOp::kPollWrite}) {
     Cancel(connection.slot(), op);
   }
@@ -443,7 +441,7 @@ bool UringEngine::Detach(Connection& connection) {
 }
 
 RingOp UringEngine::ReceiveOp(const Slot& slot) const {
-  const bool polls = HasFlag(slot, kPollStrategy) || buffers_.starved();
+  const bool polls = HasFlag(slot, UringBit::kPollStrategy) || buffers_.starved();
   return polls ? RingOp::kPollRead : RingOp::kReceive;
 }
 
@@ -452,7 +450,7 @@ void UringEngine::WantRead(Connection& connection) {
   const Word word = WordOf(slot);
   // Whatever is armed, even if it is being cancelled, must end first: two receives would reorder.
   if (word.armed & (BitOf(RingOp::kReceive) | BitOf(RingOp::kPollRead))) return;
-  if (word.flags & (kReadable | kNeedsBuffer)) return;
+  if (word.flags & (UringBit::kReadable | UringBit::kNeedsBuffer)) return;
   Arm(connection.slot(), ReceiveOp(slot), connection.fd());
 }
 
@@ -467,22 +465,23 @@ void UringEngine::WantWrite(Connection& connection) {
 bool UringEngine::Pull(Connection& connection) {
   Slot& slot = loop_.slots().at(connection.slot());
   const Word word = WordOf(slot);
-  if ((word.flags & (kReadable | kNeedsBuffer)) != kReadable) return false;
+  if ((word.flags & (UringBit::kReadable | UringBit::kNeedsBuffer)) != UringBit::kReadable)
+    return false;
   if (word.armed & BitOf(RingOp::kReceive)) return false;
   const uint64_t before = connection.bytes_in();
   const Received outcome = ReceiveOnce(connection);
   ChooseStrategy(slot, connection, connection.bytes_in() - before);
   switch (outcome) {
     case Received::kNothing:
-      ClearFlag(slot, kReadable);
+      ClearFlag(slot, UringBit::kReadable);
       return false;
     case Received::kSome:
       return true;
     case Received::kDrained:
-      if (!HasFlag(slot, kEnding)) ClearFlag(slot, kReadable);
+      if (!HasFlag(slot, UringBit::kEnding)) ClearFlag(slot, UringBit::kReadable);
       return true;
     case Received::kNoRoom:
-      SetFlag(slot, kNeedsBuffer);
+      SetFlag(slot, UringBit::kNeedsBuffer);
       waiting_for_room_.push_back(loop_.slots().TokenOf(connection.slot()));
       return false;
   }
@@ -491,15 +490,15 @@ bool UringEngine::Pull(Connection& connection) {
 
 void UringEngine::ChooseStrategy(Slot& slot, Connection& connection, size_t received) {
   WordRef word(slot);
-  if ((word->flags & kPollOnly) || received == 0) return;
-  const bool polls = word->flags & kPollStrategy;
+  if ((word->flags & UringBit::kPollOnly) || received == 0) return;
+  const bool polls = word->flags & UringBit::kPollStrategy;
   if ((received >= kLargePiece) == polls) {
     word->run = 0;
     return;
   }
   if (++word->run < kRunToChange) return;
   word->run = 0;
-  word->flags ^= kPollStrategy;
+  word->flags ^= UringBit::kPollStrategy;
   const RingOp old_op = polls ? RingOp::kPollRead : RingOp::kReceive;
   if (!(word->armed & BitOf(old_op)) || (word->cancelling & BitOf(old_op))) return;
   word->cancelling |= BitOf(old_op);
@@ -511,16 +510,16 @@ void UringEngine::OnPoll(const Completion& completion, Slot& slot) {
   const auto op = static_cast<RingOp>(completion.token.op());
   auto* const connection = static_cast<Connection*>(slot.object);
   if (!(completion.flags & IORING_CQE_F_MORE)) Disarm(slot, op);
-  if (HasFlag(slot, kLeaving)) {
+  if (HasFlag(slot, UringBit::kLeaving)) {
     if (WordOf(slot).armed == 0) connection->OnDetached();
     return;
   }
   if (op == RingOp::kPollWrite) return connection->OnWritable();
   if (completion.result != -ECANCELED) {
-    SetFlag(slot, kReadable);
+    SetFlag(slot, UringBit::kReadable);
     // An error of the poll itself leaves the plain receive to find out.
     if (completion.result < 0 || (completion.result & (POLLRDHUP | POLLHUP | POLLERR | POLLPRI))) {
-      SetFlag(slot, kEnding);
+      SetFlag(slot, UringBit::kEnding);
     }
   }
   connection->OnReady();
@@ -530,7 +529,7 @@ void UringEngine::OnReceive(const Completion& completion, Slot& slot) {
   auto* const connection = static_cast<Connection*>(slot.object);
   const bool terminal = !(completion.flags & IORING_CQE_F_MORE);
   if (terminal) Disarm(slot, RingOp::kReceive);
-  if (HasFlag(slot, kLeaving)) {
+  if (HasFlag(slot, UringBit::kLeaving)) {
     DropBuffer(completion);
     if (WordOf(slot).armed == 0) connection->OnDetached();
     return;
@@ -550,7 +549,7 @@ void UringEngine::OnReceive(const Completion& completion, Slot& slot) {
         // The bytes are still in the socket: a plain receive takes them, and more buffers are lent.
         loop_.counters().ring_exhausted.Add(1);
         buffers_.Grow();
-        SetFlag(slot, kReadable);
+        SetFlag(slot, UringBit::kReadable);
         break;
       case ECANCELED:
       case EINTR:
@@ -569,7 +568,7 @@ Buffer UringEngine::TakeReceived(const Completion& completion) {
   if (size <= kCopyMax) {
     if (Buffer small = loop_.cache().TryAllocate(size, BufferTag::kReceive)) {
       std::memcpy(small.mutable_data(), buffers_.Peek(id), size);
-      small.Extend(size);
+      NodeExtend(*BufferAccess::Node(small), size);
       buffers_.Relend(id);
       return small;
     }
@@ -585,8 +584,8 @@ void UringEngine::DropBuffer(const Completion& completion) {
 void UringEngine::OnRoom() {
   for (Token token : std::exchange(waiting_for_room_, {})) {
     Slot* const slot = loop_.slots().Find(token);
-    if (slot == nullptr || HasFlag(*slot, kLeaving)) continue;
-    ClearFlag(*slot, kNeedsBuffer);
+    if (slot == nullptr || HasFlag(*slot, UringBit::kLeaving)) continue;
+    ClearFlag(*slot, UringBit::kNeedsBuffer);
     static_cast<Connection*>(slot->object)->OnReady();
   }
 }
