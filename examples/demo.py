@@ -211,16 +211,20 @@ class Tour:
             self.client(server, "--connections=1", "--size=16384", "--depth=1", "--duration=100ms")
             wait_until(lambda: server.snapshot()["connections"] == 0, 30, "the first client's end")
             before = server.resident()
+            # It stays until its standard input ends.
             client = subprocess.Popen(
-                [self.programs / "echo_client", f"--connect={server.address}",
-                 f"--idle={count}", "--size=1024", "--duration=120s"],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.log)
+                [self.programs / "echo_client", f"--connect={server.address}", f"--idle={count}",
+                 "--size=1024", "--duration=120s"],
+                stdin=subprocess.PIPE, stdout=self.log, stderr=self.log)
             try:
                 idle = wait_until(lambda: self.all_idle(server, count), 60,
                                   f"{count} idle connections")
                 resident = server.resident()
+                client.stdin.close()
+                if client.wait(timeout=60) != 0:
+                    raise Broken(f"echo_client --idle ended with status {client.returncode}")
             finally:
-                client.terminate()
+                client.kill()
                 client.wait()
             wait_until(lambda: server.snapshot()["connections"] == 0, 60, "their end")
             after = server.resident()
