@@ -122,14 +122,18 @@ class Tree:
         return offences
 
     def raw_calls(self):
-        """System calls are made in src/base/sys.cc alone, where a test can make each one fail."""
+        """System calls are made in src/base/sys.cc alone, where a test can make each one fail; the
+        io_uring engine speaks to its ring by liburing and, for what that lacks, by syscall(2)."""
         offences = []
         for path in self.files("src", "include"):
-            if self.name(path) == "src/base/sys.cc":
+            name = self.name(path)
+            if name == "src/base/sys.cc":
                 continue
             for number, line in enumerate(code_of(path.read_text()).splitlines(), 1):
                 for match in RAW_CALL.finditer(line):
-                    offences.append(f"{self.name(path)}:{number}: raw {match.group(1)}()")
+                    if name.startswith("src/engine/uring") and "syscall(__NR_io_uring_" in line:
+                        continue
+                    offences.append(f"{name}:{number}: raw {match.group(1)}()")
         return offences
 
     def length(self):
@@ -232,6 +236,7 @@ OFFENCES = [
     ("layers", "examples/a.cc", '#include "base/sys.h"\n', "which is not installed"),
     ("foreign_headers", "src/engine/loop.cc", "#include <liburing.h>\n", "belongs in"),
     ("raw_calls", "src/engine/epoll.cc", "int f() { return ::close(3); }\n", "raw close()"),
+    ("raw_calls", "src/engine/uring_a.cc", "int f() { return syscall(1); }\n", "raw syscall()"),
     ("raw_calls", "src/engine/epoll.cc", "int f() { return recv (3, 0, 0, 0); }\n", "raw recv()"),
     ("length", "src/base/a.cc", "\n" * 601, "601 lines"),
     ("headers", "src/base/a.h", "#ifndef PENSTOCK_BASE_A_H_\n#define PENSTOCK_BASE_A_H_\n#endif\n",
@@ -251,7 +256,8 @@ CLEAN = {
     "docs/invariants.md": "I1 an idle stream holds no Buffer.\n",
     "src/base/sys.cc": "int f() { return ::close(3); }\n",
     "src/base/b.cc": '#include "base/sys.h"\n// I1: close() is not called here.\n',
-    "src/engine/uring_engine.cc": "#include <liburing.h>\nint g(S* s) { return s->close(3); }\n",
+    "src/engine/uring_engine.cc": "#include <liburing.h>\nint g(S* s) { return s->close(3); }\n"
+                                  "int h() { return syscall(__NR_io_uring_register, 3); }\n",
     "src/transport/stream.cc": '#include <penstock/stream.h>\n\n#include "absl/status/status.h"\n'
                                '#include "engine/loop.h"\n',
     "src/observe/log.cc": '#include "base/sys.h"\n',
