@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/epoll_engine.h"
+#include "engine/loop_core.h"
 #ifdef PENSTOCK_HAVE_URING
 #include "engine/uring_engine.h"
 #endif
