@@ -86,15 +86,16 @@ class PENSTOCK_EXPORT Loop {
   static absl::StatusOr<std::unique_ptr<Loop>> Create(LoopOptions options = {});
 
   // Closes every connection that is still open (abortively when bytes are queued), destroys pending
-  // callbacks unrun, waits for the kernel to let go of every buffer. Streams and listeners may
-  // outlive their loop: they then fail every call with Cancelled.
+  // callbacks unrun, waits for the kernel to let go of every buffer. Not inside a callback of its
+  // own. Streams and listeners may outlive their loop: they then do nothing, and destroy callbacks
+  // given to them unrun.
   ~Loop();
   Loop(const Loop&) = delete;
   Loop& operator=(const Loop&) = delete;
 
   // Runs turns on the calling thread until Stop. May be called again afterwards.
   void Run();
-  // Ends Run after the current turn; from any thread, also before Run.
+  // Ends Run after the current turn; from any thread, also before Run, also from a signal handler.
   void Stop();
 
   // Graceful end, on the loop's thread: listeners stop accepting at once; Run returns when the last

@@ -55,7 +55,7 @@ Connection::Connection(LoopCore& loop, Engine& engine, int fd, const SocketAddre
 void Connection::ReadReady(ReadCallback&& done) {
   if (loop_ == nullptr) return;
   if (read_done_) {
-    extras().refused_reads.push_back(std::move(done));
+    extras().refused_reads.push(std::move(done));
   } else {
     read_done_ = std::move(done);
     read_since_ = loop_->now_tick();
@@ -334,8 +334,7 @@ bool Connection::RunWriteDone() {
   }
   DoneCallback done = std::exchange(first_write_.done, nullptr);
   if (extras_ != nullptr && !extras_->more_writes.empty()) {
-    first_write_ = std::move(extras_->more_writes.front());
-    extras_->more_writes.pop_front();
+    first_write_ = extras_->more_writes.pop();
   }
   std::move(done)(std::move(status));
   return true;
@@ -372,6 +371,11 @@ void Connection::DeliverRead(absl::StatusOr<Buffer>&& result) {
 bool Connection::RunExtras() {
   if (extras_->connect_done && state_ != ConnectionState::kConnecting) {
     DoneCallback done = std::exchange(extras_->connect_done, nullptr);
+    // Most connections need no extras after this: they shall not weigh on them while idle.
+    if (extras_->more_writes.empty() && !extras_->writable_done && !extras_->shutdown_done &&
+        extras_->refused_reads.empty()) {
+      extras_ = nullptr;
+    }
     std::move(done)(state_ == ConnectionState::kOpen ? absl::OkStatus() : write_end_);
     return true;
   }
@@ -381,8 +385,7 @@ bool Connection::RunExtras() {
     return true;
   }
   if (!extras_->refused_reads.empty()) {
-    ReadCallback done = std::move(extras_->refused_reads.front());
-    extras_->refused_reads.pop_front();
+    ReadCallback done = extras_->refused_reads.pop();
     std::move(done)(Refusal("read", "one is pending already"));
     return true;
   }
@@ -445,7 +448,7 @@ void Connection::AddWrite(DoneCallback&& done) {
     first_write_.end = end;
     first_write_.done = std::move(done);
   } else {
-    extras().more_writes.push_back({end, std::move(done), absl::OkStatus()});
+    extras().more_writes.push({end, std::move(done), absl::OkStatus()});
   }
 }
 
@@ -455,7 +458,7 @@ void Connection::AddRefusedWrite(DoneCallback&& done, absl::Status refusal) {
   if (!first_write_.done) {
     first_write_ = std::move(write);
   } else {
-    extras().more_writes.push_back(std::move(write));
+    extras().more_writes.push(std::move(write));
   }
 }
 

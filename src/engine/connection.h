@@ -14,10 +14,10 @@
 
 #include <array>
 #include <cstdint>
-#include <deque>
 #include <memory>
 
 #include "absl/status/status.h"
+#include "base/fifo.h"
 #include "base/timer_wheel.h"
 #include "engine/engine.h"
 
@@ -141,8 +141,8 @@ class Connection : private TimerNode {
   };
   // What few connections need, made on first use.
   struct Extras {
-    std::deque<PendingWrite> more_writes;  // after first_write_
-    std::deque<ReadCallback> refused_reads;
+    Fifo<PendingWrite> more_writes;  // after first_write_
+    Fifo<ReadCallback> refused_reads;
     DoneCallback shutdown_done;
     DoneCallback writable_done;
     DoneCallback connect_done;

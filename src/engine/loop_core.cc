@@ -145,7 +145,7 @@ void LoopCore::Run() {
 
 void LoopCore::Stop() {
   stop_.store(true, std::memory_order_release);
-  Post([] {});
+  WriteWake();
 }
 
 bool LoopCore::Poll() {
@@ -153,7 +153,8 @@ bool LoopCore::Poll() {
   Turn(false);
   if (draining_) FinishDrain();
   // Asleep as far as posters know: their wake-up makes fd() readable, and the next turn ends it.
-  return HasWork() || !ArmWakeTimer() || !mailbox_->PrepareToSleep();
+  return HasWork() || secondary_ready_ || primary_->HasUnsubmitted() || !ArmWakeTimer() ||
+         !mailbox_->PrepareToSleep();
 }
 
 void LoopCore::Turn(bool may_sleep) {
@@ -178,9 +179,10 @@ int LoopCore::Wait(bool may_sleep) {
   if (may_sleep) mailbox_->FinishSleep();
   UpdateNow();
   if (std::exchange(secondary_ready_, false)) {
-    events += secondary_->Wait(0);
-    // What it left undone makes its descriptor readable again only with a new event.
-    secondary_ready_ = secondary_->HasUnsubmitted();
+    const int more = secondary_->Wait(0);
+    events += more;
+    // Its descriptor tells only of new events, so go on until it has none left.
+    secondary_ready_ = more > 0 || secondary_->HasUnsubmitted();
   }
   if (room_.exchange(false, std::memory_order_acquire)) {
     waiting_for_room_ = false;
@@ -302,9 +304,13 @@ void LoopCore::WaitForRoom() {
 
 // --- Connections ---
 
+bool LoopCore::HasRoom() const {
+  return !draining_ &&
+         counters_.open.value() + counters_.connecting.value() < options_.connections_max;
+}
+
 absl::Status LoopCore::AdmitConnection() {
-  const uint64_t count = counters_.open.value() + counters_.connecting.value();
-  if (!draining_ && count < options_.connections_max) return absl::OkStatus();
+  if (HasRoom()) return absl::OkStatus();
   counters_.connections_refused.Add(1);
   return absl::ResourceExhaustedError(
       draining_ ? std::string("the loop is draining")
@@ -402,7 +408,7 @@ void LoopCore::CloseEverything() {
       c = c->next_;
     }
   }
-  RunReady();
+  while (ready_head_ != nullptr) RunReady();
   // The kernel gives back what it holds: operations own their buffers until then (I2). A ring
   // answers only the thread that ran it; from another one the engines let go the hard way.
   const int64_t give_up = sys_.Now() + kCloseWaitNs;
@@ -413,7 +419,11 @@ void LoopCore::CloseEverything() {
   }
   primary_->ReleaseAll();
   if (secondary_ != nullptr) secondary_->ReleaseAll();
-  for (Connection* c = connections_; c != nullptr; c = c->next_) c->loop_ = nullptr;
+  while (ready_head_ != nullptr) RunReady();
+  for (Connection* c = connections_; c != nullptr; c = c->next_) {
+    c->loop_ = nullptr;
+    c->engine_ = nullptr;
+  }
 }
 
 // --- Figures ---

@@ -103,7 +103,9 @@ class LoopCore : private RoomWaiter {
   absl::StatusOr<Connection*> NewConnection(Engine& engine, int fd, const SocketAddress& peer,
                                             const StreamOptions& options, bool open,
                                             std::shared_ptr<CloseObserver> observer);
-  // ResourceExhausted when `connections_max` are open or connecting, or the loop is draining.
+  // False when `connections_max` are open or connecting, or the loop is draining.
+  bool HasRoom() const;
+  // The same, counted and explained when refused.
   absl::Status AdmitConnection();
   void PushReady(Connection& connection);
   // A connection has closed: its slot is free and another may take its place.

@@ -46,6 +46,7 @@ absl::Status BufferRing::Register(io_uring* ring, uint32_t entries) {
 }
 
 void BufferRing::Refill(PoolCache& cache) {
+  if (std::exchange(grow_, false)) wanted_ = std::min(wanted_ * 2, entries_);
   while (in_kernel_ < wanted_) {
     Buffer buffer = cache.TryAllocate(kBufferSize, BufferTag::kRing);
     if (!buffer) break;
@@ -81,8 +82,6 @@ void BufferRing::Relend(uint16_t id) {
   }
   AddRaw(lent_[id].mutable_data(), kBufferSize, id);
 }
-
-void BufferRing::Grow() { wanted_ = std::min(wanted_ * 2, entries_); }
 
 void BufferRing::Trim() {
   wanted_ = std::min(std::max(wanted_ / 2, kStart), entries_);

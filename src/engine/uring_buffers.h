@@ -48,8 +48,8 @@ class BufferRing {
   const char* Peek(uint16_t id) const { return lent_[id].data(); }
   // Lends buffer `id` again as it is.
   void Relend(uint16_t id);
-  // The kernel ran out: lend twice as many from now on.
-  void Grow();
+  // The kernel ran out: the next Refill lends twice as many.
+  void Grow() { grow_ = true; }
   // Quiet: want fewer, and give the pages of those lent back to the kernel. Only while the kernel
   // cannot be filling one: between waits of a DEFER_TASKRUN ring whose completions are all seen.
   void Trim();
@@ -68,6 +68,7 @@ class BufferRing {
   uint32_t in_kernel_ = 0;
   uint32_t unpublished_ = 0;
   bool starved_ = false;
+  bool grow_ = false;
   std::vector<Buffer> lent_;  // by id; empty when not lent
   std::vector<uint16_t> free_ids_;
 };

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/fifo.h"
 #include "base/timer_wheel.h"
 #include "engine/loop_core.h"
 #include "transport/socket_stream.h"
@@ -32,6 +33,7 @@ class OpenCount : public CloseObserver {
   explicit OpenCount(SocketListener* listener) : listener_(listener) {}
   void OnConnectionClosed() override;
   void Forget() { listener_ = nullptr; }
+  SocketListener* listener() const { return listener_; }
 
   uint64_t open = 0;
 
@@ -94,23 +96,13 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     ++stats_.accepted;
     core_->counters().accepted.Add(1);
     retry_after_ = kRetryMin;
-    if (!HasRoom() || !core_->AdmitConnection().ok()) {
-      // Accepted by the kernel before accepting stopped: one too many is turned away.
-      core_->counters().connections_refused.Add(1);
-      engine->CloseSocket(accepted, true);
+    if (!HasRoom()) {
+      // Accepted by the kernel before accepting stopped (io_uring takes several at once): it waits
+      // here as it would in the backlog.
+      parked_.push({accepted, peer});
       return SetReason(kAtLimit, true);
     }
-    ++count_->open;
-    absl::StatusOr<Connection*> connection =
-        core_->NewConnection(*engine, accepted, peer, options_.stream, true, count_);
-    if (!connection.ok()) {
-      --count_->open;
-      ++stats_.errors;
-      core_->counters().accept_errors.Add(1);
-      return core_->Fault(connection.status().ToString());
-    }
-    if (!HasRoom()) SetReason(kAtLimit, true);
-    Deliver(std::make_unique<SocketStream>(*connection));
+    Admit(accepted, peer);
   }
 
   void OnAcceptFailed(int error) override {
@@ -134,15 +126,13 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     }
   }
 
-  void OnStreamClosed() {
-    if (HasRoom()) SetReason(kAtLimit, false);
-  }
+  void OnStreamClosed() { TakeUpRoom(); }
 
  private:
   // --- LoopObserver ---
   void OnConnectionClosed() override {
     if (reasons_ & kExhausted) Retry();
-    if ((reasons_ & kAtLimit) && HasRoom()) SetReason(kAtLimit, false);
+    TakeUpRoom();
   }
   void OnDrain() override { SetReason(kDraining, true); }
   void OnLoopGone() override {
@@ -150,7 +140,40 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     core_ = nullptr;
   }
 
-  bool HasRoom() const { return count_->open < options_.connections_max; }
+  bool HasRoom() const { return count_->open < options_.connections_max && core_->HasRoom(); }
+
+  // A stream has gone. Parked connections are served first, and in a task: this may be the middle
+  // of another stream's end.
+  void TakeUpRoom() {
+    if (!(reasons_ & kAtLimit) || !HasRoom()) return;
+    if (parked_.empty()) return SetReason(kAtLimit, false);
+    core_->Post([count = count_] {
+      if (count->listener() != nullptr) count->listener()->AdmitParked();
+    });
+  }
+
+  void AdmitParked() {
+    if (fd < 0 || parked_.empty() || !HasRoom()) return;
+    const Parked next = parked_.pop();
+    const std::shared_ptr<OpenCount> count = count_;
+    Admit(next.fd, next.peer);
+    if (count->listener() != nullptr) TakeUpRoom();
+  }
+
+  // Makes a stream of `accepted`; the listener may be gone afterwards.
+  void Admit(int accepted, const SocketAddress& peer) {
+    ++count_->open;
+    absl::StatusOr<Connection*> connection =
+        core_->NewConnection(*engine, accepted, peer, options_.stream, true, count_);
+    if (!connection.ok()) {
+      --count_->open;
+      ++stats_.errors;
+      core_->counters().accept_errors.Add(1);
+      return core_->Fault(connection.status().ToString());
+    }
+    if (!HasRoom()) SetReason(kAtLimit, true);
+    Deliver(std::make_unique<SocketStream>(*connection));
+  }
 
   // The callback may destroy the listener, and with it the callable that is running.
   void Deliver(StreamPtr stream) {
@@ -202,15 +225,22 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     core_->counters().listeners.Sub(1);
     engine->Forget(*this);
     fd = -1;
+    while (!parked_.empty()) engine->CloseSocket(parked_.pop().fd, true);
     if (address_.family() == AF_UNIX && options_.unlink_path && !address_.path().starts_with('@')) {
       core_->sys().Unlink(std::string(address_.path()).c_str());
     }
   }
 
+  struct Parked {
+    int fd = -1;
+    SocketAddress peer;
+  };
+
   LoopCore* core_;
   ListenOptions options_;
   AcceptCallback on_accept_;
   std::shared_ptr<OpenCount> count_;
+  Fifo<Parked> parked_;
   SocketAddress address_;
   ListenerStats stats_;
   uint8_t reasons_ = 0;
