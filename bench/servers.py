@@ -156,16 +156,20 @@ class Server:
 
 
 def machine():
-    """What the results depend on: kernel, processor model and count."""
+    """What the results depend on: kernel, processor, and how TCP paces itself."""
     model = platform.processor() or platform.machine()
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         for line in file:
             if line.startswith("model name"):
                 model = line.split(":", 1)[1].strip()
                 break
-    return {"kernel": platform.release(), "cpu": model, "cpus": os.cpu_count()}
+    with open("/proc/sys/net/ipv4/tcp_congestion_control", encoding="ascii") as file:
+        congestion = file.read().strip()
+    return {"kernel": platform.release(), "cpu": model, "cpus": os.cpu_count(),
+            "congestion_control": congestion}
 
 
 def machine_line(facts, date):
     """The machine in one line, for tables and plots."""
-    return f"{facts['cpus']} x {facts['cpu']}, Linux {facts['kernel']}, {date}"
+    return (f"{facts['cpus']} x {facts['cpu']}, Linux {facts['kernel']}, "
+            f"TCP {facts['congestion_control']}, {date}")
