@@ -9,6 +9,7 @@
 #include <penstock/export.h>
 #include <penstock/loop.h>
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -20,10 +21,13 @@ PENSTOCK_BEGIN_NAMESPACE
 using Executor = absl::AnyInvocable<void(absl::AnyInvocable<void() &&> job)>;
 using ResolveCallback = absl::AnyInvocable<void(absl::StatusOr<std::vector<SocketAddress>>) &&>;
 
-// Looks `host` up for stream sockets and calls `done` on the loop's thread with its addresses, each
-// with `port`, in getaddrinfo's order (RFC 6724). NotFound: no such host; Unavailable: try again
-// later. `done` is destroyed unrun when the loop is gone first. A numeric host is answered without
-// the executor.
+// Looks `host` up for stream sockets and calls `done` on the loop's thread, in a later turn, with
+// its addresses, each with `port`, in getaddrinfo's order (RFC 6724). NotFound: no such host;
+// Unavailable: try again later; InvalidArgument: an empty name or one with a zero byte. A numeric
+// host is answered without the executor, which is used during the call only.
+//
+// `done` is destroyed unrun when the loop is gone first (then on the executor's thread, if the
+// lookup was still running) or when the executor drops the job.
 PENSTOCK_EXPORT void Resolve(Loop& loop, std::string host, uint16_t port, Executor& executor,
                              ResolveCallback done);
 
