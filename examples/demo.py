@@ -209,7 +209,7 @@ class Tour:
         with self.server(engine, f"--max-connections={wanted + 100}") as server:
             # One request first, so that code and tables that every server needs are resident.
             self.client(server, "--connections=1", "--size=16384", "--depth=1", "--duration=100ms")
-            wait_until(lambda: server.snapshot()["connections"] == 0, 30, "the first client's end")
+            first = wait_until(lambda: self.none_left(server), 30, "the first client's end")
             before = server.resident()
             # It stays until its standard input ends.
             client = subprocess.Popen(
@@ -217,8 +217,10 @@ class Tour:
                  "--size=1024", "--duration=120s"],
                 stdin=subprocess.PIPE, stdout=self.log, stderr=self.log)
             try:
-                idle = wait_until(lambda: self.all_idle(server, count), 60,
-                                  f"{count} idle connections")
+                wait_until(lambda: self.all_served(server, first, count), 60,
+                           f"{count} connections served")
+                # Figures of one snapshot may be a few operations apart; nothing moves any more now.
+                idle = server.snapshot()
                 resident = server.resident()
                 client.stdin.close()
                 if client.wait(timeout=60) != 0:
@@ -226,23 +228,38 @@ class Tour:
             finally:
                 client.kill()
                 client.wait()
-            wait_until(lambda: server.snapshot()["connections"] == 0, 60, "their end")
-            after = server.resident()
+            wait_until(lambda: self.none_left(server), 60, "their end")
+            after = self.settled(server)
             last = server.stop()
         each = (resident - before) / count
-        print(f"  {engine}: {count:,} connections idle after {idle['bytes_in'] // MIB} MiB of "
-              f"traffic; pool bytes they pin: {idle['pool_live_bytes']}; resident memory "
+        print(f"  {engine}: {idle['idle_connections']:,} of {count:,} connections idle after "
+              f"{(idle['bytes_in'] - first['bytes_in']) // 1024:,} KiB of traffic; pool bytes they pin: {idle['pool_live_bytes']}; resident memory "
               f"{each:,.0f} bytes each, {(after - before) / MIB:+.1f} MiB after they left")
         return {"count": count, "wanted": wanted, "snapshot": idle, "last": last,
                 "resident_before": before, "resident_idle": resident, "resident_after": after,
                 "resident_per_connection": each}
 
     @staticmethod
-    def all_idle(server, count):
-        """The snapshot once every connection has been served and is idle."""
+    def all_served(server, first, count):
+        """True once each of `count` connections has had its 1 KiB back."""
         snapshot = server.snapshot()
-        served = snapshot["bytes_in"] >= count * 1024
-        return snapshot if snapshot["idle_connections"] == count and served else None
+        return (snapshot["connections"] == count
+                and snapshot["bytes_out"] - first["bytes_out"] >= count * 1024)
+
+    @staticmethod
+    def none_left(server):
+        snapshot = server.snapshot()
+        return snapshot if snapshot["connections"] == 0 else None
+
+    @staticmethod
+    def settled(server):
+        """The least resident memory within five seconds: unused pool memory is given back after one
+        second without traffic."""
+        least = server.resident()
+        for _ in range(10):
+            time.sleep(0.5)
+            least = min(least, server.resident())
+        return least
 
     def run(self):
         release = os.uname().release

@@ -26,6 +26,8 @@ def check_bulk(figures):
 
 
 def check_idle(figures):
+    idle = figures["snapshot"]["idle_connections"]
+    yield "all idle", idle == figures["count"], idle
     yield "live pool bytes", figures["snapshot"]["pool_live_bytes"] == 0, figures["snapshot"]
     yield "errors", figures["last"]["errors"] == 0, figures["last"]
     each = figures["resident_per_connection"]

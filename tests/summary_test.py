@@ -24,8 +24,9 @@ CTEST = """<testsuite>
 FAILED = '<failure message="SEGFAULT"/>'
 
 ECHO = {"client": {"errors": 0, "requests": 5}, "server": {"errors": 0, "pool_live_bytes": 0}}
-IDLE = {"snapshot": {"pool_live_bytes": 0}, "last": {"errors": 0}, "resident_per_connection": 100,
-        "resident_before": 0, "resident_after": 0}
+IDLE = {"count": 9, "snapshot": {"pool_live_bytes": 0, "idle_connections": 9},
+        "last": {"errors": 0}, "resident_per_connection": 100, "resident_before": 0,
+        "resident_after": 0}
 DEMO = {"machine": {"uring_missing": ""}, "echo": {"epoll": ECHO, "uring": ECHO},
         "bulk": {"transfer": {"sha256_sent": "a", "sha256_received": "a"}},
         "idle": {"epoll": IDLE, "uring": IDLE}}
@@ -112,6 +113,7 @@ class Demo(unittest.TestCase):
                                ("echo", "uring", "server", "pool_live_bytes", 4096),
                                ("bulk", "transfer", "sha256_received", "b"),
                                ("idle", "epoll", "snapshot", "pool_live_bytes", 1),
+                               ("idle", "epoll", "snapshot", "idle_connections", 8),
                                ("idle", "uring", "resident_per_connection", 513),
                                ("idle", "epoll", "resident_after", 5 << 20),
                                ("idle", "epoll", "last", "errors", 1),
