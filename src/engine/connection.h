@@ -91,6 +91,10 @@ class Connection : private TimerNode {
   // when bytes are queued.
   void ReleaseOwner();
 
+  // Room for the owner's handle, so that a stream is one allocation.
+  void* handle_storage() { return handle_storage_; }
+  static constexpr size_t kHandleSize = 2 * sizeof(void*);
+
   // Called with OK when connected, or with how that failed. Set before Attach.
   void set_connect_done(DoneCallback done);
   // Ends the connection: pending and later operations end with `status`. `reset`: the peer shall
@@ -192,6 +196,7 @@ class Connection : private TimerNode {
   void ArmDeadlines();
   uint64_t NextDeadline() const;
 
+  alignas(void*) unsigned char handle_storage_[kHandleSize];
   LoopCore* loop_;
   Engine* engine_;
   int fd_;

@@ -46,7 +46,7 @@ class ConnectState {
     Connection* const connection = std::exchange(connection_, nullptr);
     if (status.ok()) {
       core_.counters().connected.Add(1);
-      std::move(done_)(std::make_unique<SocketStream>(connection));
+      std::move(done_)(SocketStream::Adopt(connection));
     } else {
       connection->ReleaseOwner();
       std::move(done_)(std::move(status));

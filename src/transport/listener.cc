@@ -172,7 +172,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
       return core_->Fault(connection.status().ToString());
     }
     if (!HasRoom()) SetReason(kAtLimit, true);
-    Deliver(std::make_unique<SocketStream>(*connection));
+    Deliver(SocketStream::Adopt(*connection));
   }
 
   // The callback may destroy the listener, and with it the callable that is running.

@@ -1,11 +1,14 @@
-// SocketStream: the owner's handle of a Connection, as a Stream. Two words; all state is the
-// connection's, which outlives the handle while the kernel or a running callback still uses it.
+// SocketStream: the owner's handle of a Connection, as a Stream. Two words, and they live inside
+// the connection, so a stream is one allocation and a crowd of them leaves no crumbs in the heap.
+// The connection outlives its handle while the kernel or a running callback still uses it.
 #ifndef PENSTOCK_TRANSPORT_SOCKET_STREAM_H_
 #define PENSTOCK_TRANSPORT_SOCKET_STREAM_H_
 
 #include <penstock/export.h>
 #include <penstock/stream.h>
 
+#include <cstddef>
+#include <new>
 #include <utility>
 
 #include "engine/connection.h"
@@ -16,8 +19,18 @@ namespace internal {
 class SocketStream final : public Stream {
  public:
   // Takes the owner's hold.
-  explicit SocketStream(Connection* connection) : connection_(*connection) {}
-  ~SocketStream() override { connection_.ReleaseOwner(); }
+  static StreamPtr Adopt(Connection* connection) {
+    static_assert(sizeof(SocketStream) <= Connection::kHandleSize);
+    return StreamPtr(new (connection->handle_storage()) SocketStream(*connection));
+  }
+
+  // What `delete` of a StreamPtr comes to: the memory is the connection's, and goes with its last
+  // hold.
+  static void operator delete(SocketStream* self, std::destroying_delete_t) {
+    Connection& connection = self->connection_;
+    self->~SocketStream();
+    connection.ReleaseOwner();
+  }
 
   void ReadReady(ReadCallback done) override { connection_.ReadReady(std::move(done)); }
   void CancelRead() override { connection_.CancelRead(); }
@@ -40,6 +53,9 @@ class SocketStream final : public Stream {
   Connection& connection() { return connection_; }
 
  private:
+  explicit SocketStream(Connection& connection) : connection_(connection) {}
+  static void* operator new(size_t, void* place) { return place; }
+
   Connection& connection_;
 };
 
