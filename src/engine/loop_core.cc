@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstdlib>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -18,15 +17,6 @@ constexpr int kReadyMax = 1024;
 constexpr size_t kTimersMax = 4096;
 // How long a loop going away waits for the kernel to give operations back before it says so.
 constexpr int64_t kCloseWaitNs = 1'000'000'000;
-
-// What a crowd of connections leaves behind are small free chunks, which glibc joins, and gives
-// back to the kernel from the end of this thread's arena, only when it frees a large one
-// (malloc/malloc.c, FASTBIN_CONSOLIDATION_THRESHOLD: 64 KiB). malloc_trim(3) passes over the arenas
-// of threads.
-void TrimHeap() {
-  void* volatile chunk = std::malloc(size_t{96} << 10);
-  std::free(chunk);
-}
 
 }  // namespace
 
@@ -292,7 +282,6 @@ void LoopCore::TrimWhenIdle() {
   primary_->Trim();
   if (secondary_ != nullptr) secondary_->Trim();
   slots_.Trim();
-  TrimHeap();
   cache_.Flush();
   pool_->Trim();
 }
