@@ -6,12 +6,16 @@
 #include <cerrno>
 #include <fstream>
 #include <map>
-#include <regex>
-#include <sstream>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <gtest/gtest.h>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
 
 namespace penstock::internal {
 namespace {
@@ -82,14 +86,14 @@ std::map<std::string, absl::StatusCode> Documented() {
       {"InvalidArgument", absl::StatusCode::kInvalidArgument},
       {"Cancelled", absl::StatusCode::kCancelled},
   };
-  const std::regex row("\\| (E[A-Z0-9 ]+) \\| `(\\w+)` \\|");
   std::map<std::string, absl::StatusCode> documented;
   for (std::string line; std::getline(document, line);) {
-    std::smatch match;
-    if (!std::regex_match(line, match, row)) continue;
-    std::istringstream names(match[1]);
-    for (std::string name; names >> name;) {
-      EXPECT_TRUE(documented.emplace(name, codes.at(match[2])).second) << name << " comes twice";
+    // Rows of the table of errno alone: "| EPIPE ENOENT | `Unavailable` |".
+    const std::vector<std::string> cells = absl::StrSplit(line, '|');
+    if (cells.size() != 4 || !absl::StartsWith(cells[1], " E")) continue;
+    const std::string code(absl::StripAsciiWhitespace(absl::StrReplaceAll(cells[2], {{"`", ""}})));
+    for (const absl::string_view name : absl::StrSplit(cells[1], ' ', absl::SkipEmpty())) {
+      EXPECT_TRUE(documented.emplace(name, codes.at(code)).second) << name << " comes twice";
     }
   }
   return documented;
