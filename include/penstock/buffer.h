@@ -175,8 +175,8 @@ class PENSTOCK_EXPORT SlabObserver {
   virtual void OnSlabDied(void* base, size_t size) = 0;
 };
 
-// Told once when a pool that refused an allocation has room again. Called on any thread, with no
-// lock held; typically wakes a loop.
+// Told once when a pool that refused an allocation has room again. Called on any thread, inside
+// whatever call gave the room, with no lock of the pool held; typically wakes a loop.
 class PENSTOCK_EXPORT RoomWaiter {
  public:
   virtual ~RoomWaiter() = default;
@@ -184,8 +184,9 @@ class PENSTOCK_EXPORT RoomWaiter {
 };
 
 struct PoolOptions {
-  // Hard limit on bytes of blocks handed out or kept in loops' caches. Mapped memory may exceed it
-  // by less than one slab for each size class in use.
+  // Hard limit on bytes of blocks handed out or kept in loops' caches. Mapped memory may exceed it:
+  // by up to a slab for each size class in use, and by more where slabs have emptied but for a few
+  // blocks; Trim() returns the free pages of those.
   size_t bytes_max = size_t{1} << 30;
   // Ask for 2 MiB pages: MAP_HUGETLB, else MADV_HUGEPAGE, else plain pages. Off: plain pages, whose
   // memory grows only as blocks are touched.
@@ -215,7 +216,8 @@ class PENSTOCK_EXPORT BufferPool {
 
   PoolStats Stats() const;
 
-  // Unmaps empty slabs and returns the free pages of the rest to the kernel (MADV_DONTNEED).
+  // Unmaps empty slabs and returns the free pages of the rest to the kernel (MADV_DONTNEED). Takes
+  // the blocks in the calling loop's cache, and in those of loops that sleep, too.
   void Trim();
 
   // `observer` hears of existing slabs at once and of later ones as they come and go, until

@@ -119,8 +119,7 @@ void PoolCache::GiveAll() {
 
 BufferNode* PoolCache::TakeSpareNode() {
   if (spare_nodes_ == nullptr) {
-    spare_node_count_ = kSpareNodesMax / 4;
-    spare_nodes_ = core_.TakeNodes(spare_node_count_);
+    spare_nodes_ = core_.TakeNodes(kSpareNodesMax / 4, &spare_node_count_);
   }
   --spare_node_count_;
   return std::exchange(spare_nodes_, spare_nodes_->next);
@@ -157,7 +156,8 @@ BufferNode* NewNode(Block& block) {
   } else if (PoolCache* cache = PoolCache::CurrentFor(block.core)) {
     node = cache->TakeSpareNode();
   } else {
-    node = block.core->TakeNodes(1);
+    uint32_t taken;
+    node = block.core->TakeNodes(1, &taken);
   }
   node->next = nullptr;
   node->block = &block;

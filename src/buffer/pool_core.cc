@@ -264,22 +264,18 @@ void PoolCore::UnmapEmptySlabs(size_t kept) {
   }
 }
 
-BufferNode* PoolCore::TakeNodes(uint32_t count) {
+BufferNode* PoolCore::TakeNodes(uint32_t count, uint32_t* taken) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  BufferNode* list = nullptr;
-  for (uint32_t i = 0; i < count; ++i) {
-    if (nodes_ == nullptr) {
-      node_chunks_.push_back(std::make_unique<BufferNode[]>(kNodesPerChunk));
-      BufferNode* chunk = node_chunks_.back().get();
-      for (uint32_t j = 0; j < kNodesPerChunk; ++j) {
-        chunk[j].next = nodes_;
-        nodes_ = &chunk[j];
-      }
-    }
-    BufferNode* node = std::exchange(nodes_, nodes_->next);
-    node->next = list;
-    list = node;
+  if (nodes_ == nullptr) {
+    node_chunks_.push_back(std::make_unique<BufferNode[]>(kNodesPerChunk));
+    BufferNode* chunk = node_chunks_.back().get();
+    for (uint32_t i = 0; i < kNodesPerChunk; ++i) chunk[i].next = i == 0 ? nullptr : &chunk[i - 1];
+    nodes_ = &chunk[kNodesPerChunk - 1];
   }
+  BufferNode* list = nodes_;
+  BufferNode* last = list;
+  for (*taken = 1; *taken < count && last->next != nullptr; ++*taken) last = last->next;
+  nodes_ = std::exchange(last->next, nullptr);
   return list;
 }
 

@@ -60,8 +60,8 @@ class PoolCore {
   // Takes back a list of free blocks.
   void Give(BufferNode* list);
 
-  // Nodes for further windows onto blocks of this pool.
-  BufferNode* TakeNodes(uint32_t count);
+  // 1 to `count` nodes for further windows onto blocks of this pool. `taken`: how many.
+  BufferNode* TakeNodes(uint32_t count, uint32_t* taken);
   void GiveNodes(BufferNode* list);
 
   // Whether an allocation was refused and no room has come since: blocks are then returned here at
