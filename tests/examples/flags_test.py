@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Every flag error names the flag, says what was wrong, and what is accepted."""
+
+import os
+import socket
+import sys
+import unittest
+
+import programs
+from programs import Case, Server, run
+
+SERVERS = ("echo_server", "http_hello")
+
+
+class Flags(Case):
+    def refuses(self, name, *words, says):
+        done = run(name, *words)
+        self.assertEqual(done.returncode, 1, done)
+        self.assertEqual(done.stdout, "")
+        self.assertTrue(done.stderr.startswith(f"{name}: "), done.stderr)
+        self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+        for text in says:
+            self.assertIn(text, done.stderr)
+
+    def test_help(self):
+        for name, flags in {
+                "echo_server": ("listen", "engine", "loops", "max-connections", "grace"),
+                "http_hello": ("listen", "engine", "loops", "max-connections", "grace"),
+                "echo_client": ("connect", "connections", "size", "depth", "duration", "idle",
+                                "engine"),
+                "bulk_transfer": ("connect", "listen", "timeout", "max-bytes", "engine")}.items():
+            for word in ("--help", "-h"):
+                with self.subTest(program=name, word=word):
+                    done = run(name, word)
+                    self.assertEqual(done.returncode, 0, done.stderr)
+                    self.assertTrue(done.stdout.startswith(f"usage: {name} "), done.stdout)
+                    self.assertNotIn("Usage", done.stderr)
+                    for flag in flags:
+                        self.assertIn(f"\n  --{flag}  ", done.stdout)
+
+    def test_unknown_flag(self):
+        for name in (*SERVERS, "echo_client", "bulk_transfer"):
+            self.refuses(name, "--bogus-flag=1", says=["--bogus-flag", "--help"])
+
+    def test_values_of_the_wrong_kind(self):
+        self.refuses("echo_server", "--loops=two", says=["--loops", "'two'", "a whole number"])
+        self.refuses("echo_server", "--loops", "two", says=["--loops", "'two'"])
+        self.refuses("echo_server", "--max-connections=", says=["--max-connections"])
+        self.refuses("echo_client", "--duration=5", says=["--duration", "'5'", "10s"])
+
+    def test_value_missing(self):
+        self.refuses("echo_server", "--loops", says=["--loops", "missing"])
+
+    def test_ranges(self):
+        self.refuses("echo_server", "--loops=0", says=["--loops", "0", "1 to 256"])
+        self.refuses("echo_server", "--max-connections=0", says=["--max-connections", "1 to"])
+        self.refuses("echo_server", "--grace=-1s", says=["--grace", "negative"])
+        self.refuses("echo_client", "--size=0", says=["--size", "1 to"])
+        self.refuses("echo_client", "--depth=0", says=["--depth", "1 to"])
+        self.refuses("echo_client", "--connections=0", says=["--connections", "1 to"])
+        self.refuses("echo_client", "--idle=-1", says=["--idle", "0 to"])
+        self.refuses("echo_client", "--duration=0s", says=["--duration", "above zero"])
+        self.refuses("echo_client", "--size=1000000", "--depth=100",
+                     says=["--depth", "100000000 bytes in flight", "67108864"])
+
+    def test_addresses(self):
+        for name, flag in (("echo_server", "listen"), ("http_hello", "listen"),
+                           ("echo_client", "connect")):
+            for bad in ("localhost", "1.2.3:80", "127.0.0.1:99999", "[::1:80", "unix:"):
+                self.refuses(name, f"--{flag}={bad}", says=[f"--{flag}", bad, "127.0.0.1:80",
+                                                            "unix:/path"])
+
+    def test_engine(self):
+        for name in (*SERVERS, "echo_client"):
+            self.refuses(name, "--engine=kqueue", says=["--engine", "kqueue", "auto, epoll, uring"])
+        environment = {**os.environ, "PENSTOCK_ENGINE": "kqueue"}
+        done = run("echo_server", "--listen=127.0.0.1:0", env=environment)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("PENSTOCK_ENGINE", done.stderr)
+        self.assertIn("kqueue", done.stderr)
+
+    def test_engine_from_the_environment(self):
+        environment = {**os.environ, "PENSTOCK_ENGINE": "epoll"}
+        with Server("echo_server", "--listen=127.0.0.1:0", env=environment) as server:
+            last = server.stop()
+        self.assertEqual(last["engine"], "epoll")
+
+    def test_words_that_are_no_flags(self):
+        for name in (*SERVERS, "echo_client"):
+            self.refuses(name, "127.0.0.1:0", says=["127.0.0.1:0", "only flags"])
+
+    def test_unix_socket_has_one_loop(self):
+        self.refuses("echo_server", f"--listen=unix:{self.folder}/s", "--loops=2",
+                     says=["--loops", "Unix socket", "--loops=1"])
+
+    def test_address_in_use(self):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            self.refuses("echo_server", f"--listen=127.0.0.1:{port}",
+                         says=[f"127.0.0.1:{port}", "EADDRINUSE"])
+
+    def test_address_of_another_host(self):
+        self.refuses("echo_server", "--listen=192.0.2.1:7", says=["192.0.2.1:7", "EADDRNOTAVAIL"])
+
+    def test_bulk_transfer(self):
+        expected = "'send FILE' or 'receive OUT'"
+        for words in ([], ["send"], ["fetch", "x"], ["send", "a", "b"]):
+            self.refuses("bulk_transfer", *words, says=[expected])
+        self.refuses("bulk_transfer", "send", "file", says=["--connect=ADDRESS"])
+        self.refuses("bulk_transfer", "receive", "file", says=["--listen=ADDRESS"])
+        self.refuses("bulk_transfer", "send", "file", "--connect=nowhere", says=["--connect"])
+        self.refuses("bulk_transfer", "send", "file", "--connect=127.0.0.1:1", "--timeout=0s",
+                     says=["--timeout", "1ms"])
+        self.refuses("bulk_transfer", "receive", "file", "--listen=127.0.0.1:0", "--max-bytes=-1",
+                     says=["--max-bytes", "0 to"])
+
+    def test_both_spellings_of_a_name(self):
+        for word in (["--max-connections=5"], ["--max_connections", "5"]):
+            with Server("echo_server", "--listen=127.0.0.1:0", *word) as server:
+                server.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(programs.main())
