@@ -46,11 +46,6 @@ class Http:
         last = self.server.stop()
         self.assertEqual((last["errors"], last["pool_live_bytes"], last["connections"]), (0, 0, 0))
 
-    def enterContext(self, manager):
-        value = manager.__enter__()
-        self.addCleanup(manager.__exit__, None, None, None)
-        return value
-
     def ask(self, request):
         """All answers to `request`, to which the server closes the connection."""
         with self.server.connect() as peer:
