@@ -190,7 +190,12 @@ class Connection : private TimerNode {
   void UpdatePinned();
   absl::Status Refusal(std::string_view operation, std::string_view reason) const;
 
-  // Deadlines: one timer for the earliest; it re-arms itself lazily.
+  // Deadlines: one timer for the earliest; it re-arms itself lazily. The clock is read only for
+  // connections that have one.
+  bool has_deadlines() const {
+    return (read_deadline_ms_ & write_deadline_ms_ & idle_deadline_ms_) != kNever;
+  }
+  void SetDeadline(uint32_t& deadline_ms, uint64_t& since, absl::Duration after);
   static void OnTimer(TimerNode* node);
   void CheckDeadlines();
   void ArmDeadlines();

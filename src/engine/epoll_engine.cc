@@ -48,8 +48,9 @@ EpollEngine::~EpollEngine() { sys_.Close(epoll_); }
 
 int EpollEngine::Wait(int64_t timeout_ns) {
   loop_.counters().syscalls.Add(1);
-  const int count =
-      sys_.EpollWait(epoll_, events_.data(), static_cast<int>(events_.size()), timeout_ns);
+  const int max = static_cast<int>(events_.size());
+  const int count = direct_ ? sys_.Sys::EpollWait(epoll_, events_.data(), max, timeout_ns)
+                            : sys_.EpollWait(epoll_, events_.data(), max, timeout_ns);
   if (count < 0) {
     loop_.Fault(ErrnoStatus(-count, "epoll_wait", nullptr).ToString());
     return 0;

@@ -31,7 +31,14 @@ class LoopCore::WakeWatch : public Watch {
 // edge, and setting it anew clears the old one (timerfd_create(2)).
 class LoopCore::TimerWatch : public Watch {
  public:
-  void OnReadable() override {}
+  explicit TimerWatch(LoopCore& core) : core_(core) {}
+  void OnReadable() override {
+    core_.alarm_ = true;
+    core_.timer_at_ns_ = 0;
+  }
+
+ private:
+  LoopCore& core_;
 };
 
 // Runs the secondary engine when the primary sees its descriptor readable.
@@ -75,14 +82,13 @@ LoopCore::LoopCore(LoopOptions options, Seams seams)
 }
 
 absl::Status LoopCore::Start() {
-  UpdateNow();
   thread_.store(std::this_thread::get_id(), std::memory_order_relaxed);
   wake_fd_ = sys_.EventFd();
   if (wake_fd_ < 0) return ErrnoStatus(-wake_fd_, "eventfd for a loop", nullptr);
   if (absl::Status status = ChoosePrimary(); !status.ok()) return status;
   const int timer_fd = sys_.TimerFd();
   if (timer_fd < 0) return ErrnoStatus(-timer_fd, "timerfd for a loop", nullptr);
-  timer_watch_ = std::make_unique<TimerWatch>();
+  timer_watch_ = std::make_unique<TimerWatch>(*this);
   timer_watch_->fd = timer_fd;
   if (absl::Status status = primary_->AddWatch(*timer_watch_); !status.ok()) return status;
   wake_watch_ = std::make_unique<WakeWatch>();
@@ -153,12 +159,14 @@ bool LoopCore::Poll() {
   Turn(false);
   if (draining_) FinishDrain();
   // Asleep as far as posters know: their wake-up makes fd() readable, and the next turn ends it.
-  return HasWork() || secondary_ready_ || primary_->HasUnsubmitted() || !ArmWakeTimer() ||
-         !mailbox_->PrepareToSleep();
+  if (HasWork() || secondary_ready_ || primary_->HasUnsubmitted() || !ArmWakeTimer()) return true;
+  asleep_ = mailbox_->PrepareToSleep();
+  return !asleep_;
 }
 
 void LoopCore::Turn(bool may_sleep) {
-  mailbox_->FinishSleep();
+  if (std::exchange(asleep_, false)) mailbox_->FinishSleep();
+  ForgetNow();
   counters_.turns.Add(1);
   tasks_left_ = RunTasks();
   RunTimers();
@@ -167,7 +175,7 @@ void LoopCore::Turn(bool may_sleep) {
   int events = 0;
   if (may_sleep && options_.busy_poll > absl::ZeroDuration()) events = WaitBusily();
   if (events == 0) events = Wait(may_sleep && !HasWork());
-  TrimWhenIdle();
+  WatchForQuiet();
 }
 
 int LoopCore::Wait(bool may_sleep) {
@@ -175,9 +183,9 @@ int LoopCore::Wait(bool may_sleep) {
   may_sleep = may_sleep && !secondary_ready_ && ArmWakeTimer();
   // Posters write a wake-up only between these two (eventfd costs them 11 us when we sleep).
   may_sleep = may_sleep && mailbox_->PrepareToSleep();
+  ForgetNow();  // what the events of this wait do happens after it
   int events = primary_->Wait(may_sleep ? -1 : 0);
   if (may_sleep) mailbox_->FinishSleep();
-  UpdateNow();
   if (std::exchange(secondary_ready_, false)) {
     const int more = secondary_->Wait(0);
     events += more;
@@ -193,12 +201,12 @@ int LoopCore::Wait(bool may_sleep) {
 }
 
 int LoopCore::WaitBusily() {
-  const int64_t until = now_ns_ + absl::ToInt64Nanoseconds(options_.busy_poll);
+  const int64_t until = now_ns() + absl::ToInt64Nanoseconds(options_.busy_poll);
   int events = 0;
   do {
     events = Wait(false);
   } while (events == 0 && !HasWork() && !mailbox_->has_work() &&
-           now_ns_ < std::min(until, NextWake()));
+           now_ns() < std::min(until, NextWake()));
   return events;
 }
 
@@ -211,8 +219,7 @@ bool LoopCore::RunTasks() {
 void LoopCore::RunTimers() {
   counters_.timers.Set(timers_.armed());
   if (timers_.armed() == 0) return;
-  UpdateNow();
-  counters_.timers_fired.Add(timers_.Advance(now_tick_, kTimersMax));
+  counters_.timers_fired.Add(timers_.Advance(now_tick(), kTimersMax));
 }
 
 void LoopCore::RunReady() {
@@ -236,49 +243,52 @@ void LoopCore::PushReady(Connection& connection) {
   ready_tail_ = &connection;
 }
 
-void LoopCore::UpdateNow() {
-  now_ns_ = sys_.Now();
-  now_tick_ = TimerWheel::TickAt(now_ns_);
-}
-
 int64_t LoopCore::NextWake() const {
   int64_t at = INT64_MAX;
   const uint64_t tick = timers_.NextTick();
   if (tick != TimerWheel::kNever) at = TimerWheel::NsOfTick(tick);
   if (draining_) at = std::min(at, drain_until_ns_);
-  if (!trimmed_) at = std::min(at, trim_at_ns_);
+  at = std::min(at, trim_at_ns_);
   return at;
 }
 
 bool LoopCore::ArmWakeTimer() {
   const int64_t at = NextWake();
-  if (at == INT64_MAX) return true;
-  if (at <= now_ns_) return false;
   // A time limit on every wait would cost a kernel timer each; this one is set only when something
   // is due earlier than it. Too early an alarm is a turn for nothing.
-  if (timer_at_ns_ > now_ns_ && timer_at_ns_ <= at) return true;
+  if (at == INT64_MAX || (timer_at_ns_ != 0 && timer_at_ns_ <= at)) return true;
+  if (at <= now_ns()) return false;
   timer_at_ns_ = at;
   counters_.syscalls.Add(1);
   sys_.TimerFdSet(timer_watch_->fd, at);
   return true;
 }
 
-void LoopCore::TrimWhenIdle() {
-  const uint64_t traffic =
-      counters_.bytes_in.value() + counters_.bytes_out.value() + counters_.closed.value();
-  if (traffic != traffic_seen_) {
-    traffic_seen_ = traffic;
-    quiet_since_ns_ = now_ns_;
-    // More traffic only moves quiet_since_ns_ on; the alarm finds that out when it comes.
-    if (trimmed_ && options_.idle_trim != absl::InfiniteDuration()) {
-      trimmed_ = false;
-      trim_at_ns_ = now_ns_ + absl::ToInt64Nanoseconds(options_.idle_trim);
-    }
+uint64_t LoopCore::Traffic() const {
+  return counters_.bytes_in.value() + counters_.bytes_out.value() + counters_.closed.value();
+}
+
+// Once a period while there is traffic, and not once a turn: nothing here reads the clock until the
+// alarm comes.
+void LoopCore::WatchForQuiet() {
+  if (trim_at_ns_ != INT64_MAX) {
+    if (alarm_) TrimWhenQuiet();
+    return;
   }
-  if (trimmed_ || now_ns_ < trim_at_ns_) return;
-  trim_at_ns_ = quiet_since_ns_ + absl::ToInt64Nanoseconds(options_.idle_trim);
-  if (now_ns_ < trim_at_ns_) return;
-  trimmed_ = true;
+  if (Traffic() == traffic_seen_ || options_.idle_trim == absl::InfiniteDuration()) return;
+  traffic_seen_ = Traffic();
+  trim_at_ns_ = now_ns() + absl::ToInt64Nanoseconds(options_.idle_trim);
+}
+
+void LoopCore::TrimWhenQuiet() {
+  alarm_ = false;
+  if (now_ns() < trim_at_ns_) return;
+  if (Traffic() != traffic_seen_) {
+    traffic_seen_ = Traffic();
+    trim_at_ns_ = now_ns() + absl::ToInt64Nanoseconds(options_.idle_trim);
+    return;
+  }
+  trim_at_ns_ = INT64_MAX;
   primary_->Trim();
   if (secondary_ != nullptr) secondary_->Trim();
   slots_.Trim();
@@ -361,7 +371,7 @@ void LoopCore::Unlink(Connection& connection) {
 void LoopCore::Drain(absl::Duration grace) {
   if (draining_) return;
   draining_ = true;
-  drain_until_ns_ = now_ns_ + absl::ToInt64Nanoseconds(std::min(grace, absl::Hours(24 * 365)));
+  drain_until_ns_ = now_ns() + absl::ToInt64Nanoseconds(std::min(grace, absl::Hours(24 * 365)));
   const std::vector<LoopObserver*> observers = observers_;
   for (LoopObserver* observer : observers) observer->OnDrain();
   Post([] {});  // so that a loop with nothing open ends its wait
@@ -369,7 +379,7 @@ void LoopCore::Drain(absl::Duration grace) {
 
 bool LoopCore::FinishDrain() {
   const bool empty = counters_.open.value() + counters_.connecting.value() == 0;
-  if (!empty && now_ns_ >= drain_until_ns_) {
+  if (!empty && now_ns() >= drain_until_ns_) {
     for (Connection* c = connections_; c != nullptr; c = c->next_) {
       c->End(absl::CancelledError(
                  absl::StrCat("connection to ", c->peer().ToString(), ": the loop was drained")),

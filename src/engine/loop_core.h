@@ -94,9 +94,13 @@ class LoopCore : private RoomWaiter {
   TimerWheel& timers() { return timers_; }
   LoopCounters& counters() { return counters_; }
   const LoopOptions& options() const { return options_; }
-  // CLOCK_MONOTONIC at the start of this turn; the tick of the timer wheel that goes with it.
-  int64_t now_ns() const { return now_ns_; }
-  uint64_t now_tick() const { return now_tick_; }
+  // CLOCK_MONOTONIC, read once a turn by whoever asks first; the tick of the timer wheel that goes
+  // with it. A turn in which nobody asks reads no clock.
+  int64_t now_ns() const {
+    if (now_ns_ == 0) now_ns_ = sys_.Now();
+    return now_ns_;
+  }
+  uint64_t now_tick() const { return TimerWheel::TickAt(now_ns()); }
 
   // A connection in state kConnecting, or kOpen when `open`, attached to `engine`, which takes
   // `fd`. On failure `fd` is closed. The caller gets the owner's hold.
@@ -138,11 +142,13 @@ class LoopCore : private RoomWaiter {
   bool RunTasks();
   void RunReady();
   void RunTimers();
-  void UpdateNow();
+  void ForgetNow() { now_ns_ = 0; }
   int Wait(bool may_sleep);
   // Polls for LoopOptions::busy_poll; the events it found, 0 when it is time to sleep.
   int WaitBusily();
-  void TrimWhenIdle();
+  uint64_t Traffic() const;
+  void WatchForQuiet();
+  void TrimWhenQuiet();
   // When the loop must run again without being woken, in ns of now_ns(); INT64_MAX: never.
   int64_t NextWake() const;
   // Sees to it that the timerfd wakes the loop by then. False: it is time now.
@@ -166,8 +172,7 @@ class LoopCore : private RoomWaiter {
   LoopCounters counters_;
   SlotTable slots_;
   TimerWheel timers_;
-  int64_t now_ns_ = 0;
-  uint64_t now_tick_ = 0;
+  mutable int64_t now_ns_ = 0;  // 0: not read in this turn
 
   std::unique_ptr<Engine> primary_;    // waits
   std::unique_ptr<Engine> secondary_;  // watched by the primary; made on demand
@@ -189,10 +194,10 @@ class LoopCore : private RoomWaiter {
   bool waiting_for_room_ = false;
   std::atomic<std::thread::id> thread_{};
   uint64_t traffic_seen_ = 0;
-  int64_t quiet_since_ns_ = 0;
-  int64_t trim_at_ns_ = 0;
-  bool trimmed_ = true;
-  int64_t timer_at_ns_ = 0;  // what the timerfd is set to; 0: nothing
+  int64_t trim_at_ns_ = INT64_MAX;  // when to look whether there has been traffic since
+  bool alarm_ = false;              // the timerfd has fired
+  bool asleep_ = false;             // Poll left posters to wake us
+  int64_t timer_at_ns_ = 0;         // what the timerfd is set to; 0: nothing, or it has fired
 };
 
 }  // namespace internal

@@ -31,7 +31,7 @@ struct OptionRow {
 }  // namespace
 
 SocketEngine::SocketEngine(LoopCore& loop)
-    : Engine(loop), sys_(loop.sys()), reserve_(sys_.OpenReserve()) {}
+    : Engine(loop), sys_(loop.sys()), direct_(&sys_ == &RealSys()), reserve_(sys_.OpenReserve()) {}
 
 SocketEngine::~SocketEngine() {
   if (reserve_ >= 0) sys_.Close(reserve_);
@@ -181,7 +181,11 @@ void SocketEngine::CloseSocket(int fd, bool reset) {
 
 int64_t SocketEngine::Send(Connection& connection, std::span<const iovec> parts) {
   loop_.counters().syscalls.Add(1);
-  if (parts.size() == 1) return sys_.Send(connection.fd(), parts[0].iov_base, parts[0].iov_len);
+  if (parts.size() == 1) {
+    const iovec& part = parts[0];
+    return direct_ ? sys_.Sys::Send(connection.fd(), part.iov_base, part.iov_len)
+                   : sys_.Send(connection.fd(), part.iov_base, part.iov_len);
+  }
   return sys_.SendVector(connection.fd(), parts.data(), parts.size());
 }
 
@@ -197,7 +201,9 @@ SocketEngine::Received SocketEngine::ReceiveOnce(Connection& connection) {
     return Received::kNoRoom;
   }
   loop_.counters().syscalls.Add(1);
-  const int64_t result = sys_.Receive(connection.fd(), buffer.mutable_data(), size);
+  char* const data = BufferAccess::Node(buffer)->data;
+  const int64_t result = direct_ ? sys_.Sys::Receive(connection.fd(), data, size)
+                                 : sys_.Receive(connection.fd(), data, size);
   if (result == -EAGAIN) return Received::kNothing;
   if (result <= 0) {
     connection.OnReceiveEnded(static_cast<int>(-result));

@@ -57,6 +57,8 @@ class SocketEngine : public Engine {
   SocketAddress PeerAddress(int fd);
 
   Sys& sys_;
+  // With the real kernel the calls of every request skip the seam's virtual dispatch.
+  const bool direct_;
 
  private:
   absl::Status SetOptions(int fd, int family, const SocketSetup& setup);

@@ -284,6 +284,12 @@ int UringEngine::DispatchCompletions() {
   return dispatched;
 }
 
+void UringEngine::ShowCompletion(Completion& completion) {
+  const bool cancel = completion.token.op() & kCancelBit;
+  const auto op = static_cast<RingOp>(completion.token.op());
+  sys_.RingCompletion(cancel ? RingOp::kCancel : op, &completion.result, &completion.flags);
+}
+
 void UringEngine::Dispatch(const Completion& completion) {
   if (completion.token.op() & kCancelBit) return OnCancelled(completion);
   Slot* const slot = loop_.slots().Find(completion.token);

@@ -80,6 +80,8 @@ class UringEngine : public SocketEngine {
   void SubmitBacklog();
   int Enter(int64_t timeout_ns);
   int DispatchCompletions();
+  // To the seam, which may change it.
+  void ShowCompletion(Completion& completion);
   void Dispatch(const Completion& completion);
 
   // `slot` is of any kind; `op` is armed, or told to end.
