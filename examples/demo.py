@@ -204,9 +204,9 @@ class Tour:
     def idle(self, engine):
         wanted = 10000
         count = min(wanted, raise_descriptor_limit(wanted + 200) - 100)
-        if count < wanted:
-            print(f"  only {count} of {wanted} connections: the limit of open files is {count + 100}")
         with self.server(engine, f"--max-connections={wanted + 100}") as server:
+            if count < wanted:
+                print(f"  only {count:,} connections: the limit of open files is {count + 100:,}")
             # One request first, so that code and tables that every server needs are resident.
             self.client(server, "--connections=1", "--size=16384", "--depth=1", "--duration=100ms")
             first = wait_until(lambda: self.none_left(server), 30, "the first client's end")
