@@ -57,15 +57,16 @@ class PoolCache {
   };
 
   // Inside a Scope, while the thread blocks in the kernel: parks the cache, so that others can have
-  // its blocks. Nothing may take or return buffers on this thread meanwhile but through the core,
-  // as a thread without a cache does.
+  // its blocks. The thread has no cache meanwhile. Outside a Scope: nothing.
   class Parked {
    public:
     explicit Parked(PoolCache& cache) : cache_(cache), current_(current_cache) {
+      if (cache_.depth_ == 0) return;
       current_cache = nullptr;
       cache_.Park();
     }
     ~Parked() {
+      if (cache_.depth_ == 0) return;
       cache_.Unpark();
       current_cache = current_;
     }

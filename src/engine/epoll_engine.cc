@@ -49,8 +49,17 @@ EpollEngine::~EpollEngine() { sys_.Close(epoll_); }
 int EpollEngine::Wait(int64_t timeout_ns) {
   loop_.counters().syscalls.Add(1);
   const int max = static_cast<int>(events_.size());
-  const int count = direct_ ? sys_.Sys::EpollWait(epoll_, events_.data(), max, timeout_ns)
-                            : sys_.EpollWait(epoll_, events_.data(), max, timeout_ns);
+  const auto wait = [&] {
+    return direct_ ? sys_.Sys::EpollWait(epoll_, events_.data(), max, timeout_ns)
+                   : sys_.EpollWait(epoll_, events_.data(), max, timeout_ns);
+  };
+  int count;
+  if (timeout_ns == 0) {
+    count = wait();
+  } else {
+    const PoolCache::Parked parked(loop_.cache());
+    count = wait();
+  }
   if (count < 0) {
     loop_.Fault(ErrnoStatus(-count, "epoll_wait", nullptr).ToString());
     return 0;

@@ -198,6 +198,7 @@ int UringEngine::Enter(int64_t timeout_ns) {
   if (const int refused = sys_.RingEnter(); refused < 0) return refused;
   loop_.counters().syscalls.Add(1);
   if (timeout_ns == 0) return io_uring_submit_and_get_events(&ring_);
+  const PoolCache::Parked parked(loop_.cache());
   if (timeout_ns < 0) return io_uring_submit_and_wait(&ring_, 1);
   io_uring_cqe* cqe = nullptr;
   __kernel_timespec timeout{.tv_sec = timeout_ns / 1'000'000'000,
