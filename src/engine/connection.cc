@@ -138,6 +138,8 @@ void Connection::ShutdownRead() {
 void Connection::Abort() {
   if (loop_ == nullptr) return;
   rx_.Clear();
+  // What was not read is gone, so its end must not be told either.
+  if (alive()) read_end_ = write_end_ = absl::OkStatus();
   End(absl::CancelledError(absl::StrCat("connection to ", peer_.ToString(), ": aborted")), true);
 }
 
@@ -179,7 +181,7 @@ void Connection::ReleaseOwner() {
   const Callbacks unrun = TakeCallbacks();
   rx_.Clear();
   if (alive()) {
-    Close(!tx_.empty());
+    Close(BytesLost());
   } else if (loop_ != nullptr) {
     UpdatePinned();
   }
@@ -299,7 +301,10 @@ void Connection::Flush() {
       engine_->WantWrite(*this);
       break;
     }
-    if (sent < 0) return FailSending(static_cast<int>(-sent));
+    if (sent < 0) {
+      FailSending(static_cast<int>(-sent));
+      break;
+    }
     sent_now += static_cast<size_t>(sent);
     if (static_cast<size_t>(sent) == tx_.size()) {
       tx_.Clear();
@@ -419,7 +424,7 @@ void Connection::EndWithLoop() {
   Hold();
   {
     const Callbacks unrun = TakeCallbacks();
-    if (alive()) Close(!tx_.empty());
+    if (alive()) Close(BytesLost());
     rx_.Clear();
     UpdatePinned();
   }
@@ -524,7 +529,7 @@ uint64_t Connection::NextDeadline() const {
   };
   if (read_done_) consider(read_since_, read_deadline_ms_);
   if (!tx_.empty()) consider(write_since_, write_deadline_ms_);
-  consider(active_at_, idle_deadline_ms_);
+  if (state_ == ConnectionState::kOpen) consider(active_at_, idle_deadline_ms_);
   return next;
 }
 
@@ -552,7 +557,9 @@ void Connection::CheckDeadlines() {
   if (!tx_.empty() && passed(write_since_, write_deadline_ms_)) {
     return end("queued bytes made no progress", write_deadline_ms_);
   }
-  if (passed(active_at_, idle_deadline_ms_)) return end("no byte either way", idle_deadline_ms_);
+  if (state_ == ConnectionState::kOpen && passed(active_at_, idle_deadline_ms_)) {
+    return end("no byte either way", idle_deadline_ms_);
+  }
   if (read_done_ && passed(read_since_, read_deadline_ms_)) {
     loop_->counters().deadlines.Add(1);
     read_timed_out_ = true;

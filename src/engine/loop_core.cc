@@ -17,6 +17,8 @@ constexpr int kReadyMax = 1024;
 constexpr size_t kTimersMax = 4096;
 // How long a loop going away waits for the kernel to give operations back before it says so.
 constexpr int64_t kCloseWaitNs = 1'000'000'000;
+// How often a loop that was refused a buffer asks again unasked.
+constexpr int64_t kRoomRetryNs = 100'000'000;
 
 }  // namespace
 
@@ -51,11 +53,17 @@ class LoopCore::EngineWatch : public Watch {
   LoopCore& core_;
 };
 
-// Makes this loop's cache the calling thread's for the length of a turn.
+// Makes this loop's cache the calling thread's, and the time stand still, for the length of a turn.
 struct LoopCore::TurnScope {
-  explicit TurnScope(LoopCore& core) : scope(core.cache_) {
+  explicit TurnScope(LoopCore& loop) : core(loop), scope(loop.cache_) {
     core.thread_.store(std::this_thread::get_id(), std::memory_order_relaxed);
+    core.in_turn_ = true;
   }
+  ~TurnScope() {
+    core.in_turn_ = false;
+    core.ForgetNow();
+  }
+  LoopCore& core;
   PoolCache::Scope scope;
 };
 
@@ -192,7 +200,8 @@ int LoopCore::Wait(bool may_sleep) {
     // Its descriptor tells only of new events, so go on until it has none left.
     secondary_ready_ = more > 0 || secondary_->HasUnsubmitted();
   }
-  if (room_.exchange(false, std::memory_order_acquire)) {
+  if (room_.exchange(false, std::memory_order_acquire) ||
+      (waiting_for_room_ && now_ns() >= room_retry_at_ns_)) {
     waiting_for_room_ = false;
     primary_->OnRoom();
     if (secondary_ != nullptr) secondary_->OnRoom();
@@ -249,15 +258,20 @@ int64_t LoopCore::NextWake() const {
   if (tick != TimerWheel::kNever) at = TimerWheel::NsOfTick(tick);
   if (draining_) at = std::min(at, drain_until_ns_);
   at = std::min(at, trim_at_ns_);
+  if (waiting_for_room_) at = std::min(at, room_retry_at_ns_);
   return at;
 }
 
 bool LoopCore::ArmWakeTimer() {
+  counters_.timers.Set(timers_.armed());
   const int64_t at = NextWake();
   // A time limit on every wait would cost a kernel timer each; this one is set only when something
   // is due earlier than it. Too early an alarm is a turn for nothing.
   if (at == INT64_MAX || (timer_at_ns_ != 0 && timer_at_ns_ <= at)) return true;
-  if (at <= now_ns()) return false;
+  if (at <= now_ns()) {
+    alarm_ = true;  // as if it had been set in time
+    return false;
+  }
   timer_at_ns_ = at;
   counters_.syscalls.Add(1);
   sys_.TimerFdSet(timer_watch_->fd, at);
@@ -309,6 +323,8 @@ void LoopCore::OnRoom() {
 void LoopCore::WaitForRoom() {
   counters_.buffer_waits.Add(1);
   if (std::exchange(waiting_for_room_, true)) return;
+  // The pool tells of buffers that come back. When the kernel had no memory there may be none.
+  room_retry_at_ns_ = now_ns() + kRoomRetryNs;
   pool_->NotifyRoom(this);
 }
 
@@ -379,7 +395,8 @@ void LoopCore::Drain(absl::Duration grace) {
 
 bool LoopCore::FinishDrain() {
   const bool empty = counters_.open.value() + counters_.connecting.value() == 0;
-  if (!empty && now_ns() >= drain_until_ns_) {
+  if (now_ns() >= drain_until_ns_) {
+    drain_until_ns_ = INT64_MAX;  // once: nothing is admitted any more
     for (Connection* c = connections_; c != nullptr; c = c->next_) {
       c->End(absl::CancelledError(
                  absl::StrCat("connection to ", c->peer().ToString(), ": the loop was drained")),

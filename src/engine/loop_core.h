@@ -95,10 +95,12 @@ class LoopCore : private RoomWaiter {
   LoopCounters& counters() { return counters_; }
   const LoopOptions& options() const { return options_; }
   // CLOCK_MONOTONIC, read once a turn by whoever asks first; the tick of the timer wheel that goes
-  // with it. A turn in which nobody asks reads no clock.
+  // with it. A turn in which nobody asks reads no clock; between turns it is read every time.
   int64_t now_ns() const {
-    if (now_ns_ == 0) now_ns_ = sys_.Now();
-    return now_ns_;
+    if (now_ns_ != 0) return now_ns_;
+    const int64_t now = sys_.Now();
+    if (in_turn_) now_ns_ = now;
+    return now;
   }
   uint64_t now_tick() const { return TimerWheel::TickAt(now_ns()); }
 
@@ -173,6 +175,7 @@ class LoopCore : private RoomWaiter {
   SlotTable slots_;
   TimerWheel timers_;
   mutable int64_t now_ns_ = 0;  // 0: not read in this turn
+  bool in_turn_ = false;
 
   std::unique_ptr<Engine> primary_;    // waits
   std::unique_ptr<Engine> secondary_;  // watched by the primary; made on demand
@@ -192,6 +195,7 @@ class LoopCore : private RoomWaiter {
   std::atomic<bool> stop_{false};
   std::atomic<bool> room_{false};
   bool waiting_for_room_ = false;
+  int64_t room_retry_at_ns_ = 0;
   std::atomic<std::thread::id> thread_{};
   uint64_t traffic_seen_ = 0;
   int64_t trim_at_ns_ = INT64_MAX;  // when to look whether there has been traffic since
