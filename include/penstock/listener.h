@@ -6,7 +6,9 @@
 // A listener outlives trouble. Out of descriptors (EMFILE, ENFILE) it gives its reserve descriptor
 // up to take the next connection off the queue and close it, so that peers are told at once, then
 // pauses and resumes by itself when a descriptor is free or after a growing delay. At
-// connections_max it stops accepting; peers wait in the kernel's backlog until a stream goes.
+// connections_max it stops accepting; peers wait in the kernel's backlog until a stream goes, and
+// those that io_uring had accepted in the same burst wait inside the listener, with a descriptor
+// each.
 #ifndef PENSTOCK_LISTENER_H_
 #define PENSTOCK_LISTENER_H_
 
@@ -63,7 +65,8 @@ class PENSTOCK_EXPORT Listener {
 
   // The bound address, with the port the kernel chose for port 0.
   virtual SocketAddress address() const = 0;
-  // Stop and start taking connections; peers wait in the backlog meanwhile.
+  // Stop and start taking connections; peers wait in the backlog meanwhile. What io_uring has
+  // already accepted may still be delivered after Pause.
   virtual void Pause() = 0;
   virtual void Resume() = 0;
   virtual ListenerStats stats() const = 0;

@@ -88,24 +88,30 @@ class PENSTOCK_EXPORT Loop {
   // Closes every connection that is still open (abortively when bytes are queued), destroys pending
   // callbacks unrun, waits for the kernel to let go of every buffer. Not inside a callback of its
   // own. Streams and listeners may outlive their loop: they then do nothing, and destroy callbacks
-  // given to them unrun.
+  // given to them unrun. With a pool of the loop's own, every Buffer must have been returned first.
   ~Loop();
   Loop(const Loop&) = delete;
   Loop& operator=(const Loop&) = delete;
 
-  // Runs turns on the calling thread until Stop. May be called again afterwards.
+  // Runs turns on the calling thread until Stop. May be called again afterwards. The first Run or
+  // Poll binds an io_uring loop to its thread: the ring answers no other
+  // (IORING_SETUP_SINGLE_ISSUER).
   void Run();
   // Ends Run after the current turn; from any thread, also before Run, also from a signal handler.
   void Stop();
 
   // Graceful end, on the loop's thread: listeners stop accepting at once; Run returns when the last
-  // stream has gone, or after `grace`, when the rest are aborted with Cancelled.
+  // stream has gone, or after `grace`, when the rest are aborted with Cancelled. Again: a shorter
+  // grace counts.
   void Drain(absl::Duration grace);
+  // A drain has ended: no stream is left.
+  bool drained() const;
 
   // Embedding: watch fd() for input in a host's own loop (poll(2), epoll(7)) and call Poll() when
   // it is readable. Poll runs one turn without blocking and returns true when it should be called
-  // again at once because bounded work is left. fd() also becomes readable for timers and posted
-  // tasks.
+  // again at once because bounded work is left. fd() also becomes readable for timers, for
+  // posted tasks and for what the host does to streams between calls. Call Poll() once before the
+  // first wait on fd().
   int fd() const;
   bool Poll();
 
@@ -125,6 +131,7 @@ class PENSTOCK_EXPORT Loop {
   BufferPool& pool();
   // The time the current turn started at: monotonic, advances once a turn.
   absl::Time now() const;
+  // Whether the calling thread is the one that ran the last turn (before the first: that made it).
   bool InLoopThread() const;
 
   // Safe from any thread.

@@ -22,7 +22,7 @@ struct LoopSnapshot {
   uint64_t closing = 0;  // given up by their owner, the kernel not yet done with them
   // Open connections that hold no byte either way.
   uint64_t idle = 0;
-  // Bytes of blocks in connections' receive chains and send queues.
+  // Bytes of blocks in connections' receive chains, and bytes in their send queues.
   uint64_t pinned_bytes = 0;
   uint64_t listeners = 0;
   uint64_t listeners_paused = 0;  // by their owner, a bound or a lack of descriptors

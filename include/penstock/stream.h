@@ -20,8 +20,10 @@
 //   what the peer still sends; writing goes on.
 // Destroying
 //   Safe at any time, in any callback. Bytes still queued are not sent, and the peer then sees a
-//   reset, not an end of stream, so that it cannot take a part for the whole. To end in order: wait
-//   for the last write or for ShutdownWrite, then destroy.
+//   reset, not an end of stream, so that it cannot take a part for the whole. To end in order:
+//   ShutdownWrite, read to the end of stream, then destroy. (TCP resets a connection that is closed
+//   while bytes from the peer lie unread in the kernel, and the peer may then lose the tail of
+//   ours.)
 // Bounds
 //   Beyond StreamOptions::send_queue_max a write is refused (RESOURCE_EXHAUSTED) without touching
 //   the stream. Above the high watermark writable() is false; NotifyWritable tells when the queue
@@ -72,7 +74,9 @@ struct StreamOptions {
   uint32_t send_queue_low = 64 * 1024;
   uint32_t send_queue_high = 256 * 1024;
   uint32_t send_queue_max = 64 * 1024 * 1024;
-  // Largest single receive. Buffers are sized to each stream's traffic up to this.
+  // Largest plain receive, at least 4096. Buffers are sized to each stream's traffic up to this;
+  // receives that io_uring completes come in pieces of up to 16 KiB. Unread bytes in blocks of this
+  // size, or of 64 KiB if that is more, stop receiving.
   uint32_t receive_max = 64 * 1024;
 };
 
@@ -95,7 +99,8 @@ class PENSTOCK_EXPORT Stream {
   // Calls `done` with the next bytes as soon as there are any. FailedPrecondition (through `done`)
   // when one is pending already.
   virtual void ReadReady(ReadCallback done) = 0;
-  // Ends a pending ReadReady with Cancelled; no byte is lost. No effect when none is pending.
+  // Ends a pending ReadReady with Cancelled, in a later step of the loop: until then it is pending.
+  // No byte is lost. No effect when none is pending.
   virtual void CancelRead() = 0;
 
   // Queues `data`; `done` runs when the kernel has taken all of it. Without `done` the outcome
@@ -110,7 +115,8 @@ class PENSTOCK_EXPORT Stream {
   // Ends sending after what is queued (FIN); `done` runs when that is done. Later writes fail with
   // FailedPrecondition.
   virtual void ShutdownWrite(DoneCallback done = nullptr) = 0;
-  // Drops what has been received and not read; later reads end with IsEof.
+  // Drops what has been received and not read; later reads end with IsEof. What the peer sends from
+  // then on is not taken: it stops when the kernel's buffers are full.
   virtual void ShutdownRead() = 0;
   // Resets the connection now (RST where the protocol has it). Pending and later operations end
   // with Cancelled.

@@ -5,6 +5,7 @@
 #include <limits.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <time.h>
@@ -106,6 +107,11 @@ int Sys::OpenReserve() {
 }
 
 int Sys::Unlink(const char* path) { return OrErrno(::unlink(path)); }
+
+bool Sys::IsSocketFile(const char* path) {
+  struct stat about;
+  return ::lstat(path, &about) == 0 && S_ISSOCK(about.st_mode);
+}
 
 int Sys::EpollCreate() { return OrErrno(::epoll_create1(EPOLL_CLOEXEC)); }
 

@@ -43,6 +43,8 @@ class Sys {
   virtual int Close(int fd);
   virtual int OpenReserve();  // /dev/null, read-only
   virtual int Unlink(const char* path);
+  // Whether `path` itself, not what it links to, is a socket (lstat(2)).
+  virtual bool IsSocketFile(const char* path);
 
   // epoll(7), eventfd(2), timerfd_create(2).
   virtual int EpollCreate();

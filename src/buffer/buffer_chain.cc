@@ -80,19 +80,16 @@ BufferChain BufferChain::SplitFront(size_t n) {
 
 void BufferChain::TrimFront(size_t n) {
   PENSTOCK_CHECK(n <= size_, "TrimFront() beyond the chain");
-  size_ -= n;
+  // Released last: an external buffer's release may come back to this chain.
+  BufferChain gone;
   while (n > 0 && head_->size <= n) {
-    BufferNode* node = head_;
-    n -= node->size;
-    head_ = node->next;
-    internal::ReleaseNode(node);
+    n -= head_->size;
+    gone.Append(PopFront());
   }
-  if (head_ == nullptr) {
-    tail_ = nullptr;
-    return;
-  }
+  if (n == 0) return;
   head_->data += n;
   head_->size -= n;
+  size_ -= n;
 }
 
 void BufferChain::Clear() {

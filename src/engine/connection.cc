@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 #include "base/error.h"
 #include "engine/loop_core.h"
 
@@ -28,6 +29,9 @@ template <typename Callback>
 void SetEmpty(Callback& empty, Callback&& callback) {
   std::construct_at(&empty, std::move(callback));
 }
+
+// Blocks of unread bytes a connection may hold before its engine stops receiving for it (I9).
+constexpr size_t kUnreadBlocks = 64 * 1024;
 
 constexpr uint32_t kReceiveMin = 4 * 1024;
 constexpr uint32_t kReceiveStart = 16 * 1024;
@@ -54,31 +58,34 @@ Connection::Connection(LoopCore& loop, Engine& engine, int fd, const SocketAddre
       write_deadline_ms_(DeadlineMs(options.write_deadline)),
       idle_deadline_ms_(DeadlineMs(options.idle_deadline)),
       send_queue_low_(options.send_queue_low),
-      send_queue_high_(std::max(options.send_queue_high, options.send_queue_low)),
+      send_queue_high_(options.send_queue_high),
       send_queue_max_(options.send_queue_max) {
-  if (has_deadlines()) active_at_ = loop.now_tick();
+  if (has_deadlines()) active_at_ = loop.FreshTick();
 }
 
 // --- The owner's side ---
 
 void Connection::ReadReady(ReadCallback&& done) {
+  CheckThread();
   if (loop_ == nullptr) return;
   if (read_done_) {
     extras().refused_reads.push(std::move(done));
   } else {
     SetEmpty(read_done_, std::move(done));
-    if (has_deadlines()) read_since_ = loop_->now_tick();
+    if (has_deadlines()) read_since_ = loop_->FreshTick();
   }
   MarkReady();
 }
 
 void Connection::CancelRead() {
+  CheckThread();
   if (loop_ == nullptr || !read_done_) return;
   read_cancelled_ = true;
   MarkReady();
 }
 
 void Connection::Write(BufferChain&& data, DoneCallback&& done) {
+  CheckThread();
   if (loop_ == nullptr) return;
   if (write_side_ != WriteSide::kOpen) {
     AddRefusedWrite(std::move(done), Refusal("write", "after ShutdownWrite"));
@@ -91,7 +98,7 @@ void Connection::Write(BufferChain&& data, DoneCallback&& done) {
                         "write to ", peer_.ToString(), ": ", data.size(), " bytes on top of ",
                         tx_.size(), " queued exceed send_queue_max ", send_queue_max_)));
   } else {
-    if (tx_.empty() && has_deadlines()) write_since_ = loop_->now_tick();
+    if (tx_.empty() && has_deadlines()) write_since_ = loop_->FreshTick();
     tx_.Append(std::move(data));
     AddWrite(std::move(done));
   }
@@ -99,6 +106,7 @@ void Connection::Write(BufferChain&& data, DoneCallback&& done) {
 }
 
 void Connection::NotifyWritable(DoneCallback&& done) {
+  CheckThread();
   if (loop_ == nullptr) return;
   if (extras().writable_done) {
     AddRefusedWrite(std::move(done), Refusal("notify-writable", "one is pending already"));
@@ -109,6 +117,7 @@ void Connection::NotifyWritable(DoneCallback&& done) {
 }
 
 void Connection::ShutdownWrite(DoneCallback&& done) {
+  CheckThread();
   if (loop_ == nullptr) return;
   if (write_side_ != WriteSide::kOpen) {
     AddRefusedWrite(std::move(done), Refusal("shutdown-write", "done already"));
@@ -120,6 +129,7 @@ void Connection::ShutdownWrite(DoneCallback&& done) {
 }
 
 void Connection::ShutdownRead() {
+  CheckThread();
   if (loop_ == nullptr || read_shut_) return;
   read_shut_ = true;
   rx_.Clear();
@@ -136,10 +146,9 @@ void Connection::ShutdownRead() {
 }
 
 void Connection::Abort() {
+  CheckThread();
   if (loop_ == nullptr) return;
   rx_.Clear();
-  // What was not read is gone, so its end must not be told either.
-  if (alive()) read_end_ = write_end_ = absl::OkStatus();
   End(absl::CancelledError(absl::StrCat("connection to ", peer_.ToString(), ": aborted")), true);
 }
 
@@ -158,7 +167,7 @@ void Connection::SetIdleDeadline(absl::Duration after) {
 void Connection::SetDeadline(uint32_t& deadline_ms, uint64_t& since, absl::Duration after) {
   if (loop_ == nullptr) return;
   deadline_ms = DeadlineMs(after);
-  since = loop_->now_tick();
+  since = loop_->FreshTick();
   ArmDeadlines();
 }
 
@@ -177,11 +186,12 @@ SocketAddress Connection::local() const {
 }
 
 void Connection::ReleaseOwner() {
+  CheckThread();
   // Destroyed last: a callback may own this very stream's handle, or others.
   const Callbacks unrun = TakeCallbacks();
   rx_.Clear();
   if (alive()) {
-    Close(BytesLost());
+    Close(!tx_.empty());
   } else if (loop_ != nullptr) {
     UpdatePinned();
   }
@@ -195,10 +205,12 @@ void Connection::set_connect_done(DoneCallback done) {
 
 void Connection::End(absl::Status status, bool reset) {
   if (loop_ == nullptr || !alive()) return;
+  Hold();  // what Close drops may own the stream
   if (read_end_.ok()) read_end_ = status;
   if (write_end_.ok()) write_end_ = std::move(status);
   Close(reset);
   MarkReady();
+  Drop();
 }
 
 // --- The engine's side ---
@@ -206,7 +218,7 @@ void Connection::End(absl::Status status, bool reset) {
 void Connection::OnReceived(Buffer bytes) {
   const size_t size = bytes.size();
   bytes_in_ += size;
-  if (has_deadlines()) active_at_ = loop_->now_tick();
+  if (has_deadlines()) active_at_ = loop_->FreshTick();
   loop_->counters().bytes_in.Add(size);
   if (!read_shut_) rx_.Append(std::move(bytes));
 }
@@ -223,10 +235,9 @@ void Connection::OnReceiveEnded(int error) {
   }
   read_end_ = ErrnoStatus(error, "read from", &peer_);
   if (IsReset(read_end_)) loop_->counters().peer_resets.Add(1);
-  if (write_end_.ok()) {
-    write_end_ = read_end_;
-    tx_.Clear();
-  }
+  // What is queued cannot be sent any more; Step drops it, where releasing it may run the caller's
+  // code.
+  if (write_end_.ok()) write_end_ = read_end_;
 }
 
 void Connection::OnWritable() {
@@ -268,9 +279,20 @@ void Connection::Service() {
 
 bool Connection::Step() {
   if (state_ == ConnectionState::kConnecting) return FinishConnect();
-  if (!tx_.empty() && !write_blocked_) Flush();
+  if (!tx_.empty()) {
+    if (!write_end_.ok()) {
+      tx_.Clear();
+    } else if (!write_blocked_) {
+      Flush();
+    }
+  }
   if (write_side_ == WriteSide::kShutdownQueued && tx_.empty()) FinishShutdown();
-  return RunWriteDone() || RunReadDone() || (extras_ != nullptr && RunExtras());
+  // Each gets its turn: neither a flood of bytes nor a writer that feeds itself keeps the others
+  // out.
+  bool did = RunWriteDone();
+  did |= RunReadDone();
+  if (extras_ != nullptr) did |= RunExtras();
+  return did;
 }
 
 bool Connection::FinishConnect() {
@@ -283,7 +305,7 @@ bool Connection::FinishConnect() {
   }
   if (error == 0) {
     Apply(ConnectionEvent::kConnected);
-    if (has_deadlines()) active_at_ = loop_->now_tick();
+    if (has_deadlines()) active_at_ = loop_->FreshTick();
   } else {
     End(ErrnoStatus(error, "connect to", &peer_), false);
   }
@@ -292,6 +314,7 @@ bool Connection::FinishConnect() {
 
 void Connection::Flush() {
   size_t sent_now = 0;
+  int error = 0;
   while (!tx_.empty() && sent_now < kFlushBytesMax) {  // Settle puts the rest on the ready list
     iovec parts[kSendParts];
     const size_t count = tx_.FillIovec(parts);
@@ -302,7 +325,7 @@ void Connection::Flush() {
       break;
     }
     if (sent < 0) {
-      FailSending(static_cast<int>(-sent));
+      error = static_cast<int>(-sent);
       break;
     }
     sent_now += static_cast<size_t>(sent);
@@ -312,10 +335,12 @@ void Connection::Flush() {
       tx_.TrimFront(static_cast<size_t>(sent));
     }
   }
-  if (sent_now == 0) return;
-  bytes_out_ += sent_now;
-  if (has_deadlines()) write_since_ = active_at_ = loop_->now_tick();
-  loop_->counters().bytes_out.Add(sent_now);
+  if (sent_now > 0) {
+    bytes_out_ += sent_now;
+    if (has_deadlines()) write_since_ = active_at_ = loop_->FreshTick();
+    loop_->counters().bytes_out.Add(sent_now);
+  }
+  if (error != 0) FailSending(error);
 }
 
 void Connection::FailSending(int error) {
@@ -411,7 +436,7 @@ void Connection::Settle() {
   if (state_ == ConnectionState::kOpen && read_end_.ok()) {
     if (rx_.empty()) {
       if (read_done_) engine_->WantRead(*this);
-    } else if (rx_.size() >= receive_max_) {
+    } else if (rx_.block_bytes() >= std::max<size_t>(receive_max_, kUnreadBlocks)) {
       engine_->StopRead(*this);
     }
   }
@@ -424,7 +449,7 @@ void Connection::EndWithLoop() {
   Hold();
   {
     const Callbacks unrun = TakeCallbacks();
-    if (alive()) Close(BytesLost());
+    if (alive()) Close(!tx_.empty());
     rx_.Clear();
     UpdatePinned();
   }
@@ -432,6 +457,12 @@ void Connection::EndWithLoop() {
 }
 
 // --- Helpers ---
+
+void Connection::CheckThread() const {
+#ifndef NDEBUG
+  PENSTOCK_CHECK(loop_ == nullptr || loop_->MayUse(), "a stream used off its loop's thread");
+#endif
+}
 
 void Connection::Drop() {
   if (--holds_ > 0) return;
@@ -481,25 +512,22 @@ void Connection::Close(bool reset) {
   close_reset_ = reset;
   Apply(ConnectionEvent::kEnd);
   loop_->timers().Cancel(*this);
-  tx_.Clear();
+  // Destroyed last: releasing an external buffer runs the caller's code.
+  const BufferChain unsent = std::move(tx_);
   UpdatePinned();
   if (engine_->Detach(*this)) OnDetached();
 }
 
 void Connection::UpdatePinned() {
-  if (rx_.empty() && tx_.empty()) {
-    if (!busy_) return;
-    busy_ = false;
-    loop_->counters().busy.Sub(1);
-    loop_->counters().pinned_bytes.Sub(std::exchange(pinned_, 0));
-    return;
-  }
-  if (!busy_) {
-    busy_ = true;
-    loop_->counters().busy.Add(1);
-  }
-  const uint64_t pinned = rx_.block_bytes() + tx_.size();
-  loop_->counters().pinned_bytes.Add(pinned - std::exchange(pinned_, pinned));
+  const bool empty = rx_.empty() && tx_.empty();
+  if (empty && !busy_ && pinned_ == 0) return;
+  LoopCounters& counters = loop_->counters();
+  const bool busy = !empty && state_ == ConnectionState::kOpen;
+  if (busy && !busy_) counters.busy.Add(1);
+  if (!busy && busy_) counters.busy.Sub(1);
+  busy_ = busy;
+  const uint64_t pinned = empty ? 0 : rx_.block_bytes() + tx_.size();
+  counters.pinned_bytes.Add(pinned - std::exchange(pinned_, pinned));
 }
 
 absl::Status Connection::Refusal(std::string_view operation, std::string_view reason) const {
@@ -544,7 +572,7 @@ void Connection::ArmDeadlines() {
 void Connection::OnTimer(TimerNode* node) { static_cast<Connection*>(node)->CheckDeadlines(); }
 
 void Connection::CheckDeadlines() {
-  const uint64_t now = loop_->now_tick();
+  const uint64_t now = loop_->FreshTick();
   const auto passed = [now](uint64_t since, uint32_t ms) {
     return ms != kNever && now >= since + ms + 1;
   };

@@ -72,15 +72,14 @@ class Engine {
 
   // --- Waiting ---
   // Readable (poll(2)) whenever Wait(0) would find something.
-  virtual int fd() const = 0;
+  virtual int fd() = 0;
   // Hands the kernel what was batched, waits up to `timeout_ns` (< 0: until something comes) and
   // dispatches at most LoopOptions::turn_events_max events. Returns how many.
   virtual int Wait(int64_t timeout_ns) = 0;
   // True when something is batched that the kernel must see before the loop sleeps.
   virtual bool HasUnsubmitted() const { return false; }
-  // Calls watch.OnReadable() on every wake-up of watch.fd from now on (edge-triggered).
+  // Calls watch.OnReadable() on every wake-up of watch.fd (edge-triggered), for the engine's life.
   virtual absl::Status AddWatch(Watch& watch) = 0;
-  virtual void RemoveWatch(Watch& watch) = 0;
   // The loop has been without traffic: give back what only traffic needs.
   virtual void Trim() {}
   // The loop is ending: lets go of every kernel operation without waiting and reports what was

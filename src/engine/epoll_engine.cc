@@ -48,24 +48,19 @@ EpollEngine::~EpollEngine() { sys_.Close(epoll_); }
 
 int EpollEngine::Wait(int64_t timeout_ns) {
   loop_.counters().syscalls.Add(1);
-  const int max = static_cast<int>(events_.size());
-  const auto wait = [&] {
-    return direct_ ? sys_.Sys::EpollWait(epoll_, events_.data(), max, timeout_ns)
-                   : sys_.EpollWait(epoll_, events_.data(), max, timeout_ns);
-  };
-  int count;
-  if (timeout_ns == 0) {
-    count = wait();
-  } else {
-    const PoolCache::Parked parked(loop_.cache());
-    count = wait();
-  }
+  const int count = timeout_ns == 0 ? Ask(0) : loop_.Sleep([&] { return Ask(timeout_ns); });
   if (count < 0) {
     loop_.Fault(ErrnoStatus(-count, "epoll_wait", nullptr).ToString());
     return 0;
   }
   for (int i = 0; i < count; ++i) Dispatch(events_[i]);
   return count;
+}
+
+int EpollEngine::Ask(int64_t timeout_ns) {
+  const int max = static_cast<int>(events_.size());
+  return direct_ ? sys_.Sys::EpollWait(epoll_, events_.data(), max, timeout_ns)
+                 : sys_.EpollWait(epoll_, events_.data(), max, timeout_ns);
 }
 
 void EpollEngine::Dispatch(const epoll_event& event) {
@@ -120,11 +115,6 @@ absl::Status EpollEngine::AddWatch(Watch& watch) {
       Control(EPOLL_CTL_ADD, watch.fd, EPOLLIN | EPOLLET, watch.slot, "epoll: watch a descriptor");
   if (!status.ok()) loop_.slots().Free(watch.slot);
   return status;
-}
-
-void EpollEngine::RemoveWatch(Watch& watch) {
-  sys_.EpollControl(epoll_, EPOLL_CTL_DEL, watch.fd, nullptr);
-  loop_.slots().Free(watch.slot);
 }
 
 void EpollEngine::OnRoom() {

@@ -23,10 +23,9 @@ class EpollEngine : public SocketEngine {
   ~EpollEngine() override;
 
   EngineKind kind() const override { return EngineKind::kEpoll; }
-  int fd() const override { return epoll_; }
+  int fd() override { return epoll_; }
   int Wait(int64_t timeout_ns) override;
   absl::Status AddWatch(Watch& watch) override;
-  void RemoveWatch(Watch& watch) override;
   void OnRoom() override;
 
   absl::Status Add(Acceptor& acceptor) override;
@@ -45,6 +44,7 @@ class EpollEngine : public SocketEngine {
   EpollEngine(LoopCore& loop, int epoll);
 
   absl::Status Control(int op, int fd, uint32_t events, uint32_t slot, const char* what);
+  int Ask(int64_t timeout_ns);
   void Dispatch(const epoll_event& event);
   void AcceptBurst(Token token);
 

@@ -23,6 +23,7 @@ Loop::~Loop() = default;
 void Loop::Run() { core_->Run(); }
 void Loop::Stop() { core_->Stop(); }
 void Loop::Drain(absl::Duration grace) { core_->Drain(grace); }
+bool Loop::drained() const { return core_->drained(); }
 int Loop::fd() const { return core_->fd(); }
 bool Loop::Poll() { return core_->Poll(); }
 void Loop::Post(absl::AnyInvocable<void() &&> task) { core_->Post(std::move(task)); }
@@ -43,6 +44,7 @@ Timer::~Timer() = default;
 void Timer::Arm(absl::Duration after, absl::AnyInvocable<void() &&> fire) {
   // A fresh reading: the turn's time may be old, and a timer never fires early.
   timer_->Arm(internal::TimerWheel::DeadlineTick(core_.sys().Now(), after), std::move(fire));
+  core_.Touch();
 }
 
 void Timer::Cancel() { timer_->Cancel(); }

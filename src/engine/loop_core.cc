@@ -15,10 +15,9 @@ namespace {
 // Connections served from the ready list in one turn (I9); the list goes on in the next.
 constexpr int kReadyMax = 1024;
 constexpr size_t kTimersMax = 4096;
+constexpr absl::Duration kRoomRetry = absl::Milliseconds(10);
 // How long a loop going away waits for the kernel to give operations back before it says so.
 constexpr int64_t kCloseWaitNs = 1'000'000'000;
-// How often a loop that was refused a buffer asks again unasked.
-constexpr int64_t kRoomRetryNs = 100'000'000;
 
 }  // namespace
 
@@ -53,21 +52,37 @@ class LoopCore::EngineWatch : public Watch {
   LoopCore& core_;
 };
 
-// Makes this loop's cache the calling thread's, and the time stand still, for the length of a turn.
+// Makes this loop's cache the calling thread's for the length of a turn.
 struct LoopCore::TurnScope {
-  explicit TurnScope(LoopCore& loop) : core(loop), scope(loop.cache_) {
+  explicit TurnScope(LoopCore& core)
+      : core(core), before(core.thread_.load(std::memory_order_relaxed)), scope(core.cache_) {
     core.thread_.store(std::this_thread::get_id(), std::memory_order_relaxed);
-    core.in_turn_ = true;
+    core.last_thread_.store(std::this_thread::get_id(), std::memory_order_relaxed);
   }
-  ~TurnScope() {
-    core.in_turn_ = false;
-    core.ForgetNow();
-  }
+  ~TurnScope() { core.thread_.store(before, std::memory_order_relaxed); }
   LoopCore& core;
+  std::thread::id before;
   PoolCache::Scope scope;
 };
 
+namespace {
+
+absl::Status CheckOptions(const LoopOptions& options) {
+  const auto bad = [](const char* what) {
+    return absl::InvalidArgumentError(absl::StrCat("loop options: ", what));
+  };
+  if (options.turn_events_max < 1) return bad("turn_events_max must be at least 1");
+  if (options.turn_tasks_max < 1) return bad("turn_tasks_max must be at least 1");
+  if (options.connections_max < 1) return bad("connections_max must be at least 1");
+  if (options.busy_poll < absl::ZeroDuration()) return bad("busy_poll must not be negative");
+  if (options.idle_trim < absl::ZeroDuration()) return bad("idle_trim must not be negative");
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<Loop>> LoopCore::CreateLoop(LoopOptions options, Seams seams) {
+  if (absl::Status status = CheckOptions(options); !status.ok()) return status;
   auto core = std::make_unique<LoopCore>(std::move(options), std::move(seams));
   if (absl::Status status = core->Start(); !status.ok()) return status;
   LoopCore* const raw = core.get();
@@ -85,12 +100,13 @@ LoopCore::LoopCore(LoopOptions options, Seams seams)
       pool_(options_.pool != nullptr ? options_.pool : own_pool_.get()),
       cache_(pool_->core()),
       mailbox_(std::make_shared<Mailbox>([this] { WriteWake(); })),
-      timers_(TimerWheel::TickAt(sys_.Now())) {
+      timers_(TimerWheel::TickAt(sys_.Now())),
+      room_retry_(timers_) {
   if (!options_.log) options_.log = LogToStderr;
 }
 
 absl::Status LoopCore::Start() {
-  thread_.store(std::this_thread::get_id(), std::memory_order_relaxed);
+  last_thread_.store(std::this_thread::get_id(), std::memory_order_relaxed);
   wake_fd_ = sys_.EventFd();
   if (wake_fd_ < 0) return ErrnoStatus(-wake_fd_, "eventfd for a loop", nullptr);
   if (absl::Status status = ChoosePrimary(); !status.ok()) return status;
@@ -115,7 +131,9 @@ absl::Status LoopCore::ChoosePrimary() {
     absl::StatusOr<std::unique_ptr<Engine>> engine = make_engine_(*this, first);
     if (engine.ok()) {
       primary_ = *std::move(engine);
-      engine_reason_ = automatic ? "io_uring available" : "requested";
+      engine_reason_ = automatic                              ? "io_uring available"
+                       : options_.engine == EngineKind::kAuto ? "requested by PENSTOCK_ENGINE"
+                                                              : "requested";
       return absl::OkStatus();
     }
     missing = engine.status();
@@ -167,22 +185,27 @@ bool LoopCore::Poll() {
   Turn(false);
   if (draining_) FinishDrain();
   // Asleep as far as posters know: their wake-up makes fd() readable, and the next turn ends it.
-  if (HasWork() || secondary_ready_ || primary_->HasUnsubmitted() || !ArmWakeTimer()) return true;
+  const bool unsubmitted =
+      primary_->HasUnsubmitted() || (secondary_ != nullptr && secondary_->HasUnsubmitted());
+  if (HasWork() || events_left_ || secondary_ready_ || unsubmitted || !ArmWakeTimer()) return true;
   asleep_ = mailbox_->PrepareToSleep();
   return !asleep_;
 }
 
 void LoopCore::Turn(bool may_sleep) {
   if (std::exchange(asleep_, false)) mailbox_->FinishSleep();
+  touched_ = false;
   ForgetNow();
   counters_.turns.Add(1);
   tasks_left_ = RunTasks();
-  RunTimers();
   RunReady();
   may_sleep = may_sleep && !HasWork();
   int events = 0;
   if (may_sleep && options_.busy_poll > absl::ZeroDuration()) events = WaitBusily();
   if (events == 0) events = Wait(may_sleep && !HasWork());
+  events_left_ = events >= static_cast<int>(options_.turn_events_max);
+  // After the wait: bytes that came in time are seen before the deadline that waits for them.
+  RunTimers();
   WatchForQuiet();
 }
 
@@ -200,13 +223,14 @@ int LoopCore::Wait(bool may_sleep) {
     // Its descriptor tells only of new events, so go on until it has none left.
     secondary_ready_ = more > 0 || secondary_->HasUnsubmitted();
   }
-  if (room_.exchange(false, std::memory_order_acquire) ||
-      (waiting_for_room_ && now_ns() >= room_retry_at_ns_)) {
-    waiting_for_room_ = false;
-    primary_->OnRoom();
-    if (secondary_ != nullptr) secondary_->OnRoom();
-  }
+  if (room_.exchange(false, std::memory_order_acquire)) TakeUpRoom();
   return events;
+}
+
+void LoopCore::TakeUpRoom() {
+  waiting_for_room_ = false;
+  primary_->OnRoom();
+  if (secondary_ != nullptr) secondary_->OnRoom();
 }
 
 int LoopCore::WaitBusily() {
@@ -232,8 +256,12 @@ void LoopCore::RunTimers() {
 }
 
 void LoopCore::RunReady() {
-  for (int i = 0; i < kReadyMax && ready_head_ != nullptr; ++i) {
+  // Those that come back while the list is served wait for the next turn.
+  const Connection* const last = ready_tail_;
+  bool more = last != nullptr;
+  for (int i = 0; more && i < kReadyMax; ++i) {
     Connection& connection = *ready_head_;
+    more = &connection != last;
     ready_head_ = connection.next_ready_;
     if (ready_head_ == nullptr) ready_tail_ = nullptr;
     connection.next_ready_ = nullptr;
@@ -244,6 +272,7 @@ void LoopCore::RunReady() {
 }
 
 void LoopCore::PushReady(Connection& connection) {
+  Touch();
   if (ready_tail_ != nullptr) {
     ready_tail_->next_ready_ = &connection;
   } else {
@@ -258,20 +287,15 @@ int64_t LoopCore::NextWake() const {
   if (tick != TimerWheel::kNever) at = TimerWheel::NsOfTick(tick);
   if (draining_) at = std::min(at, drain_until_ns_);
   at = std::min(at, trim_at_ns_);
-  if (waiting_for_room_) at = std::min(at, room_retry_at_ns_);
   return at;
 }
 
 bool LoopCore::ArmWakeTimer() {
-  counters_.timers.Set(timers_.armed());
   const int64_t at = NextWake();
   // A time limit on every wait would cost a kernel timer each; this one is set only when something
   // is due earlier than it. Too early an alarm is a turn for nothing.
   if (at == INT64_MAX || (timer_at_ns_ != 0 && timer_at_ns_ <= at)) return true;
-  if (at <= now_ns()) {
-    alarm_ = true;  // as if it had been set in time
-    return false;
-  }
+  if (at <= now_ns()) return false;
   timer_at_ns_ = at;
   counters_.syscalls.Add(1);
   sys_.TimerFdSet(timer_watch_->fd, at);
@@ -323,9 +347,9 @@ void LoopCore::OnRoom() {
 void LoopCore::WaitForRoom() {
   counters_.buffer_waits.Add(1);
   if (std::exchange(waiting_for_room_, true)) return;
-  // The pool tells of buffers that come back. When the kernel had no memory there may be none.
-  room_retry_at_ns_ = now_ns() + kRoomRetryNs;
-  pool_->NotifyRoom(this);
+  if (pool_->NotifyRoom(this)) return;
+  // The kernel gave no memory, and no block is out that could come back: ask again in a while.
+  room_retry_.Arm(TimerWheel::DeadlineTick(sys_.Now(), kRoomRetry), [this] { TakeUpRoom(); });
 }
 
 // --- Connections ---
@@ -367,6 +391,17 @@ absl::StatusOr<Connection*> LoopCore::NewConnection(Engine& engine, int fd,
   return connection;
 }
 
+void LoopCore::ForEachConnection(absl::FunctionRef<void(Connection&)> visit) {
+  for (Connection* c = connections_; c != nullptr;) {
+    // Held: the visit may end the owner, and with it this connection or the next.
+    c->Hold();
+    visit(*c);
+    Connection* const next = c->next_;
+    c->Drop();
+    c = next;
+  }
+}
+
 void LoopCore::OnClosed(Connection& connection) {
   slots_.Free(connection.slot_);
   counters_.closed.Add(1);
@@ -385,9 +420,14 @@ void LoopCore::Unlink(Connection& connection) {
 // --- Ending ---
 
 void LoopCore::Drain(absl::Duration grace) {
-  if (draining_) return;
+  const int64_t until =
+      sys_.Now() + absl::ToInt64Nanoseconds(std::min(grace, absl::Hours(24 * 365)));
+  if (draining_) {
+    drain_until_ns_ = std::min(drain_until_ns_, until);
+    return;
+  }
   draining_ = true;
-  drain_until_ns_ = now_ns() + absl::ToInt64Nanoseconds(std::min(grace, absl::Hours(24 * 365)));
+  drain_until_ns_ = until;
   const std::vector<LoopObserver*> observers = observers_;
   for (LoopObserver* observer : observers) observer->OnDrain();
   Post([] {});  // so that a loop with nothing open ends its wait
@@ -395,13 +435,12 @@ void LoopCore::Drain(absl::Duration grace) {
 
 bool LoopCore::FinishDrain() {
   const bool empty = counters_.open.value() + counters_.connecting.value() == 0;
-  if (now_ns() >= drain_until_ns_) {
-    drain_until_ns_ = INT64_MAX;  // once: nothing is admitted any more
-    for (Connection* c = connections_; c != nullptr; c = c->next_) {
-      c->End(absl::CancelledError(
-                 absl::StrCat("connection to ", c->peer().ToString(), ": the loop was drained")),
-             true);
-    }
+  if (!empty && now_ns() >= drain_until_ns_) {
+    ForEachConnection([](Connection& c) {
+      c.End(absl::CancelledError(
+                absl::StrCat("connection to ", c.peer().ToString(), ": the loop was drained")),
+            true);
+    });
     RunReady();
   }
   return empty && !HasWork();
@@ -426,15 +465,7 @@ void LoopCore::CloseEverything() {
   TurnScope scope(*this);
   const std::vector<LoopObserver*> observers = std::exchange(observers_, {});
   for (LoopObserver* observer : observers) observer->OnLoopGone();
-  // Destroying callbacks may destroy other connections: start over after each.
-  for (Connection* c = connections_; c != nullptr;) {
-    if (c->alive() || c->has_callbacks()) {
-      c->EndWithLoop();
-      c = connections_;
-    } else {
-      c = c->next_;
-    }
-  }
+  ForEachConnection([](Connection& c) { c.EndWithLoop(); });
   while (ready_head_ != nullptr) RunReady();
   // The kernel gives back what it holds: operations own their buffers until then (I2). A ring
   // answers only the thread that ran it; from another one the engines let go the hard way.
@@ -456,7 +487,18 @@ void LoopCore::CloseEverything() {
 // --- Figures ---
 
 bool LoopCore::InLoopThread() const {
-  return thread_.load(std::memory_order_relaxed) == std::this_thread::get_id();
+  return last_thread_.load(std::memory_order_relaxed) == std::this_thread::get_id();
+}
+
+bool LoopCore::MayUse() const {
+  const std::thread::id thread = thread_.load(std::memory_order_relaxed);
+  return thread == std::thread::id() || thread == std::this_thread::get_id();
+}
+
+void LoopCore::Touch() {
+  if (thread_.load(std::memory_order_relaxed) != std::thread::id() || touched_) return;
+  touched_ = true;
+  WriteWake();
 }
 
 LoopSnapshot LoopCore::Snapshot() const {

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/counter.h"
@@ -75,13 +76,15 @@ class LoopCore : private RoomWaiter {
   void Stop();
   void Drain(absl::Duration grace);
   bool Poll();
-  int fd() const { return primary_->fd(); }
+  int fd() { return primary_->fd(); }
   bool Post(absl::AnyInvocable<void() &&> task) { return mailbox_->Push(std::move(task)); }
   LoopHandle handle() const { return LoopHandle(mailbox_); }
   // The engine for `kind`, made now if need be.
   absl::StatusOr<Engine*> EngineFor(EngineKind kind);
   LoopSnapshot Snapshot() const;
   bool InLoopThread() const;
+  // No other thread is in the middle of a turn: its objects may be used.
+  bool MayUse() const;
   Engine& primary() { return *primary_; }
   const std::string& engine_reason() const { return engine_reason_; }
   BufferPool& pool() { return *pool_; }
@@ -95,14 +98,17 @@ class LoopCore : private RoomWaiter {
   LoopCounters& counters() { return counters_; }
   const LoopOptions& options() const { return options_; }
   // CLOCK_MONOTONIC, read once a turn by whoever asks first; the tick of the timer wheel that goes
-  // with it. A turn in which nobody asks reads no clock; between turns it is read every time.
+  // with it. A turn in which nobody asks reads no clock.
   int64_t now_ns() const {
-    if (now_ns_ != 0) return now_ns_;
-    const int64_t now = sys_.Now();
-    if (in_turn_) now_ns_ = now;
-    return now;
+    if (now_ns_ == 0) now_ns_ = sys_.Now();
+    return now_ns_;
   }
   uint64_t now_tick() const { return TimerWheel::TickAt(now_ns()); }
+  // The tick of a new reading: a deadline counted from an old one would be early.
+  uint64_t FreshTick() {
+    now_ns_ = sys_.Now();
+    return TimerWheel::TickAt(now_ns_);
+  }
 
   // A connection in state kConnecting, or kOpen when `open`, attached to `engine`, which takes
   // `fd`. On failure `fd` is closed. The caller gets the owner's hold.
@@ -121,7 +127,21 @@ class LoopCore : private RoomWaiter {
   // Asks for Engine::OnRoom when the pool has room again.
   void WaitForRoom();
 
+  bool waiting_for_room() const { return waiting_for_room_; }
+  // Runs `wait`, a system call that may block; meanwhile a starved pool may take the loop's cache.
+  template <typename Wait>
+  auto Sleep(Wait&& wait) {
+    const PoolCache::Parked parked(cache_);
+    return wait();
+  }
+  // Something has changed that the next turn must see. Between turns, when the loop is embedded,
+  // this makes fd() readable; inside one it does nothing.
+  void Touch();
+
   bool draining() const { return draining_; }
+  bool drained() const {
+    return draining_ && counters_.open.value() + counters_.connecting.value() == 0;
+  }
   void AddObserver(LoopObserver* observer);
   void RemoveObserver(LoopObserver* observer);
 
@@ -158,6 +178,8 @@ class LoopCore : private RoomWaiter {
   void WriteWake();
   bool HasWork() const { return ready_head_ != nullptr || tasks_left_; }
   bool FinishDrain();
+  void TakeUpRoom();
+  void ForEachConnection(absl::FunctionRef<void(Connection&)> visit);
   absl::Status ChoosePrimary();
   void CloseEverything();
 
@@ -174,8 +196,8 @@ class LoopCore : private RoomWaiter {
   LoopCounters counters_;
   SlotTable slots_;
   TimerWheel timers_;
+  CallbackTimer room_retry_;
   mutable int64_t now_ns_ = 0;  // 0: not read in this turn
-  bool in_turn_ = false;
 
   std::unique_ptr<Engine> primary_;    // waits
   std::unique_ptr<Engine> secondary_;  // watched by the primary; made on demand
@@ -189,14 +211,16 @@ class LoopCore : private RoomWaiter {
   Connection* ready_tail_ = nullptr;
   bool tasks_left_ = false;
   bool secondary_ready_ = false;
+  bool events_left_ = false;  // the last wait met its bound
+  bool touched_ = false;
   std::vector<LoopObserver*> observers_;
   bool draining_ = false;
   int64_t drain_until_ns_ = 0;
   std::atomic<bool> stop_{false};
   std::atomic<bool> room_{false};
   bool waiting_for_room_ = false;
-  int64_t room_retry_at_ns_ = 0;
-  std::atomic<std::thread::id> thread_{};
+  std::atomic<std::thread::id> thread_{};       // whose turn it is; none between turns
+  std::atomic<std::thread::id> last_thread_{};  // whose it was last
   uint64_t traffic_seen_ = 0;
   int64_t trim_at_ns_ = INT64_MAX;  // when to look whether there has been traffic since
   bool alarm_ = false;              // the timerfd has fired

@@ -37,7 +37,8 @@ SocketEngine::~SocketEngine() {
   if (reserve_ >= 0) sys_.Close(reserve_);
 }
 
-absl::Status SocketEngine::SetOptions(int fd, int family, const SocketSetup& setup) {
+absl::Status SocketEngine::SetOptions(int fd, const SocketAddress& address,
+                                      const SocketSetup& setup) {
   const StreamOptions& o = *setup.stream;
   const auto seconds = [](absl::Duration d) {
     return static_cast<int>(std::clamp<int64_t>(absl::ToInt64Seconds(d), 1, 32767));
@@ -58,10 +59,10 @@ absl::Status SocketEngine::SetOptions(int fd, int family, const SocketSetup& set
       {IPPROTO_TCP, TCP_NODELAY, "TCP_NODELAY", 1, o.nodelay, true},
   };
   for (const OptionRow& row : rows) {
-    if (!row.wanted || (row.tcp_only && !IsTcp(family))) continue;
+    if (!row.wanted || (row.tcp_only && !IsTcp(address.family()))) continue;
     const int result = sys_.SetOption(fd, row.level, row.name, &row.value, sizeof row.value);
     if (result < 0) {
-      return ErrnoStatus(-result, absl::StrCat("set ", row.text, "=", row.value), nullptr);
+      return ErrnoStatus(-result, absl::StrCat("set ", row.text, "=", row.value, " for"), &address);
     }
   }
   return absl::OkStatus();
@@ -79,7 +80,7 @@ absl::StatusOr<int> SocketEngine::OpenListener(const SocketAddress& address,
     return status;
   };
   // Accepted sockets inherit the options (tcp(7)), so they cost nothing a connection.
-  if (absl::Status status = SetOptions(fd, address.family(), setup); !status.ok()) {
+  if (absl::Status status = SetOptions(fd, address, setup); !status.ok()) {
     return fail(std::move(status));
   }
   const int on = 1;
@@ -104,13 +105,15 @@ int SocketEngine::Bind(int fd, const SocketAddress& address, bool unlink_stale) 
   const int result = sys_.Bind(fd, name, length);
   const bool is_file = address.family() == AF_UNIX && !address.path().starts_with('@');
   if (result != -EADDRINUSE || !unlink_stale || !is_file) return result;
-  // Refused means that a socket file is there and nobody listens on it (unix(7)).
+  const std::string path(address.path());
+  if (!sys_.IsSocketFile(path.c_str())) return result;
+  // Refused: nobody listens on it any more.
   const int probe = sys_.Socket(AF_UNIX, SOCK_STREAM, 0);
   if (probe < 0) return result;
   const bool stale = sys_.Connect(probe, name, length) == -ECONNREFUSED;
   sys_.Close(probe);
   if (!stale) return result;
-  sys_.Unlink(std::string(address.path()).c_str());
+  sys_.Unlink(path.c_str());
   return sys_.Bind(fd, name, length);
 }
 
@@ -126,7 +129,7 @@ absl::StatusOr<int> SocketEngine::OpenConnecting(const SocketAddress& address,
     sys_.Close(fd);
     return status;
   };
-  if (absl::Status status = SetOptions(fd, address.family(), setup); !status.ok()) {
+  if (absl::Status status = SetOptions(fd, address, setup); !status.ok()) {
     return fail(std::move(status));
   }
   sockaddr_storage storage;
@@ -140,7 +143,11 @@ absl::StatusOr<int> SocketEngine::OpenConnecting(const SocketAddress& address,
   const int result = sys_.Connect(fd, reinterpret_cast<sockaddr*>(&storage), length);
   *connected = result == 0;
   if (result == 0 || result == -EINPROGRESS) return fd;
-  // A Unix listener's full backlog (unix(7)): nothing is in progress and nothing will be reported.
+  if (result == -EAGAIN) {
+    // Unix sockets only (unix(7)): nothing is in progress and nothing will be reported.
+    return fail(PeerStatus(absl::StatusCode::kUnavailable, "connect to", &address,
+                           "the listener's backlog is full (EAGAIN)"));
+  }
   return fail(ErrnoStatus(-result, "connect to", &address));
 }
 
@@ -211,17 +218,19 @@ SocketEngine::Received SocketEngine::ReceiveOnce(Connection& connection) {
   }
   const auto received = static_cast<size_t>(result);
   connection.AdaptReceiveSize(received);
+  // On a Unix socket a receive also stops short where descriptors were passed (unix(7)).
+  const bool drained = received < size && IsTcp(connection.peer().family());
   if (received <= kCopyMax && size > kSmallBlock) {
     if (Buffer small = loop_.cache().TryAllocate(received, BufferTag::kReceive)) {
       std::memcpy(small.mutable_data(), buffer.data(), received);
       NodeExtend(*BufferAccess::Node(small), received);
       connection.OnReceived(std::move(small));
-      return Received::kDrained;
+      return drained ? Received::kDrained : Received::kSome;
     }
   }
   NodeExtend(*BufferAccess::Node(buffer), received);
   connection.OnReceived(std::move(buffer));
-  return received < size ? Received::kDrained : Received::kSome;
+  return drained ? Received::kDrained : Received::kSome;
 }
 
 void SocketEngine::RefuseOne(Acceptor& acceptor) {
@@ -239,7 +248,7 @@ bool SocketEngine::AcceptOnce(Acceptor& acceptor) {
   if (fd == -EAGAIN) return false;
   if (fd < 0) {
     acceptor.OnAcceptFailed(-fd);
-    return false;
+    return true;
   }
   acceptor.OnAccepted(fd,
                       SocketAddress::FromSockaddr(reinterpret_cast<sockaddr*>(&storage), length));

@@ -52,7 +52,7 @@ class SocketEngine : public Engine {
   };
   // One recv(2) into a buffer sized to the connection's traffic.
   Received ReceiveOnce(Connection& connection);
-  // One accept(2); false when none waits or it failed (reported).
+  // One accept(2), whose failure is reported; false when no connection waits.
   bool AcceptOnce(Acceptor& acceptor);
   SocketAddress PeerAddress(int fd);
 
@@ -61,7 +61,7 @@ class SocketEngine : public Engine {
   const bool direct_;
 
  private:
-  absl::Status SetOptions(int fd, int family, const SocketSetup& setup);
+  absl::Status SetOptions(int fd, const SocketAddress& address, const SocketSetup& setup);
   // Binds; a Unix path that is taken but not listened on is removed first when `unlink_stale`.
   int Bind(int fd, const SocketAddress& address, bool unlink_stale);
 

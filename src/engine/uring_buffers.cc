@@ -23,7 +23,7 @@ BufferRing::~BufferRing() {
   if (ring_ != nullptr) sys_.Unmap(ring_, RingBytes(entries_));
 }
 
-absl::Status BufferRing::Register(io_uring* ring, uint32_t entries) {
+absl::Status BufferRing::Register(io_uring* ring, uint32_t entries, size_t bytes_max) {
   int error = 0;
   void* const memory = sys_.Map(RingBytes(entries), 0, &error);
   if (memory == nullptr) return ErrnoStatus(-error, "map a buffer ring", nullptr);
@@ -38,7 +38,8 @@ absl::Status BufferRing::Register(io_uring* ring, uint32_t entries) {
   ring_ = static_cast<io_uring_buf_ring*>(memory);
   entries_ = entries;
   io_uring_buf_ring_init(ring_);
-  wanted_ = std::min(kStart, entries);
+  most_ = static_cast<uint32_t>(std::min<size_t>(entries, bytes_max / kBufferSize));
+  wanted_ = std::min(kStart, most_);
   lent_.resize(entries);
   free_ids_.reserve(entries);
   for (uint32_t id = entries; id-- > 0;) free_ids_.push_back(static_cast<uint16_t>(id));
@@ -46,7 +47,7 @@ absl::Status BufferRing::Register(io_uring* ring, uint32_t entries) {
 }
 
 void BufferRing::Refill(PoolCache& cache) {
-  if (std::exchange(grow_, false)) wanted_ = std::min(wanted_ * 2, entries_);
+  if (std::exchange(grow_, false)) wanted_ = std::min(wanted_ * 2, most_);
   while (in_kernel_ < wanted_) {
     Buffer buffer = cache.TryAllocate(kBufferSize, BufferTag::kRing);
     if (!buffer) break;
@@ -84,7 +85,7 @@ void BufferRing::Relend(uint16_t id) {
 }
 
 void BufferRing::Trim() {
-  wanted_ = std::min(std::max(wanted_ / 2, kStart), entries_);
+  wanted_ = std::min(std::max(wanted_ / 2, kStart), most_);
   for (Buffer& buffer : lent_) {
     // The last page stays: debug builds keep the block's guard there.
     if (buffer) sys_.Advise(buffer.mutable_data(), kBufferSize - kPage, MADV_DONTNEED);

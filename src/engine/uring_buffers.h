@@ -34,10 +34,12 @@ class BufferRing {
   BufferRing(const BufferRing&) = delete;
   BufferRing& operator=(const BufferRing&) = delete;
 
-  // A ring of up to `entries` buffers (a power of two, at most 32768), none yet. The io_uring must
-  // be gone, or never have used it, when this is destroyed.
-  absl::Status Register(io_uring* ring, uint32_t entries);
+  // A ring of up to `entries` buffers (a power of two, at most 32768) and `bytes_max` bytes, none
+  // yet. The io_uring must be gone, or never have used it, when this is destroyed.
+  absl::Status Register(io_uring* ring, uint32_t entries, size_t bytes_max);
 
+  // Buffers the kernel has.
+  uint32_t lent() const { return in_kernel_; }
   // Lends buffers until the kernel has as many as the ring now wants, or the pool refuses.
   void Refill(PoolCache& cache);
   // The last Refill left the kernel none: a receive armed now would fail at once, data or not.
@@ -64,6 +66,7 @@ class BufferRing {
   Sys& sys_;
   io_uring_buf_ring* ring_ = nullptr;
   uint32_t entries_ = 0;
+  uint32_t most_ = 0;
   uint32_t wanted_ = kStart;
   uint32_t in_kernel_ = 0;
   uint32_t unpublished_ = 0;

@@ -23,6 +23,9 @@ constexpr unsigned kSubmissions = 256;
 // Completions the kernel may post before we look: at least four for each submission (a multishot
 // operation posts many), or it falls back to a slower overflow list.
 constexpr unsigned kCompletions = 4096;
+// At most this part of the pool is lent to the kernel: the rest is for plain receives and for
+// users.
+constexpr size_t kRingShare = 4;
 
 // A cancel that found nothing while its target is armed is repeated this often by token, then by
 // descriptor (seen on 6.11: the operation lived and its token was not found).
@@ -64,8 +67,9 @@ absl::Status UringEngine::Start() {
   }
   made_ = true;
   if (!features_.multishot_receive) return absl::OkStatus();
-  const uint32_t wanted = std::clamp<uint32_t>(loop_.options().ring_buffers_max, 8, 32768);
-  return buffers_.Register(&ring_, std::bit_ceil(wanted));
+  const uint32_t most = std::clamp<uint32_t>(loop_.options().ring_buffers_max, 8, 32768);
+  return buffers_.Register(&ring_, std::bit_ceil(most),
+                           loop_.pool().core().options().bytes_max / kRingShare);
 }
 
 UringEngine::~UringEngine() { ReleaseAll(); }
@@ -75,6 +79,7 @@ void UringEngine::ReleaseAll() {
   // Closing the ring cancels what is armed; nothing runs on our behalf any more, so lent buffers
   // and descriptors are ours again.
   io_uring_queue_exit(&ring_);
+  if (notify_fd_ >= 0) sys_.Close(notify_fd_);
   SlotTable& slots = loop_.slots();
   for (uint32_t i = 0; i < slots.size(); ++i) {
     Slot& slot = slots.at(i);
@@ -88,9 +93,26 @@ void UringEngine::ReleaseAll() {
   }
 }
 
+int UringEngine::fd() {
+  if (!features_.defer_taskrun) return ring_.ring_fd;
+  if (notify_fd_ >= 0) return notify_fd_;
+  const int event = sys_.EventFd();
+  const int result = event < 0 ? event : io_uring_register_eventfd(&ring_, event);
+  if (result < 0) {
+    if (event >= 0) sys_.Close(event);
+    loop_.Fault(ErrnoStatus(-result, "io_uring: an eventfd for fd()", nullptr).ToString());
+    return ring_.ring_fd;
+  }
+  notify_fd_ = event;
+  const uint64_t one = 1;
+  sys_.Write(notify_fd_, &one, sizeof one);  // for what is due already
+  return notify_fd_;
+}
+
 // --- Submitting ---
 
 void UringEngine::Submit(const Submission& submission) {
+  loop_.Touch();
   if (backlog_.empty()) {
     if (io_uring_sqe* const sqe = io_uring_get_sqe(&ring_)) return Prepare(sqe, submission);
   }
@@ -184,7 +206,14 @@ int UringEngine::Wait(int64_t timeout_ns) {
       loop_.Fault(ErrnoStatus(-r, "io_uring: enable the ring", nullptr).ToString());
     }
   }
-  if (features_.multishot_receive) buffers_.Refill(loop_.cache());
+  if (features_.multishot_receive && !loop_.waiting_for_room()) {
+    buffers_.Refill(loop_.cache());
+    if (buffers_.starved()) loop_.WaitForRoom();
+  }
+  if (notify_fd_ >= 0) {
+    uint64_t count;
+    sys_.Read(notify_fd_, &count, sizeof count);
+  }
   SubmitBacklog();
   if (io_uring_cq_ready(&ring_) > 0) timeout_ns = 0;
   const int result = Enter(timeout_ns);
@@ -272,7 +301,9 @@ void UringEngine::OnCancelled(const Completion& completion) {
   // ENOENT, EALREADY: the target was ending or being run just then. Its terminal completion is on
   // the way, or it lives on and must be told again.
   UringWordRef word(*slot);
-  if (++word->cancels > kCancelMax) return;
+  if (++word->cancels > kCancelMax) {
+    return loop_.Fault("io_uring: an operation cannot be cancelled; its connection stays closing");
+  }
   int by_fd = -1;
   if (word->cancels > kCancelByToken && slot->kind() == SlotKind::kConnection) {
     by_fd = static_cast<Connection*>(slot->object)->fd();
@@ -290,20 +321,19 @@ absl::Status UringEngine::AddWatch(Watch& watch) {
   return absl::OkStatus();
 }
 
-void UringEngine::RemoveWatch(Watch& watch) {
-  SetFlag(loop_.slots().at(watch.slot), UringBit::kLeaving);
-  Cancel(watch.slot, RingOp::kWatch);
-}
-
 void UringEngine::OnWatch(const Completion& completion, Slot& slot) {
   auto* const watch = static_cast<Watch*>(slot.object);
-  const bool leaving = HasFlag(slot, UringBit::kLeaving);
+  if (completion.result < 0 && completion.result != -ECANCELED) {
+    // Arming it again would fail again, and for ever.
+    loop_.Fault(
+        ErrnoStatus(-completion.result, "io_uring: watch a descriptor", nullptr).ToString());
+    return Disarm(slot, RingOp::kWatch);
+  }
   if (!(completion.flags & IORING_CQE_F_MORE)) {
     Disarm(slot, RingOp::kWatch);
-    if (leaving) return loop_.slots().Free(completion.token.index());
     Arm(completion.token.index(), RingOp::kWatch, watch->fd);
   }
-  if (!leaving && completion.result > 0) watch->OnReadable();
+  watch->OnReadable();
 }
 
 }  // namespace internal

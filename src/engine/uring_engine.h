@@ -37,11 +37,13 @@ class UringEngine : public SocketEngine {
   ~UringEngine() override;
 
   EngineKind kind() const override { return EngineKind::kUring; }
-  int fd() const override { return ring_.ring_fd; }
+  // A DEFER_TASKRUN ring does not wake whoever polls its own descriptor when completions come due
+  // (seen on 6.18): they are posted only by our next wait. A registered eventfd is told of them; it
+  // is made when somebody first asks, because it costs every completion a little.
+  int fd() override;
   int Wait(int64_t timeout_ns) override;
   bool HasUnsubmitted() const override;
   absl::Status AddWatch(Watch& watch) override;
-  void RemoveWatch(Watch& watch) override;
   void Trim() override;
   void ReleaseAll() override;
   void OnRoom() override;
@@ -96,6 +98,7 @@ class UringEngine : public SocketEngine {
   void OnAccept(const Completion& completion, Slot& slot);
   void AcceptBurst(Token token);
   void FinishForget(uint32_t slot);
+  bool MayUseRing(const Slot& slot) const;
   void OnWatch(const Completion& completion, Slot& slot);
   Buffer TakeReceived(const Completion& completion);
   void DropBuffer(const Completion& completion);
@@ -104,12 +107,19 @@ class UringEngine : public SocketEngine {
 
   UringFeatures features_;
   io_uring ring_{};
+  int notify_fd_ = -1;
   bool made_ = false;
   bool enabled_ = false;  // by the first wait, on the thread that will wait (SINGLE_ISSUER)
   BufferRing buffers_;
   // What did not fit the submission queue, in order.
   std::vector<Submission> backlog_;
   std::vector<Token> waiting_for_room_;
+  // Listening sockets whose acceptor has gone while the kernel still held an accept.
+  struct Forgotten {
+    uint32_t slot;
+    int fd;
+  };
+  std::vector<Forgotten> forgotten_;
 };
 
 }  // namespace internal

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <cstdlib>
 #include <string_view>
 #include <vector>
@@ -66,8 +67,9 @@ class TestRing {
     for (int i = 0; i < 4; ++i) {
       io_uring_cqe* cqe = nullptr;
       __kernel_timespec patience = kPatience;
-      if (io_uring_submit_and_wait_timeout(&ring_, &cqe, 1, &patience, nullptr) < 0) return false;
-      if (cqe == nullptr) return false;
+      const int result = io_uring_submit_and_wait_timeout(&ring_, &cqe, 1, &patience, nullptr);
+      if (result == -EINTR) continue;
+      if (result < 0 || cqe == nullptr) return false;
       *out = *cqe;
       io_uring_cqe_seen(&ring_, cqe);
       if (out->user_data == token) return true;
@@ -81,6 +83,12 @@ class TestRing {
   bool made_ = false;
 };
 
+// OK when `result` is no error. Running out is passed on; anything else only means that the
+// features behind it cannot be shown to work.
+bool Exhausted(int64_t result) {
+  return result == -EMFILE || result == -ENFILE || result == -ENOMEM || result == -ENOBUFS;
+}
+
 // A listening socket with an abstract name the kernel picks (unix(7), autobind), and its address.
 int ListenAnywhere(Sys& sys, sockaddr_un* address, socklen_t* length) {
   const int fd = sys.Socket(AF_UNIX, SOCK_STREAM, 0);
@@ -89,12 +97,12 @@ int ListenAnywhere(Sys& sys, sockaddr_un* address, socklen_t* length) {
   address->sun_family = AF_UNIX;
   auto* const name = reinterpret_cast<sockaddr*>(address);
   *length = sizeof *address;
-  if (sys.Bind(fd, name, sizeof(sa_family_t)) < 0 || sys.Listen(fd, 1) < 0 ||
-      sys.LocalName(fd, name, length) < 0) {
-    sys.Close(fd);
-    return -EIO;
-  }
-  return fd;
+  int result = sys.Bind(fd, name, sizeof(sa_family_t));
+  if (result >= 0) result = sys.Listen(fd, 1);
+  if (result >= 0) result = sys.LocalName(fd, name, length);
+  if (result >= 0) return fd;
+  sys.Close(fd);
+  return result;
 }
 
 // Accepts on `listener` with a multishot accept; the accepted descriptor, or negative.
@@ -111,7 +119,7 @@ int TryMultishotAccept(TestRing& ring, int listener, bool* multishot) {
 void TestReceive(Sys& sys, TestRing& ring, int from, int to, UringFeatures* features) {
   BufferRing buffers(sys);
   alignas(16) char memory[2][64];
-  if (!buffers.Register(ring.get(), 8).ok()) return;
+  if (!buffers.Register(ring.get(), 8, SIZE_MAX).ok()) return;
   features->buffer_ring = true;
   buffers.AddRaw(memory[0], sizeof memory[0], 0);
   buffers.AddRaw(memory[1], sizeof memory[1], 1);
@@ -129,19 +137,24 @@ void TestReceive(Sys& sys, TestRing& ring, int from, int to, UringFeatures* feat
                                 (cqe.flags & IORING_CQE_F_MORE);
 }
 
-void TestSockets(Sys& sys, TestRing& ring, UringFeatures* features) {
+// 0, or the -errno of a resource that ran out.
+int TestSockets(Sys& sys, TestRing& ring, UringFeatures* features) {
   sockaddr_un address;
   socklen_t length;
   UniqueFd listener(sys, ListenAnywhere(sys, &address, &length));
-  if (listener.get() < 0) return;
+  if (listener.get() < 0) return Exhausted(listener.get()) ? listener.get() : 0;
   UniqueFd client(sys, sys.Socket(AF_UNIX, SOCK_STREAM, 0));
-  if (client.get() < 0) return;
-  if (sys.Connect(client.get(), reinterpret_cast<sockaddr*>(&address), length) < 0) return;
+  if (client.get() < 0) return Exhausted(client.get()) ? client.get() : 0;
+  const int connected = sys.Connect(client.get(), reinterpret_cast<sockaddr*>(&address), length);
+  if (connected < 0) return Exhausted(connected) ? connected : 0;
   bool multishot = false;
   UniqueFd accepted(sys, TryMultishotAccept(ring, listener.get(), &multishot));
+  if (Exhausted(accepted.get())) return accepted.get();
   features->multishot_accept = multishot;
   if (accepted.get() < 0) accepted = UniqueFd(sys, sys.Accept(listener.get(), nullptr, nullptr));
-  if (accepted.get() >= 0) TestReceive(sys, ring, client.get(), accepted.get(), features);
+  if (accepted.get() < 0) return Exhausted(accepted.get()) ? accepted.get() : 0;
+  TestReceive(sys, ring, client.get(), accepted.get(), features);
+  return 0;
 }
 
 }  // namespace
@@ -155,9 +168,11 @@ absl::Status SetUpRing(Sys& sys, unsigned entries, unsigned completions, uint32_
   if (const int result = io_uring_queue_init_params(entries, ring, &params); result < 0) {
     return SetupError(-result);
   }
-  if (!(params.features & IORING_FEAT_EXT_ARG) || !(params.features & IORING_FEAT_NODROP)) {
+  // The engine's least kernel: waits with a time limit (EXT_ARG, 5.11) and multishot polls, which
+  // have no flag of their own but came with this one.
+  if (!(params.features & IORING_FEAT_EXT_ARG) || !(params.features & IORING_FEAT_RSRC_TAGS)) {
     io_uring_queue_exit(ring);
-    return absl::UnimplementedError("io_uring: no EXT_ARG (kernel 5.11)");
+    return absl::UnimplementedError("io_uring: no multishot poll (kernel 5.13)");
   }
   return absl::OkStatus();
 }
@@ -185,7 +200,9 @@ absl::StatusOr<UringFeatures> ProbeUring(Sys& sys) {
     status = ring.Make(SetupFlags(features));
     if (absl::IsResourceExhausted(status)) return status;
     if (!status.ok()) continue;
-    TestSockets(sys, ring, &features);
+    if (const int error = TestSockets(sys, ring, &features); error < 0) {
+      return ErrnoStatus(-error, "io_uring: try its features", nullptr);
+    }
     if (Disabled("multishot_accept")) features.multishot_accept = false;
     if (Disabled("multishot_receive")) features.multishot_receive = false;
     return features;

@@ -27,7 +27,7 @@ struct UringFeatures {
 };
 
 // Runs the self-tests. Unimplemented: io_uring is absent or forbidden here, or lacks what the
-// engine cannot do without (EXT_ARG, 5.11). ResourceExhausted: descriptors or locked memory have
+// engine cannot do without (kernel 5.13). ResourceExhausted: descriptors or locked memory have
 // run out.
 absl::StatusOr<UringFeatures> ProbeUring(Sys& sys);
 

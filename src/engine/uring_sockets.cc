@@ -2,6 +2,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -52,13 +53,22 @@ void UringEngine::Forget(Acceptor& acceptor) {
     ClearFlag(slot, UringBit::kAccepting);
     slot.object = nullptr;
     Cancel(acceptor.slot, RingOp::kAccept);
+    // Kept open until the accept has ended: one that is not submitted yet goes by the number, which
+    // another socket could have by then.
+    forgotten_.push_back({acceptor.slot, acceptor.fd});
   } else {
     loop_.slots().Free(acceptor.slot);
+    sys_.Close(acceptor.fd);
   }
-  sys_.Close(acceptor.fd);
 }
 
-void UringEngine::FinishForget(uint32_t slot) { loop_.slots().Free(slot); }
+void UringEngine::FinishForget(uint32_t slot) {
+  const auto it = std::find_if(forgotten_.begin(), forgotten_.end(),
+                               [slot](const Forgotten& f) { return f.slot == slot; });
+  sys_.Close(it->fd);
+  forgotten_.erase(it);
+  loop_.slots().Free(slot);
+}
 
 void UringEngine::OnAccept(const Completion& completion, Slot& slot) {
   const bool terminal = !(completion.flags & IORING_CQE_F_MORE);
@@ -111,6 +121,10 @@ bool UringEngine::Detach(Connection& connection) {
   return false;
 }
 
+bool UringEngine::MayUseRing(const Slot& slot) const {
+  return !HasFlag(slot, UringBit::kPollStrategy) && buffers_.lent() > 0;
+}
+
 RingOp UringEngine::ReceiveOp(const Slot& slot) const {
   const bool polls = HasFlag(slot, UringBit::kPollStrategy) || buffers_.starved();
   return polls ? RingOp::kPollRead : RingOp::kReceive;
@@ -152,6 +166,11 @@ bool UringEngine::Pull(Connection& connection) {
       if (!HasFlag(slot, UringBit::kEnding)) ClearFlag(slot, UringBit::kReadable);
       return true;
     case Received::kNoRoom:
+      if (MayUseRing(slot)) {
+        // The kernel has buffers of ours: let it use one.
+        ClearFlag(slot, UringBit::kReadable);
+        return false;
+      }
       SetFlag(slot, UringBit::kNeedsBuffer);
       waiting_for_room_.push_back(loop_.slots().TokenOf(connection.slot()));
       return false;

@@ -3,8 +3,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/error.h"
 #include "base/timer_wheel.h"
 #include "engine/loop_core.h"
+#include "transport/check_options.h"
 #include "transport/socket_stream.h"
 
 PENSTOCK_BEGIN_NAMESPACE
@@ -65,17 +67,27 @@ namespace {
 // A connecting or connected connection, held for its owner.
 absl::StatusOr<Connection*> Start(LoopCore& core, const SocketAddress& address,
                                   const ConnectOptions& options) {
+  constexpr std::string_view kOperation = "connect to";
+  if (absl::Status status = CheckStreamOptions(options.stream, kOperation, address); !status.ok()) {
+    return status;
+  }
+  if (options.deadline < absl::ZeroDuration()) {
+    return PeerStatus(absl::StatusCode::kInvalidArgument, kOperation, &address,
+                      "deadline must not be negative");
+  }
   absl::StatusOr<Engine*> engine = core.EngineFor(options.engine);
-  if (!engine.ok()) return engine.status();
+  if (!engine.ok()) return Explain(engine.status(), kOperation, address);
   if (absl::Status status = core.AdmitConnection(); !status.ok()) {
-    return absl::Status(status.code(), absl::StrCat("connect to ", address.ToString(), ": ",
-                                                    std::string(status.message())));
+    return Explain(status, kOperation, address);
   }
   const SocketSetup setup{.stream = &options.stream};
   bool connected = false;
   absl::StatusOr<int> fd = (*engine)->OpenConnecting(address, options.local, setup, &connected);
   if (!fd.ok()) return fd.status();
-  return core.NewConnection(**engine, *fd, address, options.stream, connected, nullptr);
+  absl::StatusOr<Connection*> connection =
+      core.NewConnection(**engine, *fd, address, options.stream, connected, nullptr);
+  if (!connection.ok()) return Explain(connection.status(), kOperation, address);
+  return connection;
 }
 
 }  // namespace

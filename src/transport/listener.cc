@@ -5,14 +5,18 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/error.h"
 #include "base/fifo.h"
 #include "base/timer_wheel.h"
 #include "engine/loop_core.h"
+#include "transport/check_options.h"
 #include "transport/socket_stream.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 namespace {
+
+constexpr std::string_view kOperation = "listen on";
 
 constexpr absl::Duration kRetryMin = absl::Milliseconds(10);
 constexpr absl::Duration kRetryMax = absl::Seconds(1);
@@ -67,7 +71,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     address_ = chosen.LocalAddress(fd);
     if (absl::Status status = chosen.Add(*this); !status.ok()) {
       chosen.CloseSocket(std::exchange(fd, -1), false);
-      return status;
+      return Explain(status, kOperation, wanted);
     }
     engine = &chosen;
     core_->counters().listeners.Add(1);
@@ -145,7 +149,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
   // A stream has gone. Parked connections are served first, and in a task: this may be the middle
   // of another stream's end.
   void TakeUpRoom() {
-    if (fd < 0 || !(reasons_ & kAtLimit) || !HasRoom()) return;  // closed: the loop may be gone
+    if (fd < 0 || !(reasons_ & kAtLimit) || !HasRoom()) return;
     if (parked_.empty()) return SetReason(kAtLimit, false);
     core_->Post([count = count_] {
       if (count->listener() != nullptr) count->listener()->AdmitParked();
@@ -254,14 +258,13 @@ void OpenCount::OnConnectionClosed() {
   if (listener_ != nullptr) listener_->OnStreamClosed();
 }
 
-absl::Status CheckOptions(const SocketAddress& address, const ListenOptions& options) {
+absl::Status CheckListenOptions(const SocketAddress& address, const ListenOptions& options) {
   const auto bad = [&](std::string_view what) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("listen on ", address.ToString(), ": ", std::string(what)));
+    return PeerStatus(absl::StatusCode::kInvalidArgument, kOperation, &address, what);
   };
   if (options.backlog < 1) return bad("backlog must be at least 1");
   if (options.connections_max < 1) return bad("connections_max must be at least 1");
-  return absl::OkStatus();
+  return CheckStreamOptions(options.stream, kOperation, address);
 }
 
 }  // namespace
@@ -270,10 +273,13 @@ absl::Status CheckOptions(const SocketAddress& address, const ListenOptions& opt
 absl::StatusOr<std::unique_ptr<Listener>> Listener::Listen(Loop& loop, const SocketAddress& address,
                                                            ListenOptions options,
                                                            AcceptCallback on_accept) {
-  if (absl::Status status = internal::CheckOptions(address, options); !status.ok()) return status;
+  if (absl::Status status = internal::CheckListenOptions(address, options); !status.ok())
+    return status;
   internal::LoopCore& core = loop.core();
   absl::StatusOr<internal::Engine*> engine = core.EngineFor(options.engine);
-  if (!engine.ok()) return engine.status();
+  if (!engine.ok()) {
+    return internal::Explain(engine.status(), internal::kOperation, address);
+  }
   auto listener =
       std::make_unique<internal::SocketListener>(core, std::move(options), std::move(on_accept));
   if (absl::Status status = listener->Open(**engine, address); !status.ok()) return status;

@@ -95,7 +95,7 @@ TEST(EngineChoice, TheEnvironmentDecidesOnlyWhereTheCallerLeftItOpen) {
     absl::StatusOr<std::unique_ptr<Loop>> loop = MakeLoop(EngineKind::kAuto);
     ASSERT_TRUE(loop.ok()) << loop.status();
     EXPECT_EQ((*loop)->engine(), EngineKind::kEpoll);
-    EXPECT_EQ((*loop)->engine_reason(), "requested");
+    EXPECT_EQ((*loop)->engine_reason(), "requested by PENSTOCK_ENGINE");
   }
   const ScopedEnv env("PENSTOCK_ENGINE", "fast");
   const absl::Status bad = MakeLoop(EngineKind::kAuto).status();

@@ -1,0 +1,53 @@
+#include "transport/check_options.h"
+
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "base/error.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+absl::Status CheckStreamOptions(const StreamOptions& options, std::string_view operation,
+                                const SocketAddress& address) {
+  struct Rule {
+    bool broken;
+    std::string_view text;
+  };
+  const absl::Duration zero = absl::ZeroDuration();
+  const Rule rules[] = {
+      {options.keepalive_idle < zero, "keepalive_idle must not be negative"},
+      {options.keepalive_idle > zero && options.keepalive_interval <= zero,
+       "keepalive_interval must be positive"},
+      {options.keepalive_idle > zero &&
+           (options.keepalive_probes < 1 || options.keepalive_probes > 127),
+       "keepalive_probes must be 1 to 127"},
+      {options.user_timeout < zero, "user_timeout must not be negative"},
+      {options.receive_buffer < 0, "receive_buffer must not be negative"},
+      {options.send_buffer < 0, "send_buffer must not be negative"},
+      {options.read_deadline < zero, "read_deadline must not be negative"},
+      {options.write_deadline < zero, "write_deadline must not be negative"},
+      {options.idle_deadline < zero, "idle_deadline must not be negative"},
+      {options.send_queue_low > options.send_queue_high,
+       "send_queue_low must not exceed send_queue_high"},
+      {options.send_queue_high > options.send_queue_max,
+       "send_queue_high must not exceed send_queue_max"},
+      {options.receive_max < 4096, "receive_max must be at least 4096 bytes"},
+  };
+  for (const Rule& rule : rules) {
+    if (rule.broken) {
+      return PeerStatus(absl::StatusCode::kInvalidArgument, operation, &address, rule.text);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Explain(const absl::Status& status, std::string_view operation,
+                     const SocketAddress& address) {
+  if (status.ok()) return status;
+  return PeerStatus(status.code(), operation, &address,
+                    std::string_view(status.message().data(), status.message().size()));
+}
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
