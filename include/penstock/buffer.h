@@ -193,7 +193,8 @@ struct PoolOptions {
   bool huge_pages = false;
   // Every block is secret: wiped on return, slabs left out of core dumps (MADV_DONTDUMP).
   bool secret = false;
-  // Empty slabs kept mapped for reuse; Trim() releases these too.
+  // Empty slabs kept mapped for reuse; more while bursts need them again and again. Trim() releases
+  // these too.
   size_t empty_slabs_kept = 1;
 };
 

@@ -13,6 +13,8 @@ namespace {
 
 constexpr size_t kLargeUnit = 4096;
 constexpr uint32_t kNodesPerChunk = 128;
+// Slabs that became empty between two looks at how many empty ones are needed.
+constexpr uint32_t kEmptiedPerLook = 64;
 
 template <typename T>
 void AddOnce(std::vector<T*>& list, T* item) {
@@ -26,7 +28,8 @@ void Erase(std::vector<T*>& list, T* item) {
 
 }  // namespace
 
-PoolCore::PoolCore(const PoolOptions& options, Sys& sys) : options_(options), sys_(sys) {}
+PoolCore::PoolCore(const PoolOptions& options, Sys& sys)
+    : options_(options), sys_(sys), empty_kept_(options.empty_slabs_kept) {}
 
 PoolCore::~PoolCore() {
   UnmapEmptySlabs(0);
@@ -201,7 +204,16 @@ void PoolCore::ReturnToSlab(Block& block) {
   if (slab->out != 0) return;
   state.partial.Remove(slab);
   empty_.PushFront(slab);
-  UnmapEmptySlabs(options_.empty_slabs_kept);
+  if (++emptied_ % kEmptiedPerLook == 0) KeepFewerEmptySlabs();
+  regretted_ += UnmapEmptySlabs(empty_kept_);
+}
+
+void PoolCore::KeepFewerEmptySlabs() {
+  // Of those that no burst has reached since the last look, half goes.
+  const size_t idle = std::min(empty_low_, empty_kept_ - options_.empty_slabs_kept);
+  empty_kept_ -= (idle + 1) / 2;
+  empty_low_ = empty_.size();
+  regretted_ /= 2;
 }
 
 void PoolCore::Charge(uint8_t size_class, size_t bytes) {
@@ -222,6 +234,7 @@ Slab* PoolCore::AcquireSlab(uint8_t size_class, int* error) {
   for (Slab* slab = empty_.front(); slab != nullptr; slab = slab->next) {
     if (slab->size_class != size_class) continue;
     empty_.Remove(slab);
+    empty_low_ = std::min(empty_low_, empty_.size());
     return slab;
   }
   if (Slab* slab = empty_.front()) return AdoptEmptySlab(slab, size_class, error);
@@ -233,6 +246,11 @@ Slab* PoolCore::AcquireSlab(uint8_t size_class, int* error) {
     return nullptr;
   }
   classes_[size_class].mapped += kSlabSize;
+  empty_low_ = 0;
+  if (regretted_ > 0) {
+    --regretted_;
+    ++empty_kept_;
+  }
   for (SlabObserver* observer : observers_) observer->OnSlabBorn(base, kSlabSize);
   return slab;
 }
@@ -242,6 +260,7 @@ Slab* PoolCore::AdoptEmptySlab(Slab* slab, uint8_t size_class, int* error) {
   Slab* adopted = MakeSlab(sys_, this, slab->base, kSlabSize, size_class, options_.secret, error);
   if (adopted == nullptr) return nullptr;
   empty_.Remove(slab);
+  empty_low_ = std::min(empty_low_, empty_.size());
   classes_[slab->size_class].mapped -= kSlabSize;
   classes_[size_class].mapped += kSlabSize;
   DropSlab(sys_, slab);
@@ -256,12 +275,14 @@ void PoolCore::UnmapSlab(Slab* slab) {
   DropSlab(sys_, slab);
 }
 
-void PoolCore::UnmapEmptySlabs(size_t kept) {
-  while (empty_.size() > kept) {
+size_t PoolCore::UnmapEmptySlabs(size_t kept) {
+  size_t unmapped = 0;
+  for (; empty_.size() > kept; ++unmapped) {
     Slab* coldest = empty_.back();
     empty_.Remove(coldest);
     UnmapSlab(coldest);
   }
+  return unmapped;
 }
 
 BufferNode* PoolCore::TakeNodes(uint32_t count, uint32_t* taken) {
@@ -299,6 +320,9 @@ void PoolCore::Trim(PoolCache* caller) {
   Reclaim(caller);
   NoteRoom();
   UnmapEmptySlabs(0);
+  empty_kept_ = options_.empty_slabs_kept;
+  empty_low_ = 0;
+  regretted_ = 0;
   for (ClassState& state : classes_) {
     for (Slab* slab = state.partial.front(); slab != nullptr; slab = slab->next) {
       ReleaseFreePages(sys_, *slab);

@@ -124,7 +124,9 @@ class PoolCore {
   Slab* AcquireSlab(uint8_t size_class, int* error);
   Slab* AdoptEmptySlab(Slab* slab, uint8_t size_class, int* error);
   void UnmapSlab(Slab* slab);
-  void UnmapEmptySlabs(size_t kept);
+  // The coldest, until `kept` are left; returns how many.
+  size_t UnmapEmptySlabs(size_t kept);
+  void KeepFewerEmptySlabs();
   template <typename Visit>
   void ForEachSlab(Visit visit) const;
 #if PENSTOCK_POOL_CHECKS
@@ -144,7 +146,14 @@ class PoolCore {
 
   mutable std::mutex mutex_;
   std::array<ClassState, kClassCount> classes_;
-  SlabList empty_;           // most recently used first; of any class but the large one
+  SlabList empty_;  // most recently used first; of any class but the large one
+  // A burst that empties slabs and fills them again soon would map and fault them in each time. So
+  // a slab that is mapped after another was unmapped raises how many are kept, until the bursts
+  // need fewer, or Trim.
+  size_t empty_kept_;
+  size_t regretted_ = 0;     // unmapped and not yet mapped again
+  size_t empty_low_ = 0;     // fewest empty slabs since the last look
+  uint32_t emptied_ = 0;     // slabs, ever
   PoolCounters counters_;    // of threads without a cache, and of caches that are gone
   size_t charged_ = 0;       // bytes, live plus cached
   uint64_t high_water_ = 0;  // of charged_

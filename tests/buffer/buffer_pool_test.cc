@@ -221,6 +221,33 @@ TEST(BufferPool, KeepsAsManyEmptySlabsAsAsked) {
   }
 }
 
+// Takes and returns as many buffers as fill that many slabs.
+void Burst(BufferPool& pool, size_t slabs) {
+  std::vector<Buffer> held;
+  while (pool.Stats().live < (slabs - 1) * kSlabSize + 65536) {
+    held.push_back(pool.TryAllocate(65536));
+  }
+}
+
+TEST(BufferPool, BurstsThatRecurMapNothing) {
+  MemorySys sys;
+  const auto pool = PoolCore::MakePool({}, sys);
+  Burst(*pool, 8);
+  EXPECT_EQ(pool->Stats().mapped, kSlabSize);
+  Burst(*pool, 8);
+  const int maps = sys.maps;
+  for (int i = 0; i < 50; ++i) Burst(*pool, 8);
+  EXPECT_EQ(sys.maps, maps);
+  // Smaller ones let the rest go.
+  for (int i = 0; i < 500; ++i) Burst(*pool, 2);
+  EXPECT_LE(pool->Stats().mapped, 3 * kSlabSize);
+  Burst(*pool, 8);
+  pool->Trim();
+  EXPECT_EQ(pool->Stats().mapped, 0u);
+  Burst(*pool, 8);
+  EXPECT_EQ(pool->Stats().mapped, kSlabSize);
+}
+
 TEST(BufferPool, AnEmptySlabServesAnyClass) {
   MemorySys sys;
   const auto pool = PoolCore::MakePool({}, sys);
