@@ -74,7 +74,7 @@ build_stage() {
   local log=$dir/build.log
   if ! cmake --preset "$name" -B "$dir" "$@" > "$log" 2>&1 ||
       ! cmake --build "$dir" -j "$jobs" >> "$log" 2>&1; then
-    grep -aE -m 20 -A 5 'error|FAILED|Error' "$log" || tail -40 "$log"
+    grep -aE -m 20 -A 5 'error: |Error |^FAILED' "$log" || tail -40 "$log"
     record_failure "$name" "the build (log: $log)"
     return 1
   fi

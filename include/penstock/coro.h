@@ -24,7 +24,8 @@
 // cancelled or destroyed before its loop is, as a Timer must.
 //
 // Nothing throws; an exception out of a coroutine ends the program. Calling a coroutine allocates
-// its frame; of the waits only Sleep allocates.
+// its frame. Reading and writing allocate nothing; Sleep allocates its timer, and what is posted
+// (Spawn, Yield, SwitchTo) a place in the mailbox.
 //
 // g++ 12.2 destroys lambdas with captures and aggregates twice when they are temporaries in a
 // co_await expression. So nothing here takes a callable, and options are taken by reference to a

@@ -70,11 +70,11 @@ struct StreamOptions {
   absl::Duration write_deadline = absl::InfiniteDuration();
   absl::Duration idle_deadline = absl::InfiniteDuration();
 
-  // Bytes. See "Bounds" above.
+  // Bytes. See "Bounds" above. A low mark above the high one counts as the high one.
   uint32_t send_queue_low = 64 * 1024;
   uint32_t send_queue_high = 256 * 1024;
   uint32_t send_queue_max = 64 * 1024 * 1024;
-  // Largest plain receive, at least 4096. Buffers are sized to each stream's traffic up to this;
+  // Largest plain receive. Buffers are sized to each stream's traffic up to this;
   // receives that io_uring completes come in pieces of up to 16 KiB. Unread bytes in blocks of this
   // size, or of 64 KiB if that is more, stop receiving.
   uint32_t receive_max = 64 * 1024;

@@ -50,14 +50,14 @@ Connection::Connection(LoopCore& loop, Engine& engine, int fd, const SocketAddre
       loop_(&loop),
       engine_(&engine),
       fd_(fd),
-      receive_size_(std::min(kReceiveStart, std::max(options.receive_max, kReceiveMin))),
-      receive_max_(std::max(options.receive_max, kReceiveMin)),
+      receive_size_(std::min(kReceiveStart, options.receive_max)),
+      receive_max_(options.receive_max),
       observer_(std::move(observer)),
       peer_(peer),
       read_deadline_ms_(DeadlineMs(options.read_deadline)),
       write_deadline_ms_(DeadlineMs(options.write_deadline)),
       idle_deadline_ms_(DeadlineMs(options.idle_deadline)),
-      send_queue_low_(options.send_queue_low),
+      send_queue_low_(std::min(options.send_queue_low, options.send_queue_high)),
       send_queue_high_(options.send_queue_high),
       send_queue_max_(options.send_queue_max) {
   if (has_deadlines()) active_at_ = loop.FreshTick();
@@ -149,6 +149,8 @@ void Connection::Abort() {
   CheckThread();
   if (loop_ == nullptr) return;
   rx_.Clear();
+  // What was not read is gone, so its end must not be told either.
+  if (alive()) read_end_ = write_end_ = absl::OkStatus();
   End(absl::CancelledError(absl::StrCat("connection to ", peer_.ToString(), ": aborted")), true);
 }
 
@@ -191,7 +193,7 @@ void Connection::ReleaseOwner() {
   const Callbacks unrun = TakeCallbacks();
   rx_.Clear();
   if (alive()) {
-    Close(!tx_.empty());
+    Close(BytesLost());
   } else if (loop_ != nullptr) {
     UpdatePinned();
   }
@@ -449,7 +451,7 @@ void Connection::EndWithLoop() {
   Hold();
   {
     const Callbacks unrun = TakeCallbacks();
-    if (alive()) Close(!tx_.empty());
+    if (alive()) Close(BytesLost());
     rx_.Clear();
     UpdatePinned();
   }

@@ -187,6 +187,8 @@ class Connection : private TimerNode {
   void AddWrite(DoneCallback&& done);
   void AddRefusedWrite(DoneCallback&& done, absl::Status refusal);
   void Close(bool reset);
+  // Whether bytes that were written will never arrive: then the peer must not see an end of stream.
+  bool BytesLost() const { return !tx_.empty() || !write_end_.ok(); }
   void UpdatePinned();
   void CheckThread() const;  // debug builds
   absl::Status Refusal(std::string_view operation, std::string_view reason) const;

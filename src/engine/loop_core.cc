@@ -52,14 +52,19 @@ class LoopCore::EngineWatch : public Watch {
   LoopCore& core_;
 };
 
-// Makes this loop's cache the calling thread's for the length of a turn.
+// Makes this loop's cache the calling thread's, and the time stand still, for the length of a turn.
 struct LoopCore::TurnScope {
-  explicit TurnScope(LoopCore& core)
-      : core(core), before(core.thread_.load(std::memory_order_relaxed)), scope(core.cache_) {
+  explicit TurnScope(LoopCore& loop)
+      : core(loop), before(loop.thread_.load(std::memory_order_relaxed)), scope(loop.cache_) {
     core.thread_.store(std::this_thread::get_id(), std::memory_order_relaxed);
     core.last_thread_.store(std::this_thread::get_id(), std::memory_order_relaxed);
+    core.in_turn_ = true;
   }
-  ~TurnScope() { core.thread_.store(before, std::memory_order_relaxed); }
+  ~TurnScope() {
+    core.thread_.store(before, std::memory_order_relaxed);
+    core.in_turn_ = false;
+    core.ForgetNow();
+  }
   LoopCore& core;
   std::thread::id before;
   PoolCache::Scope scope;
@@ -291,11 +296,15 @@ int64_t LoopCore::NextWake() const {
 }
 
 bool LoopCore::ArmWakeTimer() {
+  counters_.timers.Set(timers_.armed());
   const int64_t at = NextWake();
   // A time limit on every wait would cost a kernel timer each; this one is set only when something
   // is due earlier than it. Too early an alarm is a turn for nothing.
   if (at == INT64_MAX || (timer_at_ns_ != 0 && timer_at_ns_ <= at)) return true;
-  if (at <= now_ns()) return false;
+  if (at <= now_ns()) {
+    alarm_ = true;  // as if it had been set in time
+    return false;
+  }
   timer_at_ns_ = at;
   counters_.syscalls.Add(1);
   sys_.TimerFdSet(timer_watch_->fd, at);
@@ -435,7 +444,8 @@ void LoopCore::Drain(absl::Duration grace) {
 
 bool LoopCore::FinishDrain() {
   const bool empty = counters_.open.value() + counters_.connecting.value() == 0;
-  if (!empty && now_ns() >= drain_until_ns_) {
+  if (now_ns() >= drain_until_ns_) {
+    drain_until_ns_ = INT64_MAX;  // once: nothing is admitted any more
     ForEachConnection([](Connection& c) {
       c.End(absl::CancelledError(
                 absl::StrCat("connection to ", c.peer().ToString(), ": the loop was drained")),

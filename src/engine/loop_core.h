@@ -98,16 +98,19 @@ class LoopCore : private RoomWaiter {
   LoopCounters& counters() { return counters_; }
   const LoopOptions& options() const { return options_; }
   // CLOCK_MONOTONIC, read once a turn by whoever asks first; the tick of the timer wheel that goes
-  // with it. A turn in which nobody asks reads no clock.
+  // with it. A turn in which nobody asks reads no clock; between turns it is read every time.
   int64_t now_ns() const {
-    if (now_ns_ == 0) now_ns_ = sys_.Now();
-    return now_ns_;
+    if (now_ns_ != 0) return now_ns_;
+    const int64_t now = sys_.Now();
+    if (in_turn_) now_ns_ = now;
+    return now;
   }
   uint64_t now_tick() const { return TimerWheel::TickAt(now_ns()); }
   // The tick of a new reading: a deadline counted from an old one would be early.
   uint64_t FreshTick() {
-    now_ns_ = sys_.Now();
-    return TimerWheel::TickAt(now_ns_);
+    const int64_t now = sys_.Now();
+    if (in_turn_) now_ns_ = now;
+    return TimerWheel::TickAt(now);
   }
 
   // A connection in state kConnecting, or kOpen when `open`, attached to `engine`, which takes
@@ -198,6 +201,7 @@ class LoopCore : private RoomWaiter {
   TimerWheel timers_;
   CallbackTimer room_retry_;
   mutable int64_t now_ns_ = 0;  // 0: not read in this turn
+  bool in_turn_ = false;
 
   std::unique_ptr<Engine> primary_;    // waits
   std::unique_ptr<Engine> secondary_;  // watched by the primary; made on demand

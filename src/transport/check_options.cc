@@ -28,11 +28,7 @@ absl::Status CheckStreamOptions(const StreamOptions& options, std::string_view o
       {options.read_deadline < zero, "read_deadline must not be negative"},
       {options.write_deadline < zero, "write_deadline must not be negative"},
       {options.idle_deadline < zero, "idle_deadline must not be negative"},
-      {options.send_queue_low > options.send_queue_high,
-       "send_queue_low must not exceed send_queue_high"},
-      {options.send_queue_high > options.send_queue_max,
-       "send_queue_high must not exceed send_queue_max"},
-      {options.receive_max < 4096, "receive_max must be at least 4096 bytes"},
+      {options.receive_max < 1, "receive_max must be at least 1 byte"},
   };
   for (const Rule& rule : rules) {
     if (rule.broken) {

@@ -149,7 +149,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
   // A stream has gone. Parked connections are served first, and in a task: this may be the middle
   // of another stream's end.
   void TakeUpRoom() {
-    if (fd < 0 || !(reasons_ & kAtLimit) || !HasRoom()) return;
+    if (fd < 0 || !(reasons_ & kAtLimit) || !HasRoom()) return;  // closed: the loop may be gone
     if (parked_.empty()) return SetReason(kAtLimit, false);
     core_->Post([count = count_] {
       if (count->listener() != nullptr) count->listener()->AdmitParked();

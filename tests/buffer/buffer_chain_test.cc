@@ -1,23 +1,20 @@
 #include <penstock/buffer.h>
 
-#include <algorithm>
 #include <array>
 #include <random>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include <gtest/gtest.h>
 
-#include "buffer/pool_cache.h"
+#include "buffer/chain_model.h"
 
 namespace {
 
 using penstock::Buffer;
 using penstock::BufferChain;
 using penstock::BufferPool;
-using penstock::BufferTag;
-using penstock::internal::PoolCache;
+using penstock::internal::ChainModel;
 
 TEST(BufferChain, QueuesInOrder) {
   BufferPool pool;
@@ -141,133 +138,15 @@ TEST(BufferChainDeathTest, BoundsAreCheckedInEveryBuild) {
   EXPECT_DEATH(chain.SplitFront(4), "beyond the chain");
 }
 
-// Random operations on a few chains, beside a model of strings.
-class ChainModel {
- public:
-  explicit ChainModel(uint32_t seed) : random_(seed), cache_(pool_.core()) {}
-
-  void Run(int steps) {
-    const PoolCache::Scope scope(cache_);
-    for (int i = 0; i < steps; ++i) {
-      Step();
-      Check();
-      if (testing::Test::HasFatalFailure()) return;
-    }
-    for (BufferChain& chain : chains_) chain.Clear();
-    EXPECT_EQ(pool_.Stats().live, 0u);
-  }
-
- private:
-  static constexpr size_t kChains = 3;
-
-  size_t Below(size_t bound) {
-    return std::uniform_int_distribution<size_t>(0, bound - 1)(random_);
-  }
-
-  Buffer RandomBuffer(std::string* text) {
-    const size_t size = Below(4) == 0 ? 0 : 1 + Below(Below(2) == 0 ? 8 : 700);
-    text->clear();
-    for (size_t i = 0; i < size; ++i) text->push_back(static_cast<char>('a' + Below(26)));
-    Buffer buffer = *pool_.Copy(*text);
-    if (Below(3) == 0) {
-      const size_t cut = Below(size + 1);
-      buffer.TrimFront(cut);
-      text->erase(0, cut);
-    }
-    if (Below(3) == 0) {
-      const size_t kept = Below(text->size() + 1);
-      buffer.Truncate(kept);
-      text->resize(kept);
-    }
-    return Below(3) == 0 ? buffer.Share() : std::move(buffer);
-  }
-
-  void Step() {
-    const size_t i = Below(kChains);
-    const size_t j = (i + 1 + Below(kChains - 1)) % kChains;
-    BufferChain& chain = chains_[i];
-    std::string& text = texts_[i];
-    std::string piece;
-    switch (Below(9)) {
-      case 0:
-      case 1:
-        chain.Append(RandomBuffer(&piece));
-        text += piece;
-        break;
-      case 2:
-        chain.Prepend(RandomBuffer(&piece));
-        text.insert(0, piece);
-        break;
-      case 3:
-        chain.Append(std::move(chains_[j]));
-        text += std::exchange(texts_[j], {});
-        break;
-      case 4: {
-        const size_t n = Below(text.size() + 1);
-        chains_[j].Append(chain.SplitFront(n));
-        texts_[j] += text.substr(0, n);
-        text.erase(0, n);
-        break;
-      }
-      case 5: {
-        const size_t n = Below(text.size() + 1);
-        chain.TrimFront(n);
-        text.erase(0, n);
-        break;
-      }
-      case 6: {
-        const Buffer front = chain.PopFront();
-        ASSERT_EQ(front.view(), std::string_view(text).substr(0, front.size()));
-        ASSERT_EQ(front.empty(), text.empty());
-        text.erase(0, front.size());
-        break;
-      }
-      case 7: {
-        Buffer front = chain.PopFront();
-        const size_t n = Below(front.size() + 1);
-        Buffer head = front.SplitFront(n);
-        chain.Prepend(std::move(front));
-        chain.Prepend(std::move(head));
-        break;
-      }
-      case 8:
-        if (Below(8) == 0) {
-          chain.Clear();
-          text.clear();
-        }
-        break;
-    }
-  }
-
-  void Check() {
-    for (size_t i = 0; i < kChains; ++i) {
-      const BufferChain& chain = chains_[i];
-      ASSERT_EQ(chain.size(), texts_[i].size());
-      ASSERT_EQ(chain.empty(), texts_[i].empty());
-      ASSERT_EQ(chain.ToString(), texts_[i]);
-      ASSERT_EQ(chain.front().empty(), chain.empty());
-      std::vector<iovec> parts(chain.buffer_count() + 1);
-      ASSERT_EQ(chain.FillIovec(parts), chain.buffer_count());
-      std::string gathered;
-      for (size_t p = 0; p < chain.buffer_count(); ++p) {
-        gathered.append(static_cast<const char*>(parts[p].iov_base), parts[p].iov_len);
-      }
-      ASSERT_EQ(gathered, texts_[i]);
-    }
-  }
-
-  std::mt19937 random_;
-  BufferPool pool_;
-  PoolCache cache_;
-  std::array<BufferChain, kChains> chains_;
-  std::array<std::string, kChains> texts_;
-};
-
 TEST(BufferChain, AgreesWithAModelOfStrings) {
   for (uint32_t seed = 1; seed <= 200; ++seed) {
-    SCOPED_TRACE(testing::Message() << "seed " << seed);
-    ChainModel(seed).Run(150);
-    ASSERT_FALSE(HasFailure());
+    std::mt19937 random(seed);
+    BufferPool pool;
+    ChainModel model(pool, [&](size_t bound) {
+      return std::uniform_int_distribution<size_t>(0, bound - 1)(random);
+    });
+    for (int i = 0; i < 150; ++i) ASSERT_EQ(model.Step(), "") << "seed " << seed << " step " << i;
+    ASSERT_EQ(model.End(), "") << "seed " << seed;
   }
 }
 

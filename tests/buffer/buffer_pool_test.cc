@@ -16,10 +16,10 @@
 #include <gtest/gtest.h>
 
 #include "absl/status/status.h"
+#include "buffer/memory_sys.h"
 #include "buffer/pool_core.h"
 #include "buffer/pool_debug.h"
 #include "buffer/size_class.h"
-#include "memory_sys.h"
 
 namespace {
 

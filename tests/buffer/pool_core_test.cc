@@ -11,8 +11,8 @@
 
 #include <gtest/gtest.h>
 
+#include "buffer/memory_sys.h"
 #include "buffer/pool_cache.h"
-#include "memory_sys.h"
 
 namespace {
 

@@ -23,6 +23,14 @@ using coro::Task;
 
 constexpr size_t kBlock = 64 * 1024;
 
+// Options that are temporaries of a co_await expression would be destroyed twice by g++ 12.2.
+template <typename Options>
+concept Connects = requires(Loop& loop, const SocketAddress& address, Options&& options) {
+  coro::Connect(loop, address, std::forward<Options>(options));
+};
+static_assert(Connects<ConnectOptions&> && Connects<const ConnectOptions&>);
+static_assert(!Connects<ConnectOptions> && !Connects<const ConnectOptions>);
+
 // A sink for what a test's coroutines report, and the loop they run on.
 class CoroTest : public testing::TestWithParam<EngineKind> {
  protected:
