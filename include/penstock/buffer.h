@@ -227,8 +227,9 @@ class PENSTOCK_EXPORT BufferPool {
   void RemoveSlabObserver(SlabObserver* observer);
 
   // After a refusal: `waiter` is told once when blocks came back, inside this call if they already
-  // have. Adding it again is harmless. False when no block is out that could come back, because the
-  // kernel gave no memory: try again after a while.
+  // have. Adding it again is harmless. False when it may have to try again by itself, after a
+  // while: the kernel gave no memory, and may have some without a block coming back; or none is
+  // out.
   bool NotifyRoom(RoomWaiter* waiter);
   // Afterwards `waiter` is not called, nor being called by another thread.
   void ForgetRoom(RoomWaiter* waiter);

@@ -358,7 +358,7 @@ bool PoolCore::NotifyRoom(RoomWaiter* waiter) {
   Lock lock(mutex_);
   if (starved()) {
     AddOnce(waiters_, waiter);
-    return charged_ != 0;
+    return charged_ != 0 && wanted_ != 0;
   }
   // Room came between the refusal and this call.
   AddOnce(due_, waiter);

@@ -101,7 +101,7 @@ LoopCore::LoopCore(LoopOptions options, Seams seams)
       sys_(seams.sys != nullptr ? *seams.sys : RealSys()),
       make_engine_(seams.engines ? std::move(seams.engines) : MakeEngine),
       own_pool_(options_.pool != nullptr ? nullptr
-                                         : std::make_unique<BufferPool>(options_.pool_options)),
+                                         : PoolCore::MakePool(options_.pool_options, sys_)),
       pool_(options_.pool != nullptr ? options_.pool : own_pool_.get()),
       cache_(pool_->core()),
       mailbox_(std::make_shared<Mailbox>([this] { WriteWake(); })),
