@@ -1,6 +1,8 @@
 #include "sim/scenario.h"
 
 #include <algorithm>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -33,8 +35,11 @@ StreamOptions DrawStreamOptions(SimRandom& random) {
 }  // namespace
 
 std::string ReplayCommand(uint64_t seed) {
-  return absl::StrCat("PENSTOCK_SIM_SEED=", seed,
-                      " PENSTOCK_SIM_TRACE=1 tests/penstock_sim_tests --gtest_filter=Sim.Replay");
+  std::error_code error;
+  const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
+  return absl::StrCat("PENSTOCK_SIM_SEED=", seed, " PENSTOCK_SIM_TRACE=1 ",
+                      error ? "tests/penstock_sim_tests" : self.string(),
+                      " --gtest_filter=Sim.Replay");
 }
 
 Scenario::Scenario(const ScenarioOptions& options)

@@ -14,6 +14,13 @@ namespace {
 
 // The sanitizers see more in each seed and take some ten times as long.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define PENSTOCK_SIM_SANITIZED
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define PENSTOCK_SIM_SANITIZED
+#endif
+#endif
+#ifdef PENSTOCK_SIM_SANITIZED
 constexpr uint64_t kSeeds = 2'000;
 #else
 constexpr uint64_t kSeeds = 10'000;

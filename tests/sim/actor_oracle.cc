@@ -1,0 +1,169 @@
+// The half of Actor that judges: the oracle.
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "sim/actor.h"
+#include "sim/pattern.h"
+#include "sim/scenario.h"
+
+namespace penstock::testing {
+namespace {
+
+using Phase = Scenario::Phase;
+
+constexpr const char* kOpNames[] = {"read",     "extra read", "write",
+                                    "shutdown", "writable",   "connect"};
+
+}  // namespace
+
+// --- Tickets ---
+
+Ticket::~Ticket() {
+  if (actor_ != nullptr) actor_->OnUnrun(op_);
+}
+
+void Ticket::Use() { std::exchange(actor_, nullptr)->OnUsed(op_); }
+
+void Actor::OnUsed(Ticket::Op op) {
+  const std::string name = kOpNames[static_cast<size_t>(op)];
+  if (ended_ && op != Ticket::Op::kConnect)
+    Wrong(name + " callback after its stream was destroyed");
+  if (calls_ > 0) Wrong(name + " callback inside a call to its stream (I3)");
+  if (loop_.gone) {
+    Wrong(name + " callback after its loop was destroyed");
+  } else if (!scenario_.world().Busy(*loop_.loop)) {
+    Wrong(name + " callback outside a turn of its loop");
+  }
+}
+
+void Actor::OnUnrun(Ticket::Op op) {
+  if (ended_ || ending_ || loop_.gone) return;
+  Wrong(absl::StrCat(kOpNames[static_cast<size_t>(op)],
+                     " callback destroyed unrun while its stream lives"));
+}
+
+void Actor::Wrong(const std::string& what) {
+  scenario_.Violation(absl::StrCat(Describe(), ": ", what));
+}
+
+std::string Actor::Describe() const {
+  return absl::StrCat(
+      side_ == 0 ? "client" : "server", " of link ", link_ == nullptr ? 0 : link_->id, " on loop ",
+      loop_.index, connecting_ ? " connecting" : "", read_pending_ ? " reading" : "",
+      read_end_ ? " read-ended" : "", write_shut_ ? " write-shut" : "",
+      write_shut_done_ ? "-done" : "", aborted_ ? " aborted" : "", ended_ ? " ended" : "", ", ",
+      received_, " received, ", written_, " written, ", writes_.size(), " writes pending");
+}
+
+// --- Judging ---
+
+void Actor::OnRead(absl::StatusOr<Buffer> result) {
+  read_pending_ = false;
+  const bool cancelled = std::exchange(read_cancelled_, false);
+  scenario_.world().Note("read", link_->id * 2 + static_cast<uint64_t>(side_),
+                         static_cast<uint64_t>(result.status().code()),
+                         result.ok() ? result->size() : 0);
+  if (result.ok()) {
+    OnBytes(*std::move(result));
+  } else if (absl::IsCancelled(result.status()) && cancelled) {
+    // As asked.
+  } else {
+    OnReadEnd(result.status());
+  }
+  Step();
+}
+
+void Actor::OnBytes(Buffer bytes) {
+  if (bytes.empty()) Wrong("a read ended with no byte");
+  if (read_shut_ || aborted_) Wrong("bytes after reading was given up");
+  if (read_end_) Wrong("bytes after the end");
+  if (!MatchesPattern(StreamKey(*link_, 1 - side_), received_, bytes.view())) {
+    Wrong(absl::StrCat("wrong bytes at ", received_));
+  }
+  received_ += bytes.size();
+  scenario_.result().bytes += bytes.size();
+  if (received_ > link_->sides[static_cast<size_t>(1 - side_)].sent) {
+    Wrong("more bytes than were sent");
+  }
+  if (scenario_.random().Chance(plan_.hold)) held_.push_back(std::move(bytes));
+}
+
+void Actor::OnReadEnd(const absl::Status& status) {
+  const absl::StatusCode code = status.code();
+  if (read_end_ && *read_end_ != code && !aborted_)
+    Wrong("another end than before: " + status.ToString());
+  const SimSide& mine = link_->sides[static_cast<size_t>(side_)];
+  const SimSide& other = link_->sides[static_cast<size_t>(1 - side_)];
+  if (IsDeadlineExceeded(status)) {
+    ++scenario_.result().deadlines;
+    paused_ = true;
+    if (scenario_.phase() == Phase::kFinish) read_end_ = code;
+  } else {
+    read_end_ = code;
+  }
+  if (IsEof(status)) {
+    if (read_shut_) return;
+    ++scenario_.result().clean_ends;
+    if (!mine.fin_arrived) Wrong("end of stream, and none was sent: " + status.ToString());
+    if (received_ != other.sent) {
+      Wrong(absl::StrCat("end of stream after ", received_, " of ", other.sent, " bytes"));
+    }
+    const Actor* const peer = scenario_.Peer(*link_, side_);
+    if (peer != nullptr && peer->written_ != received_) {
+      Wrong(absl::StrCat("end of stream after ", received_, " bytes; the peer wrote ",
+                         peer->written_));
+    }
+    return;
+  }
+  if (IsReset(status)) {
+    ++scenario_.result().resets;
+    if (received_ != mine.received || mine.waiting() > 0) {
+      Wrong(absl::StrCat("reset before the bytes that came first: ", received_, " delivered, ",
+                         mine.received, " taken, ", mine.waiting(), " waiting"));
+    }
+  }
+  if (!HasCause(status)) Wrong("a read ended without a cause: " + status.ToString());
+}
+
+void Actor::OnWritten(uint64_t number, const absl::Status& status) {
+  scenario_.world().Note("written", number, static_cast<uint64_t>(status.code()));
+  if (writes_.empty() || writes_.front().number != number) {
+    Wrong(absl::StrCat("write ", number, " ended out of its turn"));
+    return;
+  }
+  const PendingWrite write = writes_.front();
+  writes_.pop_front();
+  const bool taken = link_->sides[static_cast<size_t>(side_)].sent >= write.end;
+  if (write.refusal) {
+    if (status.code() != *write.refusal && (status.ok() || !HasCause(status))) {
+      Wrong(absl::StrCat("a write to be refused ended with ", status.ToString()));
+    }
+  } else if (status.ok()) {
+    if (!taken) Wrong("a write ended well before its bytes were taken");
+    if (write_failed_) Wrong("a write ended well after one that failed");
+  } else {
+    write_failed_ = true;
+    if (taken && write.size > 0) Wrong("a write failed after all its bytes were taken");
+    if (!HasCause(status)) Wrong("a write failed without a cause: " + status.ToString());
+  }
+  Step();
+}
+
+bool Actor::HasCause(const absl::Status& status) const {
+  const SimSide& mine = link_->sides[static_cast<size_t>(side_)];
+  switch (status.code()) {
+    case absl::StatusCode::kUnavailable:
+      return mine.failed;
+    case absl::StatusCode::kResourceExhausted:
+    case absl::StatusCode::kInternal:
+      return mine.failed;  // SimFaults::send_error
+    case absl::StatusCode::kDeadlineExceeded:
+      return scenario_.world().now_ns() >= earliest_deadline_ns_;
+    case absl::StatusCode::kCancelled:
+      return aborted_ || loop_.drained;
+    default:
+      return false;
+  }
+}
+
+}  // namespace penstock::testing
