@@ -14,7 +14,8 @@
 //   delivered first. An end that came from the peer is repeated to every later ReadReady.
 // Writing
 //   Writes are sent in the order they were started. A write ends OK when the kernel has taken its
-//   last byte. When sending fails, this write and all later ones end with that error.
+//   last byte. When sending fails, this write and all later ones end with that error;
+//   a failure that is no reset by the peer ends the whole stream.
 // Half close
 //   ShutdownWrite ends this side's bytes after those queued; reading goes on. ShutdownRead gives up
 //   what the peer still sends; writing goes on.

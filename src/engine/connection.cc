@@ -347,12 +347,14 @@ void Connection::Flush() {
 
 void Connection::FailSending(int error) {
   write_end_ = ErrnoStatus(error, "write to", &peer_);
+  tx_.Clear();
   if (IsReset(write_end_)) {
     loop_->counters().peer_resets.Add(1);
   } else {
+    // The peer does not know yet: two ends that wait for each other's end would wait for ever.
     loop_->Fault(write_end_.ToString());
+    End(write_end_, true);
   }
-  tx_.Clear();
 }
 
 void Connection::FinishShutdown() {
