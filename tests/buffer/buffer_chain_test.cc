@@ -131,6 +131,29 @@ TEST(BufferChain, CopyToStopsAtTheShorterAndConsumesNothing) {
   EXPECT_EQ(chain.size(), 6u);
 }
 
+// The owner of external memory may use the chain that just gave it up.
+TEST(BufferChain, AReleaseMayComeBackToTheChain) {
+  BufferPool pool;
+  BufferChain chain;
+  std::string seen;
+  const auto external = [&] {
+    return Buffer::FromExternal("xyz", 3, [&] {
+      seen += chain.ToString() + ";";
+      if (!chain.empty()) chain.TrimFront(1);
+    });
+  };
+  chain.Append(external());
+  chain.Append(*pool.Copy("abc"));
+  chain.TrimFront(4);
+  EXPECT_EQ(seen, "bc;");
+  EXPECT_EQ(chain.ToString(), "c");
+  chain.Prepend(external());
+  chain.Prepend(external());
+  chain.Clear();
+  EXPECT_EQ(seen, "bc;;;");
+  EXPECT_EQ(pool.Stats().live, 0u);
+}
+
 TEST(BufferChainDeathTest, BoundsAreCheckedInEveryBuild) {
   BufferPool pool;
   BufferChain chain(*pool.Copy("123"));
