@@ -291,12 +291,13 @@ TEST_P(SimDirected, AWriteThatWasTakenEndsWellThoughTheNextFails) {
     client_ = nullptr;
     server_ = nullptr;
     Open();
+    const SocketAddress local = client_->local();  // the failure closes the socket
     world_.faults().send_error = 500;
     std::optional<absl::Status> first, second;
     Write(*client_, std::string(1'000, 'a'), [&](absl::Status status) { first = status; });
     Write(*client_, std::string(1'000, 'b'), [&](absl::Status status) { second = status; });
     ASSERT_TRUE(RunUntil([&] { return first && second; }));
-    const uint64_t taken = world_.wire().LinkOf(client_->local())->sides[0].sent;
+    const uint64_t taken = world_.wire().LinkOf(local)->sides[0].sent;
     EXPECT_EQ(client_->stats().bytes_out, taken);
     EXPECT_EQ(first->ok(), taken >= 1'000) << *first;
     EXPECT_EQ(second->ok(), taken >= 2'000) << *second;
