@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -181,8 +182,11 @@ void LoopCore::Run() {
 }
 
 void LoopCore::Stop() {
+  stoppers_.fetch_add(1, std::memory_order_relaxed);
+  // From here on Run may return and the loop go; its destructor waits for the wake-up.
   stop_.store(true, std::memory_order_release);
   WriteWake();
+  stoppers_.fetch_sub(1, std::memory_order_release);
 }
 
 bool LoopCore::Poll() {
@@ -462,6 +466,8 @@ void LoopCore::RemoveObserver(LoopObserver* observer) { std::erase(observers_, o
 
 LoopCore::~LoopCore() {
   mailbox_->Close();
+  // As long as one eventfd write takes.
+  while (stoppers_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
   if (primary_ != nullptr) CloseEverything();
   pool_->ForgetRoom(this);
   secondary_ = nullptr;

@@ -221,6 +221,7 @@ class LoopCore : private RoomWaiter {
   bool draining_ = false;
   int64_t drain_until_ns_ = 0;
   std::atomic<bool> stop_{false};
+  std::atomic<uint32_t> stoppers_{0};  // in Stop now
   std::atomic<bool> room_{false};
   bool waiting_for_room_ = false;
   std::atomic<std::thread::id> thread_{};       // whose turn it is; none between turns
