@@ -418,8 +418,8 @@ TEST_P(SimDirected, ASnapshotOfASleepingLoopCountsNoTimerThatIsGone) {
   Open(std::move(options));
   RunFor(absl::Seconds(5));
   EXPECT_EQ(loop_->Snapshot().timers, 1u);
-  server_ = nullptr;
-  world_.Touch(*loop_);
+  server_->ReadReady([this](absl::StatusOr<Buffer>) { server_ = nullptr; });
+  Write(*client_, "go");
   RunFor(absl::Seconds(5));
   EXPECT_EQ(loop_->Snapshot().timers, 0u);
 }
@@ -432,13 +432,16 @@ TEST_P(SimDirected, ALoopThatIsLateForItsTrimDoesNotSpin) {
   options.turn_tasks_max = 1;
   loop_ = *world_.NewLoop(std::move(options), GetParam());
   Open();
-  world_.faults().loop_stall = 500;
-  world_.faults().stall_max = 5'000'000;
-  for (int i = 0; i < 100; ++i) {
-    Write(*client_, "x");
-    for (int task = 0; task < 3; ++task) loop_->Post([] {});
-    RunFor(absl::Milliseconds(20));
-  }
+  RunFor(absl::Seconds(1));
+  // The turn that sees the traffic has work left, so it sets no alarm; the next one is late.
+  loop_->Post([this] {
+    world_.faults().loop_stall = 1000;
+    world_.faults().stall_max = 1'000'000;
+  });
+  loop_->Post([] {});
+  Write(*client_, "x");
+  world_.After(absl::Milliseconds(5), [this] { world_.faults().loop_stall = 0; });
+  RunFor(absl::Seconds(1));
 }
 
 // Nothing is out that could come back, so no buffer's return tells the loop to try again.
