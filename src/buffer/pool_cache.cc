@@ -78,13 +78,13 @@ bool PoolCache::Refill(uint8_t size_class, PoolCore::Refusal* refusal) {
 }
 
 void PoolCache::Overflow(Block& block) {
-  block.primary.next = nullptr;
-  if (core_.starved()) {
+  HotList& hot = hot_[block.size_class];
+  // A list with room means that the core was starved, even if it no longer is.
+  if (hot.Count() < hot.max || core_.starved()) {
     block.primary.next = TakeAll();
     return core_.Give(&block.primary);
   }
   // The blocks used last stay.
-  HotList& hot = hot_[block.size_class];
   const uint32_t kept = hot.Count() / 2;
   BufferNode* last = hot.head;
   for (uint32_t i = 1; i < kept; ++i) last = last->next;
