@@ -113,6 +113,7 @@ class Connection : private TimerNode {
   // The receive size that suits this stream's traffic, and the feedback that adapts it.
   uint32_t receive_size() const { return receive_size_; }
   void AdaptReceiveSize(size_t received);
+  uint32_t receive_max() const { return receive_max_; }
 
   // --- The loop's side ---
   // Does what there is to do: sends, completes, receives, delivers; bounded (I9).

@@ -208,7 +208,7 @@ void LoopCore::Turn(bool may_sleep) {
   counters_.turns.Add(1);
   tasks_left_ = RunTasks();
   RunReady();
-  may_sleep = may_sleep && !HasWork();
+  may_sleep = may_sleep && !HasWork() && !(draining_ && Empty());
   int events = 0;
   if (may_sleep && options_.busy_poll > absl::ZeroDuration()) events = WaitBusily();
   if (events == 0) events = Wait(may_sleep && !HasWork());
@@ -447,7 +447,7 @@ void LoopCore::Drain(absl::Duration grace) {
 }
 
 bool LoopCore::FinishDrain() {
-  const bool empty = counters_.open.value() + counters_.connecting.value() == 0;
+  const bool empty = Empty();
   if (now_ns() >= drain_until_ns_) {
     drain_until_ns_ = INT64_MAX;  // once: nothing is admitted any more
     ForEachConnection([](Connection& c) {

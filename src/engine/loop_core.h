@@ -183,6 +183,8 @@ class LoopCore : private RoomWaiter {
   bool FinishDrain();
   void TakeUpRoom();
   void ForEachConnection(absl::FunctionRef<void(Connection&)> visit);
+  // No connection is open or connecting.
+  bool Empty() const { return counters_.open.value() + counters_.connecting.value() == 0; }
   absl::Status ChoosePrimary();
   void CloseEverything();
 

@@ -105,7 +105,9 @@ void UringEngine::AcceptBurst(Token token) {
 // --- Connections ---
 
 absl::Status UringEngine::Attach(Connection& connection) {
-  const bool poll_only = !features_.multishot_receive || !IsTcp(connection.peer().family());
+  // A lent buffer must not hold more than the stream takes at once.
+  const bool poll_only = !features_.multishot_receive || !IsTcp(connection.peer().family()) ||
+                         connection.receive_max() < BufferRing::kBufferSize;
   if (poll_only)
     SetFlag(loop_.slots().at(connection.slot()), UringBit::kPollStrategy | UringBit::kPollOnly);
   return absl::OkStatus();

@@ -87,7 +87,10 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
   // --- Listener ---
   SocketAddress address() const override { return address_; }
   void Pause() override { SetReason(kByOwner, true); }
-  void Resume() override { SetReason(kByOwner, false); }
+  void Resume() override {
+    SetReason(kByOwner, false);
+    TakeUpRoom();
+  }
   ListenerStats stats() const override {
     ListenerStats stats = stats_;
     stats.open = count_->open;
@@ -100,7 +103,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     ++stats_.accepted;
     core_->counters().accepted.Add(1);
     retry_after_ = kRetryMin;
-    if (!HasRoom()) {
+    if (!HasRoom() || (reasons_ & kByOwner)) {
       // Accepted by the kernel before accepting stopped (io_uring takes several at once): it waits
       // here as it would in the backlog.
       parked_.push({accepted, peer});
@@ -146,10 +149,11 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
 
   bool HasRoom() const { return count_->open < options_.connections_max && core_->HasRoom(); }
 
-  // A stream has gone. Parked connections are served first, and in a task: this may be the middle
-  // of another stream's end.
+  // A stream has gone, or the owner has resumed. Parked connections are served first, and in a
+  // task: this may be the middle of another stream's end.
   void TakeUpRoom() {
-    if (fd < 0 || !(reasons_ & kAtLimit) || !HasRoom()) return;  // closed: the loop may be gone
+    // Closed: the loop may be gone.
+    if (fd < 0 || !(reasons_ & kAtLimit) || (reasons_ & kByOwner) || !HasRoom()) return;
     if (parked_.empty()) return SetReason(kAtLimit, false);
     core_->Post([count = count_] {
       if (count->listener() != nullptr) count->listener()->AdmitParked();
@@ -157,7 +161,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
   }
 
   void AdmitParked() {
-    if (fd < 0 || parked_.empty() || !HasRoom()) return;
+    if (fd < 0 || parked_.empty() || (reasons_ & kByOwner) || !HasRoom()) return;
     const Parked next = parked_.pop();
     const std::shared_ptr<OpenCount> count = count_;
     Admit(next.fd, next.peer);

@@ -1,0 +1,119 @@
+// StreamOptions reach the sockets, accepted and connected alike; bad values are refused in words.
+#include <penstock/stream.h>
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+
+#include <gtest/gtest.h>
+
+#include "engine/connection.h"
+#include "testing/harness.h"
+#include "transport/socket_stream.h"
+
+namespace penstock::internal {
+namespace {
+
+class StreamOptionsTest : public Harness {
+ protected:
+  static int Option(Stream& stream, int level, int name) {
+    const int fd = static_cast<SocketStream&>(stream).connection().fd();
+    int value = -1;
+    socklen_t length = sizeof value;
+    EXPECT_EQ(::getsockopt(fd, level, name, &value, &length), 0);
+    return value;
+  }
+};
+
+TEST_P(StreamOptionsTest, NodelayIsOnUnlessTurnedOff) {
+  if (is_unix()) GTEST_SKIP() << "about TCP";
+  StreamPair by_default = Pair();
+  StreamOptions delayed;
+  delayed.nodelay = false;
+  StreamPair slow = Pair(delayed, delayed);
+  for (StreamPtr* stream : {&by_default.client, &by_default.server}) {
+    EXPECT_NE(Option(**stream, IPPROTO_TCP, TCP_NODELAY), 0);
+    EXPECT_EQ(Option(**stream, SOL_SOCKET, SO_KEEPALIVE), 0);
+  }
+  for (StreamPtr* stream : {&slow.client, &slow.server}) {
+    EXPECT_EQ(Option(**stream, IPPROTO_TCP, TCP_NODELAY), 0);
+  }
+}
+
+TEST_P(StreamOptionsTest, KeepaliveAndUserTimeoutAreThoseAskedFor) {
+  if (is_unix()) GTEST_SKIP() << "about TCP";
+  StreamOptions options;
+  options.keepalive_idle = absl::Seconds(120);
+  options.keepalive_interval = absl::Seconds(7);
+  options.keepalive_probes = 3;
+  options.user_timeout = absl::Milliseconds(12'345);
+  StreamPair pair = Pair(options, options);
+  for (StreamPtr* stream : {&pair.client, &pair.server}) {
+    EXPECT_NE(Option(**stream, SOL_SOCKET, SO_KEEPALIVE), 0);
+    EXPECT_EQ(Option(**stream, IPPROTO_TCP, TCP_KEEPIDLE), 120);
+    EXPECT_EQ(Option(**stream, IPPROTO_TCP, TCP_KEEPINTVL), 7);
+    EXPECT_EQ(Option(**stream, IPPROTO_TCP, TCP_KEEPCNT), 3);
+    EXPECT_EQ(Option(**stream, IPPROTO_TCP, TCP_USER_TIMEOUT), 12'345);
+  }
+}
+
+TEST_P(StreamOptionsTest, SocketBuffersAreThoseAskedFor) {
+  StreamOptions options;
+  options.receive_buffer = 40'000;
+  options.send_buffer = 50'000;
+  StreamPair pair = Pair(options, options);
+  for (StreamPtr* stream : {&pair.client, &pair.server}) {
+    // The kernel doubles what is asked for (socket(7)). Unix sockets that are accepted inherit
+    // nothing from their listener; their sender's buffer is what counts there.
+    if (is_unix() && stream == &pair.server) continue;
+    EXPECT_EQ(Option(**stream, SOL_SOCKET, SO_RCVBUF), 80'000);
+    EXPECT_EQ(Option(**stream, SOL_SOCKET, SO_SNDBUF), 100'000);
+  }
+}
+
+TEST_P(StreamOptionsTest, TcpOptionsAreIgnoredOnUnixSockets) {
+  if (!is_unix()) GTEST_SKIP() << "about Unix sockets";
+  StreamOptions options;
+  options.keepalive_idle = absl::Seconds(10);
+  options.user_timeout = absl::Seconds(10);
+  StreamPair pair = Pair(options, options);
+  Exchange(*pair.client, *pair.server, "ignored");
+}
+
+TEST_P(StreamOptionsTest, AValueTheKernelWouldRefuseIsAnErrorThatNamesIt) {
+  if (is_unix()) GTEST_SKIP() << "about TCP";
+  StreamOptions options;
+  options.keepalive_idle = absl::Seconds(10);
+  options.keepalive_probes = 1000;  // at most 127 (tcp(7))
+  std::unique_ptr<Listener> listener = Listen();
+  const absl::Status refused = ConnectTo(listener->address(), Connecting(options)).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(refused)) << refused;
+  EXPECT_NE(refused.message().find("keepalive_probes"), std::string::npos) << refused;
+  ListenOptions listening;
+  listening.engine = environment().listen_engine();
+  listening.stream = options;
+  const absl::Status unheard =
+      Listener::Listen(loop(), environment().NewAddress(), listening, [](StreamPtr) {}).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(unheard)) << unheard;
+}
+
+INSTANTIATE_TEST_SUITE_P(Environments, StreamOptionsTest, ::testing::ValuesIn(KernelEnvironments()),
+                         EnvironmentName);
+
+// Every connection costs this much, idle or not, and nothing else (IdleMemoryTest), so it grows
+// only for a reason. On x86-64, in bytes:
+//   two chains (48), the read callback (32), the first pending write with its callback, place and
+//   refusal (48), the ends of both ways (16): one operation each way needs no allocation;
+//   deadlines: a timer's node (32), three starting points (24), three lengths (12);
+//   the peer, for error messages (32), the place in the loop's lists (24), the owner's handle (16),
+//   figures (24), the listener that counts it (16), loop and engine (16), descriptor and slot (8),
+//   receive sizes (8), watermarks (12), what is rare (8), states, holds and padding (40).
+// The budget for an idle echo connection is 512 bytes of user memory in all.
+TEST(ConnectionSize, IsTheOneThatWasAgreed) { EXPECT_EQ(sizeof(Connection), 416u); }
+
+}  // namespace
+}  // namespace penstock::internal
