@@ -1,0 +1,348 @@
+// Every call to the kernel fails once, and from some point on for good: the nth of its kind for
+// each n, with each plausible errno, in a scenario that uses all of the library: listen, connect,
+// echo, bulk with back-pressure, half close, close. Whatever fails, nothing crashes, hangs or
+// leaks, each callback ends once, and no byte is lost without a word (I2, I5).
+#include <penstock/connect.h>
+#include <penstock/listener.h>
+
+#include <dirent.h>
+#include <poll.h>
+
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <ostream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "engine/loop_core.h"
+#include "testing/environment.h"
+#include "testing/fate.h"
+#include "testing/fault_sys.h"
+#include "testing/pattern.h"
+
+namespace penstock::internal {
+namespace {
+
+constexpr uint64_t kBulk = 256 * 1024;
+constexpr size_t kEcho = 1000;
+constexpr uint64_t kSeed = 7;
+
+// A process descriptor count, to find leaks.
+int OpenDescriptors() {
+  int count = 0;
+  DIR* const folder = ::opendir("/proc/self/fd");
+  while (::readdir(folder) != nullptr) ++count;
+  ::closedir(folder);
+  return count;
+}
+
+// Sends everything back and, when the peer has finished, finishes as well.
+class EchoPeer {
+ public:
+  explicit EchoPeer(StreamPtr stream) : stream_(std::move(stream)) { Read(); }
+  bool ended() const { return ended_; }
+  bool met_eof() const { return met_eof_; }
+  // Bytes taken from the client, and given to be sent back.
+  uint64_t bytes() const { return bytes_; }
+
+ private:
+  void Read() {
+    stream_->ReadReady([this](absl::StatusOr<Buffer> data) {
+      if (data.ok()) return Write(*std::move(data));
+      met_eof_ = IsEof(data.status());
+      if (!met_eof_) return End();
+      stream_->ShutdownWrite([this](absl::Status) { End(); });
+    });
+  }
+  void Write(Buffer data) {
+    bytes_ += data.size();
+    stream_->Write(std::move(data), [this](absl::Status sent) {
+      if (!sent.ok()) return End();
+      Read();
+    });
+  }
+  void End() {
+    ended_ = true;
+    stream_.reset();
+  }
+
+  StreamPtr stream_;
+  bool ended_ = false;
+  bool met_eof_ = false;
+  uint64_t bytes_ = 0;
+};
+
+// One run of the scenario under one fault.
+class Scenario {
+ public:
+  Scenario(EngineKind engine, FaultSys& sys) : engine_(engine), sys_(sys) {}
+
+  // Runs until everything has ended; false when it hangs.
+  bool Run() {
+    if (!Begin()) return true;
+    const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (!ended()) {
+      if (std::chrono::steady_clock::now() > give_up) return false;
+      Turn();
+    }
+    Finish();
+    return true;
+  }
+
+  // Everything went as if nothing had failed.
+  bool complete() const { return received_ == kEcho + kBulk && IsEof(end_); }
+  // Bytes that are not those sent, or an orderly end before the last of them.
+  bool lost_silently() const {
+    if (!intact_) return true;
+    for (const auto& peer : peers_) {
+      if (peer->met_eof() && peer->bytes() != sent_) return true;
+      if (IsEof(end_) && peer->bytes() != received_) return true;
+    }
+    return false;
+  }
+  uint64_t left_in_pool() const { return left_in_pool_; }
+  uint64_t left_open() const { return left_open_; }
+  const std::vector<Fate>& fates() const { return fates_; }
+  std::string Describe() const {
+    return absl::StrCat(received_, " of ", sent_, " bytes received, ended with ", end_.ToString(),
+                        ", made with ", made_.ToString(), ", ", peers_.size(), " accepted");
+  }
+
+ private:
+  bool ended() const {
+    for (const auto& peer : peers_) {
+      if (!peer->ended()) return false;
+    }
+    return client_ended_;
+  }
+
+  bool Begin() {
+    LoopOptions options;
+    options.engine = engine_;
+    options.log = [](LogSeverity, const char*, int, std::string_view) {};
+    LoopCore::Seams seams;
+    seams.sys = &sys_;
+    absl::StatusOr<std::unique_ptr<Loop>> loop =
+        LoopCore::CreateLoop(std::move(options), std::move(seams));
+    made_ = loop.status();
+    if (!loop.ok()) return false;
+    loop_ = *std::move(loop);
+
+    ListenOptions listening;
+    listening.stream = Bounded();
+    absl::StatusOr<std::unique_ptr<Listener>> listener = Listener::Listen(
+        *loop_, *SocketAddress::Parse("127.0.0.1:0"), listening, [this](StreamPtr stream) {
+          peers_.push_back(std::make_unique<EchoPeer>(std::move(stream)));
+        });
+    made_ = listener.status();
+    if (!listener.ok()) return false;
+    listener_ = *std::move(listener);
+    if (listener_->address().port() == 0) return false;  // getsockname failed
+
+    ConnectOptions connecting;
+    connecting.stream = Bounded();
+    connecting.deadline = absl::Seconds(2);
+    fates_.reserve(8);
+    Fate& connected = fates_.emplace_back();
+    Connect(*loop_, listener_->address(), connecting,
+            [this, mark = connected.OnDone()](absl::StatusOr<StreamPtr> stream) mutable {
+              std::move(mark)(stream.status());
+              if (!stream.ok()) return EndClient(stream.status());
+              client_ = *std::move(stream);
+              Converse();
+            });
+    return true;
+  }
+
+  // Every wait has an end, in the virtual time that passes when nothing moves.
+  static StreamOptions Bounded() {
+    StreamOptions options;
+    options.send_buffer = options.receive_buffer = 16 * 1024;
+    options.read_deadline = absl::Seconds(3);
+    options.write_deadline = absl::Seconds(3);
+    options.idle_deadline = absl::Seconds(4);
+    return options;
+  }
+
+  void Converse() {
+    Send(0, kEcho);
+    Read();
+  }
+
+  void Send(uint64_t offset, size_t size) {
+    absl::StatusOr<Buffer> bytes = loop_->pool().Copy(PatternBytes(kSeed, offset, size));
+    if (!bytes.ok()) return;
+    sent_ += size;
+    client_->Write(*std::move(bytes), fates_.emplace_back().OnDone());
+  }
+
+  void Read() {
+    client_->ReadReady([this](absl::StatusOr<Buffer> data) {
+      if (!data.ok()) return EndClient(data.status());
+      intact_ = intact_ && !FirstMismatch(data->view(), kSeed, received_).has_value();
+      received_ += data->size();
+      if (received_ == kEcho) {
+        Send(kEcho, kBulk);
+        client_->NotifyWritable(fates_.emplace_back().OnDone());
+        client_->ShutdownWrite(fates_.emplace_back().OnDone());
+      }
+      Read();
+    });
+  }
+
+  void EndClient(absl::Status how) {
+    end_ = std::move(how);
+    client_ended_ = true;
+    client_.reset();
+  }
+
+  void Turn() {
+    if (loop_->Poll() || (ended() && loop_->Snapshot().closing == 0)) return;
+    pollfd descriptor = {.fd = loop_->fd(), .events = POLLIN, .revents = 0};
+    // Time is let pass only once something has failed: a run without a fault never needs it.
+    const bool fired = sys_.fired();
+    if (::poll(&descriptor, 1, fired ? 2 : 1000) == 0 && fired) sys_.AdvanceClock(1'000'000'000);
+  }
+
+  void Finish() {
+    listener_.reset();
+    client_.reset();
+    // What the kernel still holds comes back within a few turns, if it can.
+    for (int i = 0; i < 100 && loop_->Snapshot().closing > 0; ++i) Turn();
+    left_open_ = loop_->Snapshot().open + loop_->Snapshot().connecting;
+    left_in_pool_ = loop_->Snapshot().pool.live;
+    loop_.reset();
+  }
+
+  const EngineKind engine_;
+  FaultSys& sys_;
+  std::vector<Fate> fates_;
+  std::unique_ptr<Loop> loop_;
+  std::unique_ptr<Listener> listener_;
+  std::vector<std::unique_ptr<EchoPeer>> peers_;
+  StreamPtr client_;
+  absl::Status made_;
+  absl::Status end_ = absl::UnknownError("not ended");
+  bool client_ended_ = false;
+  bool intact_ = true;
+  uint64_t sent_ = 0;
+  uint64_t received_ = 0;
+  uint64_t left_in_pool_ = 0;
+  uint64_t left_open_ = 0;
+};
+
+struct SweepCase {
+  EngineKind engine;
+  Call call;
+};
+
+std::string SweepName(const SweepCase& sweep) {
+  return absl::StrCat(sweep.engine == EngineKind::kEpoll ? "Epoll" : "Uring",
+                      std::string(CallName(sweep.call)));
+}
+
+void PrintTo(const SweepCase& sweep, std::ostream* out) { *out << SweepName(sweep); }
+
+class NthFailureTest : public ::testing::TestWithParam<SweepCase> {
+ protected:
+  void SetUp() override {
+    if (const std::string why = MissingEngine(GetParam().engine); !why.empty()) {
+      GTEST_SKIP() << why;
+    }
+    // What the process opens once and keeps is open from now on.
+    FaultSys none;
+    ASSERT_TRUE(Scenario(GetParam().engine, none).Run());
+  }
+
+  // True when the fault fired.
+  bool Check(Fault fault) {
+    SCOPED_TRACE(absl::StrCat(std::string(CallName(fault.call)), " number ", fault.nth,
+                              fault.persistent ? " and later" : "", " fails with ",
+                              ::strerrorname_np(fault.error)));
+    const int descriptors = OpenDescriptors();
+    FaultSys sys(fault);
+    std::vector<Fate> fates;
+    {
+      Scenario scenario(GetParam().engine, sys);
+      EXPECT_TRUE(scenario.Run()) << "hangs: " << scenario.Describe();
+      EXPECT_FALSE(scenario.lost_silently()) << scenario.Describe();
+      EXPECT_EQ(scenario.left_in_pool(), 0u) << scenario.Describe();
+      EXPECT_EQ(scenario.left_open(), 0u) << scenario.Describe();
+      if (!sys.fired()) {
+        EXPECT_TRUE(scenario.complete()) << scenario.Describe();
+      }
+      fates = scenario.fates();
+    }
+    for (const Fate& fate : fates) EXPECT_EQ(fate.runs() + fate.dropped(), 1);
+    EXPECT_EQ(OpenDescriptors(), descriptors) << "descriptors leak";
+    return sys.fired();
+  }
+};
+
+TEST_P(NthFailureTest, IsSurvivedOnceAndForGood) {
+  const Call call = GetParam().call;
+  uint64_t runs = 0;
+  for (const int error : PlausibleErrors(call)) {
+    for (const bool persistent : {false, true}) {
+      // Far into a bulk transfer one call is like the next: the steps grow from there on.
+      uint64_t step = 1;
+      for (uint64_t n = 1;; n += step) {
+        ++runs;
+        if (!Check({.call = call, .error = error, .nth = n, .persistent = persistent})) break;
+        if (HasFailure()) return;
+        if (n > (kSanitized ? 4u : 24u)) step = step * 3 / 2 + 1;
+      }
+    }
+  }
+  RecordProperty("runs", std::to_string(runs));
+}
+
+std::vector<SweepCase> AllCases() {
+  std::vector<SweepCase> cases;
+  for (EngineKind engine : {EngineKind::kEpoll, EngineKind::kUring}) {
+    for (size_t call = 0; call < kCalls; ++call) cases.push_back({engine, static_cast<Call>(call)});
+  }
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(EveryCall, NthFailureTest, ::testing::ValuesIn(AllCases()),
+                         [](const ::testing::TestParamInfo<SweepCase>& info) {
+                           return SweepName(info.param);
+                         });
+
+// The sweep ends where a call is no longer made; these are the calls it must have met at all.
+TEST(NthFailure, TheScenarioMakesTheCallsItClaimsToTest) {
+  const auto expect_calls = [](EngineKind engine, std::vector<Call> calls) {
+    FaultSys sys;
+    Scenario scenario(engine, sys);
+    ASSERT_TRUE(scenario.Run());
+    EXPECT_TRUE(scenario.complete()) << scenario.Describe();
+    for (Call call : calls) EXPECT_GT(sys.count(call), 0u) << CallName(call);
+  };
+  const std::vector<Call> both = {
+      Call::kSocket, Call::kBind,        Call::kListen,    Call::kConnect,   Call::kReceive,
+      Call::kSend,   Call::kShutdown,    Call::kSetOption, Call::kGetOption, Call::kLocalName,
+      Call::kClose,  Call::kOpenReserve, Call::kEventFd,   Call::kTimerFd,   Call::kTimerFdSet};
+  std::vector<Call> epoll = both;
+  for (Call call : {Call::kEpollCreate, Call::kEpollControl, Call::kEpollWait, Call::kAccept}) {
+    epoll.push_back(call);
+  }
+  expect_calls(EngineKind::kEpoll, epoll);
+  if (const std::string why = MissingEngine(EngineKind::kUring); !why.empty()) {
+    GTEST_SKIP() << why;
+  }
+  std::vector<Call> uring = both;
+  for (Call call : {Call::kRingSetup, Call::kRingEnter, Call::kAcceptCompletion,
+                    Call::kReceiveCompletion, Call::kPollWriteCompletion}) {
+    uring.push_back(call);
+  }
+  expect_calls(EngineKind::kUring, uring);
+}
+
+}  // namespace
+}  // namespace penstock::internal

@@ -1,0 +1,247 @@
+#include "testing/fault_sys.h"
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <iterator>
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+namespace {
+
+constexpr int kDescriptors[] = {EMFILE, ENFILE, ENOMEM};
+constexpr int kBindErrors[] = {EADDRINUSE, EACCES};
+constexpr int kAddressInUse[] = {EADDRINUSE};
+constexpr int kAcceptErrors[] = {ECONNABORTED, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPROTO, EPERM};
+constexpr int kConnectErrors[] = {ECONNREFUSED, ENETUNREACH, EAGAIN, EADDRNOTAVAIL};
+constexpr int kReceiveErrors[] = {ECONNRESET, ETIMEDOUT, ENOMEM};
+constexpr int kSendErrors[] = {ECONNRESET, EPIPE, ENOBUFS, ETIMEDOUT};
+constexpr int kNotConnected[] = {ENOTCONN};
+constexpr int kNoBuffers[] = {ENOBUFS};
+constexpr int kCloseErrors[] = {EIO, EINTR};
+constexpr int kControlErrors[] = {ENOMEM, ENOSPC};
+constexpr int kWaitErrors[] = {ENOMEM};
+constexpr int kMemory[] = {ENOMEM};
+constexpr int kSetupErrors[] = {ENOMEM, EMFILE, EPERM, ENOSYS};
+constexpr int kEnterErrors[] = {EAGAIN, EBUSY, ENOMEM};
+// Of those that carry bytes; ENOBUFS and ECANCELED never do (the simulated engine tests them).
+constexpr int kReceiveResults[] = {ECONNRESET, ETIMEDOUT, ENOMEM};
+constexpr int kPollResults[] = {ENOMEM, ECANCELED};
+constexpr int kCancelResults[] = {ENOENT, EALREADY};
+
+struct Row {
+  Call call;
+  std::string_view name;
+  std::span<const int> errors;
+};
+
+constexpr Row kRows[] = {
+    {Call::kSocket, "Socket", kDescriptors},
+    {Call::kBind, "Bind", kBindErrors},
+    {Call::kListen, "Listen", kAddressInUse},
+    {Call::kAccept, "Accept", kAcceptErrors},
+    {Call::kConnect, "Connect", kConnectErrors},
+    {Call::kReceive, "Receive", kReceiveErrors},
+    {Call::kSend, "Send", kSendErrors},
+    {Call::kShutdown, "Shutdown", kNotConnected},
+    {Call::kSetOption, "SetOption", kMemory},
+    {Call::kGetOption, "GetOption", kNoBuffers},
+    {Call::kLocalName, "LocalName", kNoBuffers},
+    {Call::kPeerName, "PeerName", kNotConnected},
+    {Call::kClose, "Close", kCloseErrors},
+    {Call::kOpenReserve, "OpenReserve", kDescriptors},
+    {Call::kEpollCreate, "EpollCreate", kDescriptors},
+    {Call::kEpollControl, "EpollControl", kControlErrors},
+    {Call::kEpollWait, "EpollWait", kWaitErrors},
+    {Call::kEventFd, "EventFd", kDescriptors},
+    {Call::kWrite, "Write", kWaitErrors},
+    {Call::kTimerFd, "TimerFd", kDescriptors},
+    {Call::kTimerFdSet, "TimerFdSet", kMemory},
+    {Call::kMap, "Map", kMemory},
+    {Call::kRingSetup, "RingSetup", kSetupErrors},
+    {Call::kRingEnter, "RingEnter", kEnterErrors},
+    {Call::kAcceptCompletion, "AcceptCompletion", kAcceptErrors},
+    {Call::kReceiveCompletion, "ReceiveCompletion", kReceiveResults},
+    {Call::kPollReadCompletion, "PollReadCompletion", kPollResults},
+    {Call::kPollWriteCompletion, "PollWriteCompletion", kPollResults},
+    {Call::kCancelCompletion, "CancelCompletion", kCancelResults},
+};
+static_assert(std::size(kRows) == kCalls);
+
+const Row& RowOf(Call call) { return kRows[static_cast<size_t>(call)]; }
+
+}  // namespace
+
+std::string_view CallName(Call call) { return RowOf(call).name; }
+
+std::span<const int> PlausibleErrors(Call call) { return RowOf(call).errors; }
+
+int FaultSys::Next(Call call) {
+  const uint64_t count = ++counts_[static_cast<size_t>(call)];
+  if (call != fault_.call || fault_.nth == 0) return 0;
+  if (count != fault_.nth && !(fault_.persistent && count > fault_.nth)) return 0;
+  fired_ = true;
+  return fault_.error;
+}
+
+int FaultSys::Socket(int family, int type, int protocol) {
+  if (const int error = Next(Call::kSocket)) return -error;
+  return Sys::Socket(family, type, protocol);
+}
+
+int FaultSys::Bind(int fd, const sockaddr* address, socklen_t length) {
+  if (const int error = Next(Call::kBind)) return -error;
+  return Sys::Bind(fd, address, length);
+}
+
+int FaultSys::Listen(int fd, int backlog) {
+  if (const int error = Next(Call::kListen)) return -error;
+  return Sys::Listen(fd, backlog);
+}
+
+int FaultSys::Accept(int fd, sockaddr* address, socklen_t* length) {
+  if (const int error = Next(Call::kAccept)) return -error;
+  return Sys::Accept(fd, address, length);
+}
+
+int FaultSys::Connect(int fd, const sockaddr* address, socklen_t length) {
+  if (const int error = Next(Call::kConnect)) return -error;
+  return Sys::Connect(fd, address, length);
+}
+
+int64_t FaultSys::Receive(int fd, void* data, size_t size) {
+  if (const int error = Next(Call::kReceive)) return -error;
+  return Sys::Receive(fd, data, size);
+}
+
+int64_t FaultSys::Send(int fd, const void* data, size_t size) {
+  if (const int error = Next(Call::kSend)) return -error;
+  return Sys::Send(fd, data, size);
+}
+
+int64_t FaultSys::SendVector(int fd, const iovec* parts, size_t count) {
+  if (const int error = Next(Call::kSend)) return -error;
+  return Sys::SendVector(fd, parts, count);
+}
+
+int FaultSys::Shutdown(int fd, int how) {
+  if (const int error = Next(Call::kShutdown)) return -error;
+  return Sys::Shutdown(fd, how);
+}
+
+int FaultSys::SetOption(int fd, int level, int name, const void* value, socklen_t length) {
+  if (const int error = Next(Call::kSetOption)) return -error;
+  return Sys::SetOption(fd, level, name, value, length);
+}
+
+int FaultSys::GetOption(int fd, int level, int name, void* value, socklen_t* length) {
+  if (const int error = Next(Call::kGetOption)) return -error;
+  return Sys::GetOption(fd, level, name, value, length);
+}
+
+int FaultSys::LocalName(int fd, sockaddr* address, socklen_t* length) {
+  if (const int error = Next(Call::kLocalName)) return -error;
+  return Sys::LocalName(fd, address, length);
+}
+
+int FaultSys::PeerName(int fd, sockaddr* address, socklen_t* length) {
+  if (const int error = Next(Call::kPeerName)) return -error;
+  return Sys::PeerName(fd, address, length);
+}
+
+int FaultSys::Close(int fd) {
+  const int error = Next(Call::kClose);
+  // close(2) frees the descriptor whatever it says.
+  const int result = Sys::Close(fd);
+  return error != 0 ? -error : result;
+}
+
+int FaultSys::OpenReserve() {
+  if (const int error = Next(Call::kOpenReserve)) return -error;
+  return Sys::OpenReserve();
+}
+
+int FaultSys::EpollCreate() {
+  if (const int error = Next(Call::kEpollCreate)) return -error;
+  return Sys::EpollCreate();
+}
+
+int FaultSys::EpollControl(int epoll, int op, int fd, epoll_event* event) {
+  // Taking a registration away needs no memory and cannot fail.
+  const int error = op == EPOLL_CTL_DEL ? 0 : Next(Call::kEpollControl);
+  return error != 0 ? -error : Sys::EpollControl(epoll, op, fd, event);
+}
+
+int FaultSys::EpollWait(int epoll, epoll_event* events, int count, int64_t timeout_ns) {
+  if (const int error = Next(Call::kEpollWait)) return -error;
+  return Sys::EpollWait(epoll, events, count, timeout_ns);
+}
+
+int FaultSys::EventFd() {
+  if (const int error = Next(Call::kEventFd)) return -error;
+  return Sys::EventFd();
+}
+
+int64_t FaultSys::Write(int fd, const void* data, size_t size) {
+  if (const int error = Next(Call::kWrite)) return -error;
+  return Sys::Write(fd, data, size);
+}
+
+int FaultSys::TimerFd() {
+  if (const int error = Next(Call::kTimerFd)) return -error;
+  return Sys::TimerFd();
+}
+
+int FaultSys::TimerFdSet(int fd, int64_t at_ns) {
+  if (const int error = Next(Call::kTimerFdSet)) return -error;
+  return Sys::TimerFdSet(fd, at_ns);
+}
+
+void* FaultSys::Map(size_t size, int flags, int* error) {
+  if (const int failure = Next(Call::kMap)) {
+    *error = -failure;
+    return nullptr;
+  }
+  return Sys::Map(size, flags, error);
+}
+
+int FaultSys::RingSetup() { return -Next(Call::kRingSetup); }
+
+int FaultSys::RingEnter() { return -Next(Call::kRingEnter); }
+
+void FaultSys::RingCompletion(RingOp op, int32_t* result, uint32_t* flags) {
+  Sys::RingCompletion(op, result, flags);
+  switch (op) {
+    case RingOp::kAccept:
+      if (const int error = Next(Call::kAcceptCompletion)) {
+        // Without multishot accept the result is a poll mask (POLLIN, 1) and no descriptor.
+        if (*result > STDERR_FILENO) Sys::Close(*result);
+        *result = -error;
+      }
+      break;
+    case RingOp::kReceive:
+      if (const int error = Next(Call::kReceiveCompletion)) *result = -error;
+      break;
+    case RingOp::kPollRead:
+      if (const int error = Next(Call::kPollReadCompletion)) *result = -error;
+      break;
+    case RingOp::kPollWrite:
+      if (const int error = Next(Call::kPollWriteCompletion)) *result = -error;
+      break;
+    case RingOp::kCancel:
+      if (const int error = Next(Call::kCancelCompletion)) *result = -error;
+      break;
+    case RingOp::kWatch:
+    case RingOp::kNone:
+      break;
+  }
+}
+
+int64_t FaultSys::Now() {
+  constexpr int64_t kLookNs = 500'000;
+  if (fired_) skew_ns_ += kLookNs;
+  return Sys::Now() + skew_ns_;
+}
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
