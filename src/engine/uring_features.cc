@@ -83,8 +83,8 @@ class TestRing {
   bool made_ = false;
 };
 
-// OK when `result` is no error. Running out is passed on; anything else only means that the
-// features behind it cannot be shown to work.
+// Whether a call failed because something ran out, which is passed on. Any other failure only means
+// that the features behind it cannot be shown to work.
 bool Exhausted(int64_t result) {
   return result == -EMFILE || result == -ENFILE || result == -ENOMEM || result == -ENOBUFS;
 }
