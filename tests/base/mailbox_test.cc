@@ -13,6 +13,7 @@
 
 #include "base/fd.h"
 #include "base/sys.h"
+#include "testing/patient_poll.h"
 
 namespace penstock::internal {
 namespace {
@@ -34,8 +35,7 @@ class Owner {
   // Sleeps until a push wakes it, if there is nothing to do.
   void Sleep() {
     if (!mailbox_->PrepareToSleep()) return;
-    pollfd readable = {.fd = event_.get(), .events = POLLIN, .revents = 0};
-    EXPECT_EQ(::poll(&readable, 1, 60'000), 1) << "a wake-up was lost";
+    EXPECT_TRUE(PatientPoll(event_.get(), POLLIN, 60'000)) << "a wake-up was lost";
     mailbox_->FinishSleep();
     uint64_t count;
     EXPECT_EQ(RealSys().Read(event_.get(), &count, sizeof(count)), 8);

@@ -25,6 +25,7 @@
 #include <gtest/gtest.h>
 
 #include "base/fd.h"
+#include "testing/patient_poll.h"
 
 namespace penstock::internal {
 namespace {
@@ -59,8 +60,7 @@ Pair Connected(Sys& sys) {
 
   pair.client = UniqueFd(sys, sys.Socket(AF_INET, SOCK_STREAM, 0));
   EXPECT_EQ(sys.Connect(pair.client.get(), generic, length), -EINPROGRESS);
-  pollfd writable = {.fd = pair.client.get(), .events = POLLOUT, .revents = 0};
-  EXPECT_EQ(::poll(&writable, 1, 10'000), 1);
+  EXPECT_TRUE(PatientPoll(pair.client.get(), POLLOUT, 10'000));
   int error = -1;
   length = sizeof(error);
   EXPECT_EQ(sys.GetOption(pair.client.get(), SOL_SOCKET, SO_ERROR, &error, &length), 0);
@@ -94,8 +94,7 @@ TEST(Sys, MovesBytesBetweenSockets) {
 
   std::string received;
   for (;;) {
-    pollfd readable = {.fd = pair.server.get(), .events = POLLIN, .revents = 0};
-    ASSERT_EQ(::poll(&readable, 1, 10'000), 1);
+    ASSERT_TRUE(PatientPoll(pair.server.get(), POLLIN, 10'000));
     const int64_t count = sys.Receive(pair.server.get(), room.data(), room.size());
     ASSERT_GE(count, 0);
     if (count == 0) break;

@@ -23,6 +23,7 @@
 #include "testing/environment.h"
 #include "testing/fate.h"
 #include "testing/fault_sys.h"
+#include "testing/patient_poll.h"
 #include "testing/pattern.h"
 
 namespace penstock::internal {
@@ -203,10 +204,11 @@ class Scenario {
 
   void Turn() {
     if (loop_->Poll() || (ended() && loop_->Snapshot().closing == 0)) return;
-    pollfd descriptor = {.fd = loop_->fd(), .events = POLLIN, .revents = 0};
     // Time is let pass only once something has failed: a run without a fault never needs it.
     const bool fired = sys_.fired();
-    if (::poll(&descriptor, 1, fired ? 2 : 1000) == 0 && fired) sys_.AdvanceClock(1'000'000'000);
+    if (!PatientPoll(loop_->fd(), POLLIN, fired ? 2 : 1000) && fired) {
+      sys_.AdvanceClock(1'000'000'000);
+    }
   }
 
   void Finish() {

@@ -15,6 +15,8 @@
 
 #include <gtest/gtest.h>
 
+#include "testing/patient_poll.h"
+
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 namespace {
@@ -35,8 +37,7 @@ void RunInChild(absl::FunctionRef<void()> body) {
     ::_exit(::testing::Test::HasFailure() ? kFailed : 0);
   }
   const int handle = static_cast<int>(::syscall(SYS_pidfd_open, child, 0));
-  pollfd ended = {.fd = handle, .events = POLLIN, .revents = 0};
-  const bool in_time = ::poll(&ended, 1, kPatienceMs) > 0;
+  const bool in_time = PatientPoll(handle, POLLIN, kPatienceMs);
   ::close(handle);
   if (!in_time) ::kill(child, SIGKILL);
   int status = 0;

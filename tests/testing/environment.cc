@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "testing/patient_poll.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -25,7 +26,7 @@ bool AwaitReadable(std::span<Loop* const> loops, std::chrono::milliseconds limit
   std::vector<pollfd> descriptors;
   for (Loop* loop : loops)
     descriptors.push_back({.fd = loop->fd(), .events = POLLIN, .revents = 0});
-  return ::poll(descriptors.data(), descriptors.size(), static_cast<int>(limit.count())) > 0;
+  return PatientPoll(descriptors, static_cast<int>(limit.count())) > 0;
 }
 
 class KernelEnvironment final : public Environment {
