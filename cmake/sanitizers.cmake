@@ -3,7 +3,10 @@
 set(PENSTOCK_SANITIZE_FLAGS "")
 if(PENSTOCK_SANITIZE STREQUAL "address")
   # One build for both: their reports do not overlap.
-  set(PENSTOCK_SANITIZE_FLAGS -fsanitize=address,undefined -fno-sanitize-recover=all)
+  # Without the check of vptrs: it opens a pipe to look at memory, and calls an object bad when it
+  # gets none, as in the tests that run out of descriptors.
+  set(PENSTOCK_SANITIZE_FLAGS
+    -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all)
 elseif(PENSTOCK_SANITIZE STREQUAL "thread")
   set(PENSTOCK_SANITIZE_FLAGS -fsanitize=thread)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")

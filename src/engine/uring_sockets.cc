@@ -181,21 +181,20 @@ bool UringEngine::Pull(Connection& connection) {
 }
 
 void UringEngine::ChooseStrategy(Slot& slot, Connection& connection, size_t received) {
-  UringWordRef word(slot);
-  if ((word->flags & UringBit::kPollOnly) || received == 0) return;
-  const bool polls = word->flags & UringBit::kPollStrategy;
-  if ((received >= kLargePiece) == polls) {
+  bool polls;
+  {
+    UringWordRef word(slot);
+    if ((word->flags & UringBit::kPollOnly) || received == 0) return;
+    polls = word->flags & UringBit::kPollStrategy;
+    if ((received >= kLargePiece) == polls) {
+      word->run = 0;
+      return;
+    }
+    if (++word->run < kRunToChange) return;
     word->run = 0;
-    return;
+    word->flags ^= UringBit::kPollStrategy;
   }
-  if (++word->run < kRunToChange) return;
-  word->run = 0;
-  word->flags ^= UringBit::kPollStrategy;
-  const RingOp old_op = polls ? RingOp::kPollRead : RingOp::kReceive;
-  if (!(word->armed & BitOf(old_op)) || (word->cancelling & BitOf(old_op))) return;
-  word->cancelling |= BitOf(old_op);
-  Submit({RingOp::kCancel, -1, WithOp(loop_.slots(), connection.slot(), old_op, kCancelBit).bits(),
-          WithOp(loop_.slots(), connection.slot(), old_op).bits()});
+  Cancel(connection.slot(), polls ? RingOp::kPollRead : RingOp::kReceive);
 }
 
 void UringEngine::OnPoll(const Completion& completion, Slot& slot) {

@@ -133,7 +133,16 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     }
   }
 
-  void OnStreamClosed() { TakeUpRoom(); }
+  // A stream has gone, or the owner has resumed. Parked connections are served first, and in a
+  // task: this may be the middle of another stream's end.
+  void TakeUpRoom() {
+    // Closed: the loop may be gone.
+    if (fd < 0 || !(reasons_ & kAtLimit) || (reasons_ & kByOwner) || !HasRoom()) return;
+    if (parked_.empty()) return SetReason(kAtLimit, false);
+    core_->Post([count = count_] {
+      if (count->listener() != nullptr) count->listener()->AdmitParked();
+    });
+  }
 
  private:
   // --- LoopObserver ---
@@ -148,17 +157,6 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
   }
 
   bool HasRoom() const { return count_->open < options_.connections_max && core_->HasRoom(); }
-
-  // A stream has gone, or the owner has resumed. Parked connections are served first, and in a
-  // task: this may be the middle of another stream's end.
-  void TakeUpRoom() {
-    // Closed: the loop may be gone.
-    if (fd < 0 || !(reasons_ & kAtLimit) || (reasons_ & kByOwner) || !HasRoom()) return;
-    if (parked_.empty()) return SetReason(kAtLimit, false);
-    core_->Post([count = count_] {
-      if (count->listener() != nullptr) count->listener()->AdmitParked();
-    });
-  }
 
   void AdmitParked() {
     if (fd < 0 || parked_.empty() || (reasons_ & kByOwner) || !HasRoom()) return;
@@ -259,7 +257,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
 
 void OpenCount::OnConnectionClosed() {
   --open;
-  if (listener_ != nullptr) listener_->OnStreamClosed();
+  if (listener_ != nullptr) listener_->TakeUpRoom();
 }
 
 absl::Status CheckListenOptions(const SocketAddress& address, const ListenOptions& options) {
