@@ -91,9 +91,20 @@ class Echo:
             server.process.kill()
             server.end()
         self.assertTrue(path.exists())
+        # The kernel takes the ring of a killed process down behind its back, and a ring holds the
+        # listening socket.
+        wait_until(lambda: self.refuses(path), "the killed server stops listening")
         with self.server(listen=f"unix:{path}") as server:
             self.assertEqual(self.client(server, "--duration=100ms")["errors"], 0)
             server.stop()
+
+    def refuses(self, path):
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                return True
+        return False
 
     def test_abstract_unix_socket(self):
         with self.server(listen=f"unix:@penstock-{os.getpid()}-{self.engine}") as server:
