@@ -16,6 +16,7 @@ namespace {
 // Connections served from the ready list in one turn (I9); the list goes on in the next.
 constexpr int kReadyMax = 1024;
 constexpr size_t kTimersMax = 4096;
+constexpr size_t kDeferredMax = 1024;
 constexpr absl::Duration kRoomRetry = absl::Milliseconds(10);
 // How long a loop going away waits for the kernel to give operations back before it says so.
 constexpr int64_t kCloseWaitNs = 1'000'000'000;
@@ -240,6 +241,7 @@ void LoopCore::TakeUpRoom() {
   waiting_for_room_ = false;
   primary_->OnRoom();
   if (secondary_ != nullptr) secondary_->OnRoom();
+  if (attachment_ != nullptr) attachment_->OnRoom();
 }
 
 int LoopCore::WaitBusily() {
@@ -265,6 +267,8 @@ void LoopCore::RunTimers() {
 }
 
 void LoopCore::RunReady() {
+  // Before the connections, so that what it has them do is done in the same turn.
+  deferred_.Run(kDeferredMax);
   // Those that come back while the list is served wait for the next turn.
   const Connection* const last = ready_tail_;
   bool more = last != nullptr;
@@ -481,6 +485,7 @@ void LoopCore::CloseEverything() {
   TurnScope scope(*this);
   const std::vector<LoopObserver*> observers = std::exchange(observers_, {});
   for (LoopObserver* observer : observers) observer->OnLoopGone();
+  if (attachment_ != nullptr) attachment_->OnLoopGone();
   ForEachConnection([](Connection& c) { c.EndWithLoop(); });
   while (ready_head_ != nullptr) RunReady();
   // The kernel gives back what it holds: operations own their buffers until then (I2). A ring

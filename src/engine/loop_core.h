@@ -15,6 +15,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
@@ -27,6 +28,7 @@
 #include "base/timer_wheel.h"
 #include "buffer/pool_cache.h"
 #include "engine/connection.h"
+#include "engine/deferred.h"
 #include "engine/engine.h"
 #include "engine/slot_table.h"
 
@@ -51,6 +53,17 @@ class LoopObserver {
   // A drain began: take no more connections.
   virtual void OnDrain() = 0;
   // The loop is being destroyed first: forget it.
+  virtual void OnLoopGone() = 0;
+};
+
+// What a higher layer keeps with a loop, exactly as long as the loop lives.
+class LoopAttachment {
+ public:
+  // Deferred, timers and the pool may still be used; connections may not.
+  virtual ~LoopAttachment() = default;
+  // The pool has room again, after LoopCore::WaitForRoom.
+  virtual void OnRoom() = 0;
+  // The loop is going, and its connections close next: forget whoever uses it.
   virtual void OnLoopGone() = 0;
 };
 
@@ -123,11 +136,19 @@ class LoopCore : private RoomWaiter {
   // The same, counted and explained when refused.
   absl::Status AdmitConnection();
   void PushReady(Connection& connection);
+  // Runs `node` in the ready step of a later turn.
+  void Defer(Deferred& node) {
+    Touch();
+    deferred_.Push(node);
+  }
+  // The attachment, null at first; given once.
+  LoopAttachment* attachment() { return attachment_.get(); }
+  void Attach(std::unique_ptr<LoopAttachment> attachment) { attachment_ = std::move(attachment); }
   // A connection has closed: its slot is free and another may take its place.
   void OnClosed(Connection& connection);
   // A connection is being destroyed.
   void Unlink(Connection& connection);
-  // Asks for Engine::OnRoom when the pool has room again.
+  // Asks for Engine::OnRoom and LoopAttachment::OnRoom when the pool has room again.
   void WaitForRoom();
 
   bool waiting_for_room() const { return waiting_for_room_; }
@@ -179,7 +200,7 @@ class LoopCore : private RoomWaiter {
   // Sees to it that the timerfd wakes the loop by then. False: it is time now.
   bool ArmWakeTimer();
   void WriteWake();
-  bool HasWork() const { return ready_head_ != nullptr || tasks_left_; }
+  bool HasWork() const { return ready_head_ != nullptr || tasks_left_ || !deferred_.empty(); }
   bool FinishDrain();
   void TakeUpRoom();
   void ForEachConnection(absl::FunctionRef<void(Connection&)> visit);
@@ -215,6 +236,8 @@ class LoopCore : private RoomWaiter {
   Connection* connections_ = nullptr;  // all that exist, closed ones with an owner included
   Connection* ready_head_ = nullptr;
   Connection* ready_tail_ = nullptr;
+  DeferredList deferred_;
+  std::unique_ptr<LoopAttachment> attachment_;
   bool tasks_left_ = false;
   bool secondary_ready_ = false;
   bool events_left_ = false;  // the last wait met its bound

@@ -1,0 +1,37 @@
+#include "engine/deferred.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+void Deferred::Cancel() {
+  previous_->next_ = next_;
+  next_->previous_ = previous_;
+  previous_ = next_ = this;
+}
+
+DeferredList::~DeferredList() {
+  while (!empty()) head_.next_->Cancel();
+}
+
+void DeferredList::Push(Deferred& node) {
+  if (node.pending()) return;
+  node.previous_ = head_.previous_;
+  node.next_ = &head_;
+  head_.previous_->next_ = &node;
+  head_.previous_ = &node;
+}
+
+void DeferredList::Run(size_t max) {
+  if (empty()) return;
+  // Marks where those end that were there; any of them may take others off, but not this one.
+  Deferred end{nullptr};
+  Push(end);
+  for (size_t i = 0; i < max && head_.next_ != &end; ++i) {
+    Deferred* const node = head_.next_;
+    node->Cancel();
+    node->run_(node);
+  }
+}
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE

@@ -1,0 +1,61 @@
+// Deferred: something a loop shall do once, in the ready step of a later turn. For work that must
+// not be done inside the call that asked for it (I3), and for work that waits to be done together.
+//
+// The node is embedded in its owner and belongs to one loop's thread; deferring it allocates
+// nothing. Destroying it takes it off the list, so an owner may go at any time. DeferredList is the
+// loop's side: it runs a bounded number a turn (I9), in the order they were deferred, and forgets
+// its nodes, unrun, when it goes first.
+#ifndef PENSTOCK_ENGINE_DEFERRED_H_
+#define PENSTOCK_ENGINE_DEFERRED_H_
+
+#include <penstock/export.h>
+
+#include <cstddef>
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+// Embed or derive. LoopCore::Defer takes it.
+class Deferred {
+ public:
+  // Gets the node back, which is no longer pending then: it may defer it again, or destroy it or
+  // any other.
+  using Run = void (*)(Deferred* node);
+  explicit Deferred(Run run) : run_(run) {}
+  ~Deferred() { Cancel(); }
+  Deferred(const Deferred&) = delete;
+  Deferred& operator=(const Deferred&) = delete;
+
+  bool pending() const { return next_ != this; }
+  // No effect when it is not pending.
+  void Cancel();
+
+ private:
+  friend class DeferredList;
+
+  Run run_;
+  Deferred* previous_ = this;
+  Deferred* next_ = this;
+};
+
+class DeferredList {
+ public:
+  DeferredList() = default;
+  ~DeferredList();
+  DeferredList(const DeferredList&) = delete;
+  DeferredList& operator=(const DeferredList&) = delete;
+
+  bool empty() const { return !head_.pending(); }
+  // No effect when it is pending already, on this list or another.
+  void Push(Deferred& node);
+  // Runs what was there when it began, at most `max` nodes; what they defer waits.
+  void Run(size_t max);
+
+ private:
+  Deferred head_{nullptr};
+};
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_ENGINE_DEFERRED_H_

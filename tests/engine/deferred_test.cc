@@ -1,0 +1,217 @@
+#include "engine/deferred.h"
+
+#include <gtest/gtest.h>
+#include <penstock/loop.h>
+
+#include <functional>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "engine/loop_core.h"
+
+namespace penstock::internal {
+namespace {
+
+class Job : public Deferred {
+ public:
+  explicit Job(std::function<void(Job&)> act) : Deferred(&Act), act_(std::move(act)) {}
+
+ private:
+  static void Act(Deferred* node) {
+    // Kept here: it may destroy its job.
+    const std::function<void(Job&)> act = static_cast<Job*>(node)->act_;
+    act(*static_cast<Job*>(node));
+  }
+  std::function<void(Job&)> act_;
+};
+
+TEST(DeferredList, RunsInTheOrderOfDeferringAndEachOnce) {
+  DeferredList list;
+  std::vector<int> ran;
+  Job one([&](Job&) { ran.push_back(1); });
+  Job two([&](Job&) { ran.push_back(2); });
+  EXPECT_TRUE(list.empty());
+  list.Push(two);
+  list.Push(one);
+  list.Push(two);
+  EXPECT_FALSE(list.empty());
+  EXPECT_TRUE(one.pending());
+  list.Run(10);
+  EXPECT_EQ(ran, (std::vector<int>{2, 1}));
+  EXPECT_TRUE(list.empty());
+  EXPECT_FALSE(one.pending());
+  list.Run(10);
+  EXPECT_EQ(ran.size(), 2u);
+}
+
+TEST(DeferredList, RunsAtMostTheBoundAndGoesOnLater) {
+  DeferredList list;
+  int ran = 0;
+  std::vector<std::unique_ptr<Job>> jobs;
+  for (int i = 0; i < 10; ++i) {
+    jobs.push_back(std::make_unique<Job>([&](Job&) { ++ran; }));
+    list.Push(*jobs.back());
+  }
+  list.Run(4);
+  EXPECT_EQ(ran, 4);
+  EXPECT_FALSE(list.empty());
+  list.Run(4);
+  list.Run(4);
+  EXPECT_EQ(ran, 10);
+  EXPECT_TRUE(list.empty());
+}
+
+TEST(DeferredList, WhatDefersItselfWaitsForTheNextRun) {
+  DeferredList list;
+  int ran = 0;
+  Job again([&](Job& self) {
+    ++ran;
+    list.Push(self);
+  });
+  list.Push(again);
+  list.Run(100);
+  EXPECT_EQ(ran, 1);
+  EXPECT_TRUE(again.pending());
+  list.Run(100);
+  EXPECT_EQ(ran, 2);
+}
+
+TEST(DeferredList, ADestroyedOrCancelledNodeIsNotRun) {
+  DeferredList list;
+  int ran = 0;
+  auto gone = std::make_unique<Job>([&](Job&) { ++ran; });
+  std::unique_ptr<Job> suicide;
+  suicide = std::make_unique<Job>([&](Job&) {
+    ++ran;
+    suicide.reset();
+  });
+  auto victim = std::make_unique<Job>([&](Job&) { ran += 100; });
+  Job killer([&](Job&) {
+    ++ran;
+    victim.reset();
+  });
+  Job cancelled([&](Job&) { ran += 100; });
+  list.Push(*gone);
+  list.Push(*suicide);
+  list.Push(killer);
+  list.Push(*victim);
+  list.Push(cancelled);
+  gone.reset();
+  cancelled.Cancel();
+  cancelled.Cancel();
+  list.Run(100);
+  EXPECT_EQ(ran, 2);
+  EXPECT_TRUE(list.empty());
+}
+
+TEST(DeferredList, ForgetsItsNodesWhenItGoesFirst) {
+  int ran = 0;
+  Job job([&](Job&) { ++ran; });
+  {
+    DeferredList list;
+    list.Push(job);
+  }
+  EXPECT_FALSE(job.pending());
+  EXPECT_EQ(ran, 0);
+}
+
+class LoopDeferred : public ::testing::TestWithParam<EngineKind> {
+ protected:
+  void SetUp() override {
+    LoopOptions options;
+    options.engine = GetParam();
+    absl::StatusOr<std::unique_ptr<Loop>> loop = Loop::Create(std::move(options));
+    if (absl::IsUnimplemented(loop.status())) GTEST_SKIP() << loop.status();
+    ASSERT_TRUE(loop.ok()) << loop.status();
+    loop_ = *std::move(loop);
+  }
+  std::unique_ptr<Loop> loop_;
+};
+
+TEST_P(LoopDeferred, RunsInALaterTurnAndKeepsTheLoopAwake) {
+  int ran = 0;
+  Job job([&](Job& self) {
+    if (++ran < 3) loop_->core().Defer(self);
+    if (ran == 3) loop_->Stop();
+  });
+  loop_->core().Defer(job);
+  EXPECT_EQ(ran, 0) << "not inside the call";
+  // A loop that went to sleep with work left would never return.
+  loop_->Run();
+  EXPECT_EQ(ran, 3);
+}
+
+TEST_P(LoopDeferred, MakesAnEmbeddedLoopAskToBePolled) {
+  int ran = 0;
+  Job job([&](Job&) { ++ran; });
+  while (loop_->Poll()) {
+  }
+  loop_->core().Defer(job);
+  while (ran == 0) loop_->Poll();
+  Job forever([&](Job& self) { loop_->core().Defer(self); });
+  loop_->core().Defer(forever);
+  EXPECT_TRUE(loop_->Poll());
+  forever.Cancel();
+}
+
+TEST_P(LoopDeferred, IsForgottenWithTheLoop) {
+  int ran = 0;
+  Job job([&](Job&) { ++ran; });
+  loop_->core().Defer(job);
+  loop_.reset();
+  EXPECT_FALSE(job.pending());
+  EXPECT_EQ(ran, 0);
+}
+
+// What a layer keeps with a loop.
+class Keepsake : public LoopAttachment {
+ public:
+  explicit Keepsake(std::vector<const char*>& story) : story_(story) {}
+  ~Keepsake() override { story_.push_back("destroyed"); }
+  void OnRoom() override { story_.push_back("room"); }
+  void OnLoopGone() override { story_.push_back("gone"); }
+
+ private:
+  std::vector<const char*>& story_;
+};
+
+TEST_P(LoopDeferred, AnAttachmentLivesAsLongAsTheLoop) {
+  std::vector<const char*> story;
+  EXPECT_EQ(loop_->core().attachment(), nullptr);
+  auto keepsake = std::make_unique<Keepsake>(story);
+  const Keepsake* const raw = keepsake.get();
+  loop_->core().Attach(std::move(keepsake));
+  EXPECT_EQ(loop_->core().attachment(), raw);
+  loop_.reset();
+  ASSERT_EQ(story.size(), 2u);
+  EXPECT_STREQ(story[0], "gone");
+  EXPECT_STREQ(story[1], "destroyed");
+}
+
+TEST_P(LoopDeferred, AnAttachmentHearsThatThePoolHasRoomAgain) {
+  std::vector<const char*> story;
+  BufferPool pool({.bytes_max = 4 << 20});
+  LoopOptions options;
+  options.engine = GetParam();
+  options.pool = &pool;
+  absl::StatusOr<std::unique_ptr<Loop>> loop = Loop::Create(std::move(options));
+  ASSERT_TRUE(loop.ok()) << loop.status();
+  (*loop)->core().Attach(std::make_unique<Keepsake>(story));
+  std::vector<Buffer> all;
+  while (Buffer block = pool.TryAllocate(64 * 1024)) all.push_back(std::move(block));
+  (*loop)->core().WaitForRoom();
+  (*loop)->Poll();
+  EXPECT_TRUE(story.empty());
+  all.clear();
+  for (int i = 0; i < 1000 && story.empty(); ++i) (*loop)->Poll();
+  ASSERT_EQ(story.size(), 1u);
+  EXPECT_STREQ(story[0], "room");
+}
+
+INSTANTIATE_TEST_SUITE_P(Engines, LoopDeferred,
+                         ::testing::Values(EngineKind::kEpoll, EngineKind::kUring),
+                         [](const auto& test) { return std::string(EngineKindName(test.param)); });
+
+}  // namespace
+}  // namespace penstock::internal
