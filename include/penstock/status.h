@@ -12,6 +12,8 @@
 //   the caller gave it up       CANCELLED             IsCancelled
 //   a bound was reached         RESOURCE_EXHAUSTED    absl::IsResourceExhausted
 //   bad bytes from the peer     INVALID_ARGUMENT      absl::IsInvalidArgument
+//   proof of identity failed    UNAUTHENTICATED       absl::IsUnauthenticated
+//   the end came too early      DATA_LOSS             absl::IsDataLoss
 //   misuse of the API           FAILED_PRECONDITION   absl::IsFailedPrecondition
 //   feature absent here         UNIMPLEMENTED         absl::IsUnimplemented
 #ifndef PENSTOCK_STATUS_H_
@@ -26,6 +28,11 @@ PENSTOCK_BEGIN_NAMESPACE
 
 // The peer closed its sending side and every byte before that has been delivered.
 inline bool IsEof(const absl::Status& status) { return absl::IsOutOfRange(status); }
+
+// IsEof of a sealed stream in gRPC's mode, which has no record to end with: the end came between
+// two records, but from the network, and nobody has vouched for it. Whoever can cut the connection
+// can make one, so a reader that needs to know that it has everything must learn it from the bytes.
+PENSTOCK_EXPORT bool IsUnauthenticatedEof(const absl::Status& status);
 
 // The connection is gone without an orderly end: reset by the peer, unreachable, refused.
 inline bool IsReset(const absl::Status& status) { return absl::IsUnavailable(status); }

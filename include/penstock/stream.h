@@ -90,6 +90,13 @@ struct StreamStats {
   uint64_t pinned_bytes = 0;  // blocks held in the receive chain and the send queue
 };
 
+// The bounds of a stream's send queue in bytes, as StreamOptions explains them.
+struct SendBounds {
+  uint32_t low = 0;
+  uint32_t high = 0;
+  uint32_t max = 0;
+};
+
 class PENSTOCK_EXPORT Stream {
  public:
   using ReadCallback = absl::AnyInvocable<void(absl::StatusOr<Buffer>) &&>;
@@ -133,6 +140,7 @@ class PENSTOCK_EXPORT Stream {
   // The loop whose thread runs the callbacks. Must not be called once the loop is gone.
   virtual Loop& loop() const = 0;
   virtual StreamStats stats() const = 0;
+  virtual SendBounds send_bounds() const = 0;
 };
 
 using StreamPtr = std::unique_ptr<Stream>;

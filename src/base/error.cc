@@ -1,13 +1,22 @@
 #include "base/error.h"
 
 #include <errno.h>
+#include <penstock/status.h>
 #include <string.h>
 
+#include <utility>
+
 #include "absl/strings/ascii.h"
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
+namespace {
+
+constexpr char kUnauthenticatedEof[] = "penstock/unauthenticated-eof";
+
+}  // namespace
 
 absl::StatusCode ErrnoCode(int error) {
   switch (error) {
@@ -94,5 +103,15 @@ absl::Status ErrnoStatus(int error, std::string_view operation, const SocketAddr
   return PeerStatus(ErrnoCode(error), operation, peer, ErrnoText(error));
 }
 
+absl::Status AsUnauthenticatedEof(absl::Status status) {
+  status.SetPayload(kUnauthenticatedEof, absl::Cord());
+  return status;
+}
+
 }  // namespace internal
+
+bool IsUnauthenticatedEof(const absl::Status& status) {
+  return IsEof(status) && status.GetPayload(internal::kUnauthenticatedEof).has_value();
+}
+
 PENSTOCK_END_NAMESPACE

@@ -31,6 +31,9 @@ absl::Status ErrnoStatus(int error, std::string_view operation,
 absl::Status PeerStatus(absl::StatusCode code, std::string_view operation,
                         const SocketAddress* peer, std::string_view reason);
 
+// `status`, an end of stream, as one for which IsUnauthenticatedEof holds.
+absl::Status AsUnauthenticatedEof(absl::Status status);
+
 }  // namespace internal
 PENSTOCK_END_NAMESPACE
 

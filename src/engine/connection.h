@@ -87,6 +87,7 @@ class Connection : private TimerNode {
   void SetWriteDeadline(absl::Duration after);
   void SetIdleDeadline(absl::Duration after);
   StreamStats stats() const;
+  SendBounds send_bounds() const { return {send_queue_low_, send_queue_high_, send_queue_max_}; }
   // The owner has gone: pending callbacks are destroyed unrun, the socket is closed, abortively
   // when bytes are queued.
   void ReleaseOwner();

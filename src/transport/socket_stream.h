@@ -49,6 +49,7 @@ class SocketStream final : public Stream {
   SocketAddress local() const override { return connection_.local(); }
   Loop& loop() const override;
   StreamStats stats() const override { return connection_.stats(); }
+  SendBounds send_bounds() const override { return connection_.send_bounds(); }
 
   Connection& connection() { return connection_; }
 

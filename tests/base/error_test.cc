@@ -135,5 +135,15 @@ TEST(Ends, EachHasItsTest) {
   }
 }
 
+TEST(Ends, AnUnauthenticatedEndIsAnEndOfStreamWithAMark) {
+  const absl::Status end = AsUnauthenticatedEof(absl::OutOfRangeError("read: end of stream"));
+  EXPECT_TRUE(IsEof(end));
+  EXPECT_TRUE(IsUnauthenticatedEof(end));
+  EXPECT_TRUE(IsUnauthenticatedEof(absl::Status(end))) << "copies keep it";
+  EXPECT_EQ(end.message(), "read: end of stream");
+  EXPECT_FALSE(IsUnauthenticatedEof(absl::OutOfRangeError("read: end of stream")));
+  EXPECT_FALSE(IsUnauthenticatedEof(absl::OkStatus()));
+}
+
 }  // namespace
 }  // namespace penstock::internal

@@ -181,6 +181,9 @@ TEST_P(WritingTest, WritableIsFalseAboveTheHighWatermarkAndNotifiedAtTheLowOne) 
   options.send_queue_low = 10'000;
   options.send_queue_high = 100'000;
   StreamPair pair = Pair(options, SmallBuffers());
+  EXPECT_EQ(pair.client->send_bounds().low, 10'000u);
+  EXPECT_EQ(pair.client->send_bounds().high, 100'000u);
+  EXPECT_EQ(pair.client->send_bounds().max, options.send_queue_max);
   EXPECT_TRUE(pair.client->writable());
   pair.client->Write(Chain(PatternBytes(8, 0, 100'000)));
   EXPECT_TRUE(pair.client->writable()) << "at the high watermark, not above it";
