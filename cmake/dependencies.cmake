@@ -3,6 +3,8 @@
 find_package(Threads REQUIRED)
 find_package(absl REQUIRED)
 find_package(PkgConfig QUIET)
+# For sealed streams; features.cmake decides without it.
+find_package(OpenSSL 3 QUIET COMPONENTS Crypto SSL)
 
 # Reach the public headers, so consumers inherit them.
 set(PENSTOCK_ABSL_PUBLIC any_invocable core_headers span status statusor strings time)

@@ -22,11 +22,13 @@ install(EXPORT penstockTargets
   DESTINATION "${package_dir}"
   COMPONENT dev)
 
-# A static library leaves finding liburing to the consumer's link.
+# A static library leaves finding liburing and OpenSSL to the consumer's link.
 get_target_property(type penstock TYPE)
 set(PENSTOCK_NEEDS_LIBURING OFF)
-if(PENSTOCK_HAVE_URING AND type STREQUAL "STATIC_LIBRARY")
-  set(PENSTOCK_NEEDS_LIBURING ON)
+set(PENSTOCK_NEEDS_OPENSSL OFF)
+if(type STREQUAL "STATIC_LIBRARY")
+  set(PENSTOCK_NEEDS_LIBURING ${PENSTOCK_HAVE_URING})
+  set(PENSTOCK_NEEDS_OPENSSL ${PENSTOCK_HAVE_SECURE})
 endif()
 configure_package_config_file(
   "${PROJECT_SOURCE_DIR}/cmake/penstockConfig.cmake.in"
@@ -50,6 +52,9 @@ list(TRANSFORM PENSTOCK_ABSL_PRIVATE PREPEND absl_ OUTPUT_VARIABLE requires_priv
 if(PENSTOCK_HAVE_URING)
   list(APPEND requires_private "liburing >= 2.3")
 endif()
+if(PENSTOCK_HAVE_SECURE)
+  list(APPEND requires_private "libssl >= 3" "libcrypto >= 3")
+endif()
 if(type STREQUAL "SHARED_LIBRARY")
   set(PENSTOCK_PC_CFLAGS " -DPENSTOCK_SHARED")
   set(PENSTOCK_PC_LIBS "")
@@ -58,6 +63,9 @@ else()
   set(PENSTOCK_PC_LIBS " -pthread")
   list(APPEND requires ${requires_private})
   set(requires_private "")
+endif()
+if(NOT PENSTOCK_HAVE_SECURE)
+  string(APPEND PENSTOCK_PC_CFLAGS " -DPENSTOCK_NO_SECURE")
 endif()
 list(JOIN requires ", " PENSTOCK_PC_REQUIRES)
 list(JOIN requires_private ", " PENSTOCK_PC_REQUIRES_PRIVATE)

@@ -1,0 +1,48 @@
+// The bytes around a record's ciphertext: writing the header, and judging one that may be half in.
+//
+// Pure functions; any thread. The header is not authenticated (ALTS has no associated data), so
+// what it says is only believed within bounds, and nothing is allocated for a length it announces.
+#ifndef PENSTOCK_SECURE_RECORD_FORMAT_H_
+#define PENSTOCK_SECURE_RECORD_FORMAT_H_
+
+#include <penstock/export.h>
+#include <penstock/record_protocol.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "secure/aead.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+inline constexpr size_t kRecordLengthSize = 4;
+inline constexpr size_t kRecordHeaderSize = 8;
+inline constexpr uint32_t kRecordTypeData = 6;
+// What the length field counts besides the payload: type and tag.
+inline constexpr uint32_t kRecordLengthMin = kRecordOverhead - kRecordLengthSize;
+static_assert(kRecordOverhead == kRecordHeaderSize + kAeadTagSize);
+
+// Writes kRecordHeaderSize bytes.
+void WriteRecordHeader(char* out, size_t payload_size);
+
+// Of a whole header that CheckRecordHeader found good.
+size_t RecordPayloadSize(std::string_view header);
+
+// Judges the first bytes of a header, as many as are in, up to kRecordHeaderSize: an error as soon
+// as no continuation can make it good, that is at the last byte of a length that is below
+// kRecordLengthMin or makes the record longer than `frame_max`, and at the first wrong byte of the
+// type, of which all four count. InvalidArgument with the reason.
+absl::Status CheckRecordHeader(std::string_view prefix, uint32_t frame_max);
+
+// The end of a stream that nobody vouches for; see IsUnauthenticatedEof. Marked by a payload of
+// this name rather than by a code of its own, so that whoever asks only for the end need not know.
+inline constexpr char kUnauthenticatedEnd[] = "penstock/unauthenticated-end";
+absl::Status UnauthenticatedEof();
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_SECURE_RECORD_FORMAT_H_

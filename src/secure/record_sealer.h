@@ -1,0 +1,72 @@
+// RecordSealer: the sending half of a sealed stream's codec: plaintext chains in, records out.
+//
+// Sans I/O: it owns one direction's keys and counter, and takes the blocks that records are written
+// to from a pool. One thread at a time. A counter is used once, whatever happens (I8): an error
+// after a counter was taken ends the sealer for good. Plaintext is read where it lies, whoever else
+// holds it.
+#ifndef PENSTOCK_SECURE_RECORD_SEALER_H_
+#define PENSTOCK_SECURE_RECORD_SEALER_H_
+
+#include <penstock/buffer.h>
+#include <penstock/export.h>
+#include <penstock/record_protocol.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "secure/chain_cursor.h"
+#include "secure/cipher_contexts.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+class RecordSealer {
+ public:
+  enum class Result : uint8_t {
+    kSealed,  // as far as the arguments went
+    kNoRoom,  // the pool refused: nothing was consumed, no counter used; again when it has room
+    kError,   // status() says why, now and for ever
+  };
+
+  // `pool` must outlive this. `frame_max`: the largest whole record in bytes, brought into
+  // [kRecordOverhead + 1, kRecordFrameMax].
+  RecordSealer(RecordCipher cipher, BufferPool& pool, RecordMode mode, uint32_t frame_max);
+
+  // Moves bytes from the front of `plain` as records to the end of `wire`, at most
+  // max(`wire_max`, kRecordOverhead + 1) bytes of these: records as large as they may be, several
+  // to a block. kSealed may leave bytes in `plain`, because of `wire_max` or, when something was
+  // sealed, because the pool refused more. Nothing is made of an empty chain: no empty record ever.
+  //
+  // Errors: ResourceExhausted when the counter is used up, one record before its last, which gRPC's
+  // C++ would not accept; FailedPrecondition after SealEnd; Internal when OpenSSL fails.
+  Result Seal(BufferChain& plain, BufferChain& wire, size_t wire_max);
+  // Appends the record that ends this direction. Native mode only, and once: FailedPrecondition
+  // otherwise.
+  Result SealEnd(BufferChain& wire);
+
+  const absl::Status& status() const { return status_; }
+  uint32_t frame_max() const { return frame_max_; }
+  RecordMode mode() const { return mode_; }
+  KeySchedule& keys() { return cipher_.keys(); }
+
+ private:
+  // The bytes of whole records that the next blocks shall hold.
+  size_t PlanBatch(size_t plain, size_t wire_max) const;
+  // A chain of `size` bytes to write to, empty when the pool refuses.
+  BufferChain AllocateWire(size_t size);
+  bool SealRecord(ChainCursor& plain, ChainCursor& wire, size_t payload);
+  Result Fail(absl::Status status);
+
+  RecordCipher cipher_;
+  BufferPool& pool_;
+  const RecordMode mode_;
+  bool ended_ = false;  // the end record was made
+  const uint32_t frame_max_;
+  absl::Status status_;
+};
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_SECURE_RECORD_SEALER_H_
