@@ -50,6 +50,9 @@ class PENSTOCK_EXPORT SecretKey {
   // From hexadecimal digits, blanks around them ignored. InvalidArgument when they are none, odd in
   // number or too many; the message never shows them.
   static absl::StatusOr<SecretKey> FromHex(std::string_view text);
+  // The same from a file. NotFound, PermissionDenied or InvalidArgument name the file, never what
+  // is in it.
+  static absl::StatusOr<SecretKey> FromHexFile(const std::string& path);
 
   SecretKey(const SecretKey& other) = default;
   SecretKey& operator=(const SecretKey& other) = default;
@@ -154,9 +157,9 @@ struct HandshakeOptions {
   // The listening side: the TLS server, the ALTS server.
   bool server = false;
   // For log and error messages only: whom the connection is with.
-  std::string peer_name;
+  std::string peer_name = {};
   // Client with certificates: the name or IP address that the server's certificate must bear.
-  std::string verify_name;
+  std::string verify_name = {};
   // Bytes of one record on the wire, length field included, from kRecordFrameMin to
   // kRecordFrameMax: what this side would like to send (the peer's limit bounds it), and the most
   // it takes. Zero: kRecordFrameNative both ways in native mode; in gRPC mode kRecordFrameGrpc to

@@ -1,11 +1,13 @@
 #include <penstock/handshake.h>
-#include <string.h>
 
-#include <utility>
+#include <cerrno>
+#include <cstdio>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/error.h"
+#include "secure/openssl_wipe.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 
@@ -41,6 +43,31 @@ absl::StatusOr<SecretKey> SecretKey::FromHex(std::string_view text) {
   return key;
 }
 
+absl::StatusOr<SecretKey> SecretKey::FromHexFile(const std::string& path) {
+  const std::unique_ptr<FILE, int (*)(FILE*)> file(fopen(path.c_str(), "re"), fclose);
+  if (file == nullptr) {
+    const int error = errno;
+    const std::string operation = absl::StrCat("key from ", path);
+    if (error == ENOENT) {
+      return absl::NotFoundError(absl::StrCat(operation, ": ", internal::ErrnoText(error)));
+    }
+    return internal::ErrnoStatus(error, operation);
+  }
+  setvbuf(file.get(), nullptr, _IONBF, 0);  // no copy of the key outside of `text`
+  std::array<char, 4 * kMaxSize> text;
+  const size_t size = fread(text.data(), 1, text.size(), file.get());
+  absl::StatusOr<SecretKey> key = FromHex({text.data(), size});
+  internal::WipeSecret(text.data(), text.size());
+  if (ferror(file.get()) != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("key from ", path, ": it cannot be read"));
+  }
+  if (!key.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("key from ", path, ": ", key.status().message()));
+  }
+  return key;
+}
+
 SecretKey::SecretKey(SecretKey&& other) noexcept : bytes_(other.bytes_), size_(other.size_) {
   other.Wipe();
 }
@@ -54,9 +81,8 @@ SecretKey& SecretKey::operator=(SecretKey&& other) noexcept {
   return *this;
 }
 
-// explicit_bzero(3) is not optimised away.
 void SecretKey::Wipe() {
-  explicit_bzero(bytes_.data(), bytes_.size());
+  internal::WipeSecret(bytes_.data(), bytes_.size());
   size_ = 0;
 }
 
