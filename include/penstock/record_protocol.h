@@ -19,7 +19,6 @@
 #include <cstdint>
 #include <string_view>
 
-#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 PENSTOCK_BEGIN_NAMESPACE
@@ -51,10 +50,6 @@ PENSTOCK_EXPORT std::string_view RecordProtocolName(RecordProtocol protocol);
 PENSTOCK_EXPORT absl::StatusOr<RecordProtocol> ParseRecordProtocol(std::string_view name);
 // Bytes of key material of one direction: 16, or 44 (32 to derive AES keys from, 12 of nonce mask).
 PENSTOCK_EXPORT size_t RecordKeySize(RecordProtocol protocol);
-
-// True of the end of a stream in gRPC mode: every byte so far was authentic, but whether the peer
-// or somebody on the way ended the stream there cannot be known. IsEof is true of it as well.
-PENSTOCK_EXPORT bool IsUnauthenticatedEof(const absl::Status& status);
 
 // Bytes of a record that are not payload: length, type and tag.
 inline constexpr uint32_t kRecordOverhead = 24;

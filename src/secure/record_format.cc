@@ -1,6 +1,5 @@
 #include "secure/record_format.h"
 
-#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 
 PENSTOCK_BEGIN_NAMESPACE
@@ -51,13 +50,6 @@ absl::Status CheckRecordHeader(std::string_view prefix, uint32_t frame_max) {
         absl::StrCat("open record: its type is not ", kRecordTypeData));
   }
   return absl::OkStatus();
-}
-
-absl::Status UnauthenticatedEof() {
-  absl::Status status = absl::OutOfRangeError(
-      "end of stream, unauthenticated: gRPC mode has no record that ends a stream");
-  status.SetPayload(kUnauthenticatedEnd, absl::Cord());
-  return status;
 }
 
 }  // namespace internal

@@ -37,11 +37,6 @@ size_t RecordPayloadSize(std::string_view header);
 // type, of which all four count. InvalidArgument with the reason.
 absl::Status CheckRecordHeader(std::string_view prefix, uint32_t frame_max);
 
-// The end of a stream that nobody vouches for; see IsUnauthenticatedEof. Marked by a payload of
-// this name rather than by a code of its own, so that whoever asks only for the end need not know.
-inline constexpr char kUnauthenticatedEnd[] = "penstock/unauthenticated-end";
-absl::Status UnauthenticatedEof();
-
 }  // namespace internal
 PENSTOCK_END_NAMESPACE
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/error.h"
 #include "buffer/block.h"
 #include "secure/chain_cursor.h"
 #include "secure/openssl_wipe.h"
@@ -42,7 +43,11 @@ void RecordOpener::Feed(Buffer wire) {
   // to ask.
   const Block& block = *BufferAccess::Node(wire)->block;
   if (block.core == nullptr || block.windows.load(std::memory_order_acquire) != 1) foreign_ = true;
-  wire_.Append(std::move(wire));
+  if (resting_.empty()) {
+    wire_.Append(std::move(wire));
+  } else {
+    resting_.Append(std::move(wire));
+  }
 }
 
 RecordOpener::Result RecordOpener::Next(Buffer& out) {
@@ -51,6 +56,7 @@ RecordOpener::Result RecordOpener::Next(Buffer& out) {
     return Result::kData;
   }
   if (!status_.ok()) return Result::kError;
+  if (!resting_.empty() && !Wake()) return Result::kNeedMore;
   Result result = Result::kNeedMore;
   if (end_ == End::kNone) {
     if (header_size_ == 0 && !foreign_) result = OpenFront(out);
@@ -218,7 +224,7 @@ absl::Status RecordOpener::Decrypt(size_t payload, Buffer& own) {
 
 absl::Status RecordOpener::OnWireEnd() {
   if (!status_.ok()) return status_;
-  const size_t received = header_size_ + wire_.size();
+  const size_t received = header_size_ + wire_.size() + resting_.size();
   if (end_ != End::kNone) {
     if (received == 0) return absl::OutOfRangeError("end of stream");
     Fail(absl::InvalidArgumentError("open record: bytes after the end of the stream"));
@@ -228,16 +234,32 @@ absl::Status RecordOpener::OnWireEnd() {
   } else if (mode_ == RecordMode::kNative) {
     Fail(absl::DataLossError("stream truncated: it ended without its end record"));
   } else {
-    return UnauthenticatedEof();
+    return AsUnauthenticatedEof(
+        absl::OutOfRangeError("end of stream, unauthenticated: no record says so in gRPC mode"));
   }
   return status_;
 }
 
-void RecordOpener::Rest() {}
+void RecordOpener::Rest() {
+  if (header_size_ < kRecordHeaderSize) return;
+  while (!wire_.empty()) resting_.Append(wire_.PopFront());
+  resting_.Rest(pool_, BufferTag::kSeal);
+}
+
+bool RecordOpener::Wake() {
+  // Next had said kNeedMore, so the header is in.
+  const size_t payload = RecordPayloadSize({header_, kRecordHeaderSize});
+  if (resting_.size() < payload + kAeadTagSize) return false;
+  wire_ = resting_.SplitFront(resting_.size(), pool_, BufferTag::kSeal);
+  // Without room in the pool the first bytes come back in memory of the heap.
+  if (BufferAccess::Head(wire_)->block->core == nullptr) foreign_ = true;
+  return true;
+}
 
 RecordOpener::Result RecordOpener::Fail(absl::Status status) {
   status_ = std::move(status);
   wire_.Clear();
+  resting_.Clear();
   header_size_ = 0;
   return Result::kError;
 }

@@ -20,6 +20,7 @@
 #include <string_view>
 
 #include "absl/status/status.h"
+#include "buffer/compact_chain.h"
 #include "secure/cipher_contexts.h"
 #include "secure/record_format.h"
 
@@ -58,10 +59,13 @@ class RecordOpener {
   // missing; or the error there was before.
   absl::Status OnWireEnd();
 
-  // About to wait for bytes: gives up memory that holds none.
+  // Next has said kNeedMore, and there is nothing to feed: keeps the bound above from here on,
+  // unless the pool has no room to compact into.
   void Rest();
   // Bytes of the blocks held.
-  size_t pinned_bytes() const { return wire_.block_bytes() + plain_.block_bytes(); }
+  size_t pinned_bytes() const {
+    return wire_.block_bytes() + resting_.pinned_bytes() + plain_.block_bytes();
+  }
 
   const absl::Status& status() const { return status_; }
   uint32_t frame_max() const { return frame_max_; }
@@ -81,17 +85,22 @@ class RecordOpener {
   // One record lying in one piece.
   absl::Status DecryptAt(char* body, size_t payload);
   bool Scattered(size_t payload) const;
+  // All received bytes are in wire_, unless resting_ holds a part of a record.
+  bool Wake();
   Result Fail(absl::Status status);
 
   RecordCipher cipher_;
   BufferPool& pool_;
   const RecordMode mode_;
   End end_ = End::kNone;
-  bool foreign_ = false;  // wire_ has, or had since it was empty, bytes that others may see
+  bool foreign_ = false;  // there are, or were since there was nothing, bytes that others may see
   uint8_t header_size_ = 0;
-  char header_[kRecordHeaderSize];  // of the record whose body wire_ holds
+  char header_[kRecordHeaderSize];  // of the record whose body follows
   const uint32_t frame_max_;
+  // What was received and not opened is in one of the two: in resting_ from a Rest() within a
+  // record until the record is whole.
   BufferChain wire_;
+  CompactChain resting_;
   BufferChain plain_;  // verified, not handed out yet
   absl::Status status_;
 };

@@ -1,13 +1,8 @@
 #include <penstock/record_protocol.h>
 
 #include "absl/strings/str_cat.h"
-#include "secure/record_format.h"
 
 PENSTOCK_BEGIN_NAMESPACE
-
-bool IsUnauthenticatedEof(const absl::Status& status) {
-  return status.GetPayload(internal::kUnauthenticatedEnd).has_value();
-}
 
 std::string_view RecordProtocolName(RecordProtocol protocol) {
   return protocol == RecordProtocol::kGcmAes128 ? "ALTSRP_GCM_AES128" : "ALTSRP_GCM_AES128_REKEY";
