@@ -20,8 +20,9 @@ enum class BufferTag : uint8_t {
   kRing,         // lent to the kernel in an io_uring buffer ring; belongs to no connection
   kSeal,         // records and plaintext of sealed streams
   kRdma,         // registered receive and send memory
+  kFrame,        // half-received frames of framed readers
 };
-inline constexpr size_t kBufferTagCount = 5;
+inline constexpr size_t kBufferTagCount = 6;
 
 // Plain integers, all in bytes unless named otherwise. A snapshot: the fields are read one by one.
 struct PoolStats {

@@ -22,8 +22,11 @@ struct LoopSnapshot {
   uint64_t closing = 0;  // given up by their owner, the kernel not yet done with them
   // Open connections that hold no byte either way.
   uint64_t idle = 0;
-  // Bytes of blocks in connections' receive chains, and bytes in their send queues.
+  // Memory held, by layer: bytes of blocks in connections' receive chains, and bytes in their send
+  // queues; the same of the sealed streams above them; blocks in framed readers.
   uint64_t pinned_bytes = 0;
+  uint64_t sealed_pinned_bytes = 0;
+  uint64_t framed_pinned_bytes = 0;
   uint64_t listeners = 0;
   uint64_t listeners_paused = 0;  // by their owner, a bound or a lack of descriptors
 

@@ -87,7 +87,10 @@ struct StreamStats {
   uint64_t bytes_in = 0;      // delivered by the kernel
   uint64_t bytes_out = 0;     // taken by the kernel
   uint64_t queued_bytes = 0;  // written and not yet taken
-  uint64_t pinned_bytes = 0;  // blocks held in the receive chain and the send queue
+  // Bytes of blocks held, by layer: the socket's receive chain and send queue; and those of the
+  // sealed stream above it, if this is one.
+  uint64_t pinned_bytes = 0;
+  uint64_t sealed_pinned_bytes = 0;
 };
 
 // The bounds of a stream's send queue in bytes, as StreamOptions explains them.

@@ -42,6 +42,8 @@ std::string_view TagName(BufferTag tag) {
       return "ring";
     case BufferTag::kSeal:
       return "seal";
+    case BufferTag::kFrame:
+      return "frame";
     case BufferTag::kRdma:
       return "rdma";
   }

@@ -530,6 +530,8 @@ LoopSnapshot LoopCore::Snapshot() const {
   s.closing = c.closing.value();
   s.idle = s.open - std::min(s.open, c.busy.value());
   s.pinned_bytes = c.pinned_bytes.value();
+  s.sealed_pinned_bytes = c.sealed_pinned_bytes.value();
+  s.framed_pinned_bytes = c.framed_pinned_bytes.value();
   s.listeners = c.listeners.value();
   s.listeners_paused = c.listeners_paused.value();
   s.accepted = c.accepted.value();

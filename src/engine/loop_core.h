@@ -37,7 +37,8 @@ namespace internal {
 
 // The live figures behind LoopSnapshot; each written by the loop's thread only, read by any.
 struct LoopCounters {
-  Counter connecting, open, closing, busy, pinned_bytes, listeners, listeners_paused;
+  Counter connecting, open, closing, busy, listeners, listeners_paused;
+  Counter pinned_bytes, sealed_pinned_bytes, framed_pinned_bytes;
   Counter accepted, connected, closed, bytes_in, bytes_out, turns, tasks, timers_fired;
   Counter syscalls, sqes, cqes, buffer_waits, ring_exhausted;
   Counter accept_errors, fd_exhausted, connections_refused, writes_refused, peer_resets, deadlines;

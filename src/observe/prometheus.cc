@@ -32,6 +32,8 @@ uint64_t OfPool(const LoopSnapshot& loop) {
 
 constexpr char kConnections[] = "penstock_connections";
 constexpr char kConnectionsHelp[] = "Connections by state.";
+constexpr char kPinned[] = "penstock_pinned_bytes";
+constexpr char kPinnedHelp[] = "Memory that streams hold, by the layer that holds it.";
 
 // A name that ends in _total is a counter, any other a gauge.
 constexpr Series kSeries[] = {
@@ -40,8 +42,9 @@ constexpr Series kSeries[] = {
     {kConnections, kConnectionsHelp, "state=\"closing\"", Of<&LoopSnapshot::closing>},
     {"penstock_connections_idle", "Open connections that hold no byte either way.", "",
      Of<&LoopSnapshot::idle>},
-    {"penstock_pinned_bytes", "Blocks held in receive chains and send queues.", "",
-     Of<&LoopSnapshot::pinned_bytes>},
+    {kPinned, kPinnedHelp, "layer=\"socket\"", Of<&LoopSnapshot::pinned_bytes>},
+    {kPinned, kPinnedHelp, "layer=\"sealed\"", Of<&LoopSnapshot::sealed_pinned_bytes>},
+    {kPinned, kPinnedHelp, "layer=\"framed\"", Of<&LoopSnapshot::framed_pinned_bytes>},
     {"penstock_listeners", "Listeners.", "", Of<&LoopSnapshot::listeners>},
     {"penstock_listeners_paused", "Listeners that take no connections for now.", "",
      Of<&LoopSnapshot::listeners_paused>},
@@ -101,7 +104,7 @@ constexpr char kTag[] = "penstock_pool_tag_bytes";
 constexpr char kTagHelp[] = "Pool memory in buffers, by what it is used for.";
 // In the order of BufferTag.
 constexpr std::array<const char*, kBufferTagCount> kTagNames = {"application", "receive", "ring",
-                                                                "seal", "rdma"};
+                                                                "seal",        "rdma",    "frame"};
 
 // One series of every size class of every loop's pool.
 struct ClassSeries {

@@ -167,6 +167,7 @@ TEST(PrometheusText, FiguresStandUnderTheirNames) {
   first.open = 3;
   first.closing = 1;
   first.bytes_in = 12345;
+  first.sealed_pinned_bytes = 512;
   first.pool.live_by_tag[static_cast<size_t>(BufferTag::kRing)] = 16384;
   LoopSnapshot second;
   second.open = 4;
@@ -182,6 +183,8 @@ TEST(PrometheusText, FiguresStandUnderTheirNames) {
   EXPECT_EQ((connections[{{"loop", "0"}, {"state", "open"}}]), 3u);
   EXPECT_EQ((connections[{{"loop", "1"}, {"state", "open"}}]), 4u);
   EXPECT_EQ((connections[{{"loop", "0"}, {"state", "closing"}}]), 1u);
+  EXPECT_EQ((reader.metrics["penstock_pinned_bytes"].samples[{{"loop", "0"}, {"layer", "sealed"}}]),
+            512u);
   EXPECT_EQ((reader.metrics["penstock_received_bytes_total"].samples[{{"loop", "0"}}]), 12345u);
   EXPECT_EQ((reader.metrics["penstock_faults_total"].samples[{{"loop", "1"}}]), UINT64_MAX);
   EXPECT_EQ((reader.metrics["penstock_pool_tag_bytes"].samples[{{"loop", "0"}, {"tag", "ring"}}]),

@@ -44,6 +44,8 @@ void Harness::TearDown() {
       << loop_->Snapshot().closing << " closing, " << loop_->Snapshot().pool.live
       << " bytes of the pool";
   EXPECT_EQ(loop_->Snapshot().pinned_bytes, 0u);
+  EXPECT_EQ(loop_->Snapshot().sealed_pinned_bytes, 0u);
+  EXPECT_EQ(loop_->Snapshot().framed_pinned_bytes, 0u);
   if (!faults_allowed_) {
     EXPECT_EQ(loop_->Snapshot().faults, 0u);
   }
