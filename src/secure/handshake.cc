@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/error.h"
@@ -92,15 +93,17 @@ std::string PeerIdentity::ToString() const {
       return "nobody yet";
     case Kind::kCertificate: {
       std::string text = subject.empty() ? "no subject" : subject;
-      if (!uris.empty()) absl::StrAppend(&text, ", uri ", absl::StrJoin(uris, " "));
-      if (!dns_names.empty()) absl::StrAppend(&text, ", dns ", absl::StrJoin(dns_names, " "));
+      if (!uris.empty())
+        absl::StrAppend(&text, ", uri ", absl::CHexEscape(absl::StrJoin(uris, " ")));
+      if (!dns_names.empty())
+        absl::StrAppend(&text, ", dns ", absl::CHexEscape(absl::StrJoin(dns_names, " ")));
       if (!ip_addresses.empty()) absl::StrAppend(&text, ", ip ", absl::StrJoin(ip_addresses, " "));
       return text;
     }
     case Kind::kPsk:
-      return absl::StrCat("PSK identity '", psk_identity, "'");
+      return absl::StrCat("PSK identity '", absl::CHexEscape(psk_identity), "'");
     case Kind::kAlts:
-      return absl::StrCat("service account '", service_account, "'");
+      return absl::StrCat("service account '", absl::CHexEscape(service_account), "'");
     case Kind::kStaticKey:
       return "holder of the static key";
   }

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/absl_view.h"
+#include "secure/openssl_error.h"
 #include "secure/openssl_wipe.h"
 #include "secure/tls_alert.h"
 #include "secure/tls_identity.h"
@@ -39,25 +40,14 @@ std::string DrainTlsOutput(SSL* ssl) {
   return bytes;
 }
 
-absl::Status CheckFrameMax(std::string_view what, uint32_t size) {
-  if (size >= kRecordFrameMin && size <= kRecordFrameMax) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("TLS: ", AbslView(what), " of ", size, " bytes; ",
-                                                 kRecordFrameMin, " to ", kRecordFrameMax,
-                                                 " are accepted"));
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Handshaker>> TlsHandshaker::Make(
     std::shared_ptr<const TlsContext> context, const HandshakeOptions& options) {
-  HandshakeOptions full = options;
-  if (full.send_frame_max == 0) full.send_frame_max = kRecordFrameNative;
-  if (full.receive_frame_max == 0) full.receive_frame_max = kRecordFrameNative;
-  absl::Status checked = CheckFrameMax("send_frame_max", full.send_frame_max);
-  if (checked.ok()) checked = CheckFrameMax("receive_frame_max", full.receive_frame_max);
-  if (!checked.ok()) return checked;
-  std::unique_ptr<TlsHandshaker> made(new TlsHandshaker(std::move(context), full));
-  absl::StatusOr<SslPtr> ssl = made->context_->NewSsl(full, &made->notes_);
+  const absl::StatusOr<FrameSizes> frames = ChooseFrameSizes(RecordMode::kNative, options);
+  if (!frames.ok()) return frames.status();
+  std::unique_ptr<TlsHandshaker> made(new TlsHandshaker(std::move(context), options, *frames));
+  absl::StatusOr<SslPtr> ssl = made->context_->NewSsl(options, &made->notes_);
   if (!ssl.ok()) return ssl.status();
   made->ssl_ = *std::move(ssl);
   return made;
@@ -174,8 +164,8 @@ bool TlsHandshaker::AdvanceHello() {
 void TlsHandshaker::OnHello(std::string_view message) {
   const absl::StatusOr<TlsHello> hello = DecodeTlsHello(message);
   if (!hello.ok()) return FailWithAlert(hello.status(), SSL_AD_DECODE_ERROR);
-  result_.send_frame_max = std::min(options_.send_frame_max, hello->receive_frame_max);
-  result_.receive_frame_max = options_.receive_frame_max;
+  result_.send_frame_max = std::min(frames_.send_max, hello->receive_frame_max);
+  result_.receive_frame_max = frames_.receive_max;
   if (!options_.server) return OnConfirmation(*hello, message);
   if (hello->kind == TlsHello::Kind::kRefuse) {
     return Fail(absl::PermissionDeniedError("the client's authorisation refuses this server"));
@@ -233,7 +223,7 @@ void TlsHandshaker::Confirm() {
 }
 
 absl::Status TlsHandshaker::SendHello(TlsHello::Kind kind, std::string& kept) {
-  kept = EncodeTlsHello({.kind = kind, .receive_frame_max = options_.receive_frame_max});
+  kept = EncodeTlsHello({.kind = kind, .receive_frame_max = frames_.receive_max});
   const int result = SSL_write(ssl_.get(), kept.data(), static_cast<int>(kept.size()));
   if (result != static_cast<int>(kept.size())) return TlsError(result);
   return absl::OkStatus();

@@ -14,7 +14,7 @@
 #include <string>
 #include <string_view>
 
-#include "secure/openssl_error.h"
+#include "secure/frame_sizes.h"
 #include "secure/tls_context.h"
 #include "secure/tls_hello.h"
 #include "secure/tls_notes.h"
@@ -39,8 +39,9 @@ class TlsHandshaker final : public Handshaker {
  private:
   enum class Phase : uint8_t { kTls, kVerdict, kHello, kDone, kFailed };
 
-  TlsHandshaker(std::shared_ptr<const TlsContext> context, const HandshakeOptions& options)
-      : context_(std::move(context)), options_(options) {}
+  TlsHandshaker(std::shared_ptr<const TlsContext> context, const HandshakeOptions& options,
+                const FrameSizes& frames)
+      : context_(std::move(context)), options_(options), frames_(frames) {}
 
   // Each goes on from one phase, and returns false when it must wait for bytes or a verdict.
   bool AdvanceTls();
@@ -67,6 +68,7 @@ class TlsHandshaker final : public Handshaker {
 
   const std::shared_ptr<const TlsContext> context_;
   const HandshakeOptions options_;
+  const FrameSizes frames_;
   TlsNotes notes_;
   SslPtr ssl_;
   Phase phase_ = Phase::kTls;
