@@ -76,6 +76,7 @@ struct BufferAccess {
   static BufferNode* Release(Buffer&& buffer) { return std::exchange(buffer.node_, nullptr); }
   static Buffer Adopt(BufferNode* node) { return Buffer(node); }
   static BufferNode* Head(const BufferChain& chain) { return chain.head_; }
+  static BufferNode* Tail(const BufferChain& chain) { return chain.tail_; }
 };
 
 // Of a node in a list of free blocks.

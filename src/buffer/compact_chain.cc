@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "buffer/block.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -34,6 +35,14 @@ CompactChain& CompactChain::operator=(CompactChain&& other) noexcept {
   return *this;
 }
 
+void CompactChain::Append(Buffer bytes) {
+  if (bytes.empty()) return;
+  const Block* const block = BufferAccess::Node(bytes)->block;
+  const BufferNode* const last = BufferAccess::Tail(fresh_);
+  if (last == nullptr || last->block != block) fresh_blocks_ += BlockSize(*block);
+  fresh_.Append(std::move(bytes));
+}
+
 size_t CompactChain::CopyTo(std::span<char> out) const {
   const size_t room = out.size();
   const auto copy = [&out](const char* data, size_t size) {
@@ -55,8 +64,9 @@ void CompactChain::TrimFront(size_t n) {
   std::memmove(inline_, inline_ + first, inline_size_);
   if (n == first) return;
   Unsettle();
-  fresh_.TrimFront(n - first);
-  fresh_blocks_ = fresh_.block_bytes();
+  n -= first;
+  while (n > 0 && fresh_.front().size() <= n) n -= PopFresh().size();
+  fresh_.TrimFront(n);
 }
 
 BufferChain CompactChain::SplitFront(size_t n, BufferPool& pool, BufferTag tag) {
@@ -66,8 +76,12 @@ BufferChain CompactChain::SplitFront(size_t n, BufferPool& pool, BufferTag tag) 
   if (first > 0) front.Append(TakeInline(first, pool, tag));
   if (n == first) return front;
   Unsettle();
-  front.Append(fresh_.SplitFront(n - first));
-  fresh_blocks_ = fresh_.block_bytes();
+  n -= first;
+  while (n > 0 && fresh_.front().size() <= n) {
+    n -= fresh_.front().size();
+    front.Append(PopFresh());
+  }
+  front.Append(fresh_.SplitFront(n));
   return front;
 }
 
@@ -85,7 +99,7 @@ size_t CompactChain::Compact(BufferPool& pool, BufferTag tag) {
     copied += std::exchange(inline_size_, 0);
   }
   while (!fresh_.empty()) {
-    Buffer piece = fresh_.PopFront();
+    Buffer piece = PopFresh();
     const size_t fits = std::min(piece.size(), tail_.tailroom());
     FillTail(piece.data(), fits);
     piece.TrimFront(fits);
@@ -99,10 +113,10 @@ size_t CompactChain::Compact(BufferPool& pool, BufferTag tag) {
       copied += piece.size();
     } else {
       fresh_.Prepend(std::move(piece));
+      fresh_blocks_ = fresh_.block_bytes();
       break;
     }
   }
-  fresh_blocks_ = fresh_.block_bytes();
   return copied;
 }
 
@@ -139,6 +153,15 @@ void CompactChain::Unsettle() {
   settled_.Append(std::move(fresh_));
   fresh_ = std::move(settled_);
   settled_blocks_ = 0;
+  fresh_blocks_ = fresh_.block_bytes();
+}
+
+Buffer CompactChain::PopFresh() {
+  Buffer front = fresh_.PopFront();
+  const Block* const block = BufferAccess::Node(front)->block;
+  const BufferNode* const next = BufferAccess::Head(fresh_);
+  if (next == nullptr || next->block != block) fresh_blocks_ -= BlockSize(*block);
+  return front;
 }
 
 Buffer CompactChain::TakeInline(size_t n, BufferPool& pool, BufferTag tag) {

@@ -39,15 +39,11 @@ class CompactChain {
 
   size_t size() const { return inline_size_ + settled_.size() + tail_.size() + fresh_.size(); }
   bool empty() const { return size() == 0; }
-  // Bytes of the blocks behind the bytes.
-  size_t pinned_bytes() const {
-    return settled_.block_bytes() + tail_.block_size() + fresh_.block_bytes();
-  }
+  // Bytes of the blocks behind the bytes. Counted along, so it costs nothing; neighbours on one
+  // block, which count once when they come, may count twice while they rest.
+  size_t pinned_bytes() const { return settled_blocks_ + fresh_blocks_; }
 
-  void Append(Buffer bytes) {
-    if (!bytes.empty()) fresh_blocks_ += bytes.block_size();
-    fresh_.Append(std::move(bytes));
-  }
+  void Append(Buffer bytes);
 
   // Copies min(size(), out.size()) bytes from the front without consuming them; returns how many.
   size_t CopyTo(std::span<char> out) const;
@@ -74,6 +70,7 @@ class CompactChain {
   void CloseTail() { settled_.Append(std::exchange(tail_, Buffer())); }
   // All bytes in blocks are to be looked at again: some of them are about to leave.
   void Unsettle();
+  Buffer PopFresh();
   Buffer TakeInline(size_t n, BufferPool& pool, BufferTag tag);
 
   // In order: inline bytes, which only rest beside fresh ones; blocks that are full or well filled;
@@ -83,8 +80,7 @@ class CompactChain {
   BufferChain settled_;
   Buffer tail_;
   BufferChain fresh_;
-  // Bytes of blocks, counted along so that a rest with little to do need not walk the chains. Those
-  // of fresh_ may be too many.
+  // Bytes of blocks.
   size_t settled_blocks_ = 0;  // of settled_ and tail_
   size_t fresh_blocks_ = 0;
 };

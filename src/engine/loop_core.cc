@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <limits>
 #include <thread>
 #include <utility>
 
@@ -485,6 +486,8 @@ void LoopCore::CloseEverything() {
   TurnScope scope(*this);
   const std::vector<LoopObserver*> observers = std::exchange(observers_, {});
   for (LoopObserver* observer : observers) observer->OnLoopGone();
+  // The layer above the attachment's goes first.
+  while (!at_end_.empty()) at_end_.Run(std::numeric_limits<size_t>::max());
   if (attachment_ != nullptr) attachment_->OnLoopGone();
   ForEachConnection([](Connection& c) { c.EndWithLoop(); });
   while (ready_head_ != nullptr) RunReady();

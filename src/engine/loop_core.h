@@ -142,6 +142,8 @@ class LoopCore : private RoomWaiter {
     Touch();
     deferred_.Push(node);
   }
+  // Runs `node` when the loop is going, before its connections close.
+  void AtEnd(Deferred& node) { at_end_.Push(node); }
   // The attachment, null at first; given once.
   LoopAttachment* attachment() { return attachment_.get(); }
   void Attach(std::unique_ptr<LoopAttachment> attachment) { attachment_ = std::move(attachment); }
@@ -238,6 +240,7 @@ class LoopCore : private RoomWaiter {
   Connection* ready_head_ = nullptr;
   Connection* ready_tail_ = nullptr;
   DeferredList deferred_;
+  DeferredList at_end_;
   std::unique_ptr<LoopAttachment> attachment_;
   bool tasks_left_ = false;
   bool secondary_ready_ = false;

@@ -72,7 +72,7 @@ TEST_F(CompactChainTest, AMebibyteByteByByteIsCopiedOnce) {
   uint64_t copied = 0;
   for (size_t i = 0; i < kSize; ++i) {
     chain.Append(Piece({&text[i], 1}));
-    if (i > 10'000 && i % 61 != 0) {  // looking at each step of all would take seconds
+    if (i > 64 * 1024 && i % 61 != 0) {  // looking at each step of all would take seconds
       copied += chain.Rest(pool_, kTag);
       continue;
     }
@@ -113,6 +113,21 @@ TEST_F(CompactChainTest, TheEndOfALargeBlockMovesAndGivesItBack) {
   chain.Append(Piece("and more", 4096));
   EXPECT_EQ(Rest(chain), 8u);
   EXPECT_EQ(chain.pinned_bytes(), 1024u);
+}
+
+TEST_F(CompactChainTest, NeighboursOnOneBlockCountOnce) {
+  CompactChain chain;
+  Buffer block = Piece(PatternBytes(5, 0, 4096), 4096);
+  chain.Append(block.SplitFront(1000));
+  chain.Append(std::move(block));
+  chain.Append(Piece("other"));
+  EXPECT_EQ(chain.pinned_bytes(), 4096u + 256);
+  chain.TrimFront(1500);
+  EXPECT_EQ(chain.pinned_bytes(), 4096u + 256);
+  chain.SplitFront(4096 - 1500, pool_, kTag);
+  EXPECT_EQ(chain.pinned_bytes(), 256u);
+  chain.TrimFront(5);
+  EXPECT_EQ(chain.pinned_bytes(), 0u);
 }
 
 TEST_F(CompactChainTest, SharedAndExternalMemoryIsLeftAlone) {
@@ -210,6 +225,9 @@ TEST_F(CompactChainTest, AnyPiecesKeepTheBoundAndTheirOrder) {
       }
       if (below(3) != 0) copied += Rest(chain);
       ASSERT_EQ(chain.size(), in - out);
+      if (chain.empty()) {
+        ASSERT_EQ(chain.pinned_bytes(), 0u);
+      }
       ASSERT_FALSE(FirstMismatch(TextOf(chain), seed, out)) << "seed " << seed;
       ASSERT_FALSE(HasFailure()) << "seed " << seed << " step " << step;
     }

@@ -164,6 +164,27 @@ TEST_P(LoopDeferred, IsForgottenWithTheLoop) {
   EXPECT_EQ(ran, 0);
 }
 
+TEST_P(LoopDeferred, RunsAtTheLoopsEndWhatWaitsForIt) {
+  std::vector<int> ran;
+  Job gone([&](Job&) { ran.push_back(0); });
+  auto other = std::make_unique<Job>([&](Job&) { ran.push_back(1); });
+  LoopCore& core = loop_->core();
+  Job one([&](Job&) {
+    ran.push_back(2);
+    other.reset();
+    core.AtEnd(gone);
+  });
+  Job cancelled([&](Job&) { ran.push_back(3); });
+  core.AtEnd(one);
+  core.AtEnd(*other);
+  core.AtEnd(cancelled);
+  cancelled.Cancel();
+  loop_->Poll();
+  EXPECT_TRUE(ran.empty());
+  loop_.reset();
+  EXPECT_EQ(ran, (std::vector<int>{2, 0}));
+}
+
 // What a layer keeps with a loop.
 class Keepsake : public LoopAttachment {
  public:
