@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <signal.h>
 
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <future>
@@ -46,40 +47,10 @@ struct ServerConfig {
   Serve serve;
 };
 
-// A loop, its listener and its thread. Both are made and destroyed on that thread, the only one
-// that may use them; the main thread posts to the loop and takes snapshots.
+// A loop and its listener. Both are made, run and destroyed on one thread, the only one that may
+// use them: the main thread (Open, Run, Close) or one of its own (Start, Join).
 class ServerLoop {
  public:
-  // Returns once the loop listens, with the address.
-  absl::StatusOr<SocketAddress> Start(const ServerConfig& config, const SocketAddress& address) {
-    std::promise<absl::StatusOr<SocketAddress>> started;
-    auto address_bound = started.get_future();
-    thread_ = std::thread([this, &config, &address, started = std::move(started)]() mutable {
-      absl::StatusOr<SocketAddress> bound = Open(config, address);
-      const bool ok = bound.ok();
-      started.set_value(std::move(bound));  // from here on `config` and `address` may be gone
-      if (ok) loop_->Run();
-      Close();
-    });
-    return address_bound.get();
-  }
-
-  void Drain(absl::Duration grace) {
-    loop_->Post([this, grace] { loop_->Drain(grace); });
-  }
-  void Join() {
-    if (thread_.joinable()) thread_.join();
-  }
-
-  // Also after Join, when they are the last figures.
-  const LoopSnapshot& Snapshot() {
-    if (loop_ != nullptr) snapshot_ = loop_->Snapshot();
-    return snapshot_;
-  }
-  EngineKind engine() const { return engine_; }
-  const std::string& engine_reason() const { return engine_reason_; }
-
- private:
   absl::StatusOr<SocketAddress> Open(const ServerConfig& config, const SocketAddress& address) {
     penstock::LoopOptions options;
     options.engine = config.engine;
@@ -101,6 +72,39 @@ class ServerLoop {
     loop_.reset();
   }
 
+  // Returns once the loop listens on a thread of its own, with the address.
+  absl::StatusOr<SocketAddress> Start(const ServerConfig& config, const SocketAddress& address) {
+    std::promise<absl::StatusOr<SocketAddress>> started;
+    auto address_bound = started.get_future();
+    thread_ = std::thread([this, &config, &address, started = std::move(started)]() mutable {
+      absl::StatusOr<SocketAddress> bound = Open(config, address);
+      const bool ok = bound.ok();
+      started.set_value(std::move(bound));  // from here on `config` and `address` may be gone
+      if (ok) loop_->Run();
+      Close();
+    });
+    return address_bound.get();
+  }
+
+  // From the main thread, for a loop that was started.
+  void Drain(absl::Duration grace) {
+    loop_->Post([this, grace] { loop_->Drain(grace); });
+  }
+  void Join() {
+    if (thread_.joinable()) thread_.join();
+  }
+
+  Loop& loop() { return *loop_; }
+
+  // Also after Close, when they are the last figures.
+  const LoopSnapshot& Snapshot() {
+    if (loop_ != nullptr) snapshot_ = loop_->Snapshot();
+    return snapshot_;
+  }
+  EngineKind engine() const { return engine_; }
+  const std::string& engine_reason() const { return engine_reason_; }
+
+ private:
   LoopSnapshot snapshot_;
   EngineKind engine_ = EngineKind::kAuto;
   std::string engine_reason_;
@@ -160,13 +164,51 @@ ServerConfig ConfigFromFlags(const SocketAddress& address, Serve serve,
   return config;
 }
 
-// Signals are taken one by one with sigwait(3); every thread started later inherits the mask.
-sigset_t BlockSignals() {
+// What the signals have asked for. A handler may call Loop::Stop: Run then returns to look here.
+std::atomic<bool> print_wanted = false;
+std::atomic<bool> end_wanted = false;
+std::atomic<Loop*> main_loop = nullptr;
+
+void OnSignal(int signal) {
+  (signal == SIGUSR1 ? print_wanted : end_wanted) = true;
+  if (Loop* loop = main_loop) loop->Stop();
+}
+
+constexpr int kSignals[] = {SIGUSR1, SIGTERM, SIGINT};
+
+// Holds the signals back; threads started meanwhile never get them.
+void BlockSignals() {
   sigset_t set;
   sigemptyset(&set);
-  for (const int signal : {SIGUSR1, SIGTERM, SIGINT}) sigaddset(&set, signal);
+  for (const int signal : kSignals) sigaddset(&set, signal);
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
-  return set;
+}
+
+void TakeSignals() {
+  struct sigaction action = {};
+  action.sa_handler = OnSignal;
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int signal : kSignals) {
+    sigaction(signal, &action, nullptr);
+    sigaddset(&set, signal);
+  }
+  pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+}
+
+// Runs the first loop until a signal has asked for the end and the last stream has gone, or the
+// grace has passed.
+void RunUntilEnded(std::vector<ServerLoop>& loops) {
+  Loop& loop = loops[0].loop();
+  bool ending = false;
+  while (!loop.drained()) {
+    loop.Run();
+    if (print_wanted.exchange(false)) PrintSnapshot(loops);
+    if (!end_wanted || ending) continue;
+    ending = true;
+    for (size_t i = 1; i < loops.size(); ++i) loops[i].Drain(absl::GetFlag(FLAGS_grace));
+    loop.Drain(absl::GetFlag(FLAGS_grace));
+  }
 }
 
 }  // namespace
@@ -175,13 +217,14 @@ int RunServer(Serve serve, const penstock::StreamOptions& options) {
   SocketAddress address = AddressOrFail("listen", absl::GetFlag(FLAGS_listen));
   const ServerConfig config = ConfigFromFlags(address, serve, options);
   RaiseDescriptorLimit();
-  const sigset_t signals = BlockSignals();
+  BlockSignals();
 
   std::vector<ServerLoop> loops(static_cast<size_t>(absl::GetFlag(FLAGS_loops)));
   for (size_t i = 0; i < loops.size(); ++i) {
-    absl::StatusOr<SocketAddress> bound = loops[i].Start(config, address);
+    absl::StatusOr<SocketAddress> bound =
+        i == 0 ? loops[0].Open(config, address) : loops[i].Start(config, address);
     if (!bound.ok()) {
-      for (size_t j = 0; j < i; ++j) loops[j].Drain(absl::ZeroDuration());
+      for (size_t j = 1; j < i; ++j) loops[j].Drain(absl::ZeroDuration());
       for (ServerLoop& loop : loops) loop.Join();
       Complain(std::string(bound.status().message()));
       return 1;
@@ -192,9 +235,13 @@ int RunServer(Serve serve, const penstock::StreamOptions& options) {
   std::printf("listening on %s\n", address.ToString().c_str());
   std::fflush(stdout);
 
-  for (int signal = 0; sigwait(&signals, &signal) == 0 && signal == SIGUSR1;) PrintSnapshot(loops);
-  for (ServerLoop& loop : loops) loop.Drain(absl::GetFlag(FLAGS_grace));
+  main_loop = &loops[0].loop();
+  TakeSignals();
+  RunUntilEnded(loops);
   for (ServerLoop& loop : loops) loop.Join();
+  BlockSignals();
+  main_loop = nullptr;
+  loops[0].Close();
   PrintSnapshot(loops);
   return 0;
 }

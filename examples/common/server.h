@@ -1,8 +1,10 @@
 // The shell around the example servers: flags, threads, signals and figures. A server adds what it
 // does with each stream.
 //
-// RunServer starts one thread for each loop; the main thread waits for signals, which are blocked
-// everywhere else: the library itself starts no thread and handles no signal.
+// RunServer runs the first loop on the main thread, and each further one on a thread of its own. A
+// server with one loop is thus a process with one thread, whose system calls are cheaper: the
+// kernel need not count references to descriptors that nobody else could close meanwhile. Signals
+// reach the main thread only; the library itself starts no thread and handles no signal.
 //
 // On stdout: `listening on ADDRESS` first, one JSON line for each SIGUSR1, and a last one after
 // SIGTERM or SIGINT, when the streams have ended or --grace has passed; then status 0.

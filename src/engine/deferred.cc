@@ -23,14 +23,13 @@ void DeferredList::Push(Deferred& node) {
 
 void DeferredList::Run(size_t max) {
   if (empty()) return;
-  // Marks where those end that were there; any of them may take others off, but not this one.
-  Deferred end{nullptr};
-  Push(end);
-  for (size_t i = 0; i < max && head_.next_ != &end; ++i) {
+  Push(mark_);
+  for (size_t i = 0; i < max && head_.next_ != &mark_; ++i) {
     Deferred* const node = head_.next_;
     node->Cancel();
     node->run_(node);
   }
+  mark_.Cancel();
 }
 
 }  // namespace internal

@@ -53,6 +53,8 @@ class DeferredList {
 
  private:
   Deferred head_{nullptr};
+  // While running: where those end that were there. Any of them may take others off, but not this.
+  Deferred mark_{nullptr};
 };
 
 }  // namespace internal

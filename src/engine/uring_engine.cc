@@ -241,21 +241,18 @@ int UringEngine::DispatchCompletions() {
   int dispatched = 0;
   while (dispatched < limit) {
     io_uring_cqe* cqes[kBatch];
-    Completion batch[kBatch];
     const unsigned wanted = std::min<unsigned>(kBatch, static_cast<unsigned>(limit - dispatched));
     const unsigned count = io_uring_peek_batch_cqe(&ring_, cqes, wanted);
     if (count == 0) break;
-    for (unsigned i = 0; i < count; ++i) {
-      batch[i] = {Token(cqes[i]->user_data), cqes[i]->res, cqes[i]->flags};
-    }
-    // Callbacks may submit: the queue's head moves on before any of them runs.
-    io_uring_cq_advance(&ring_, count);
     loop_.counters().cqes.Add(count);
     for (unsigned i = 0; i < count; ++i) {
-      const auto op = static_cast<RingOp>(batch[i].token.op() & ~kCancelBit);
-      sys_.RingCompletion(batch[i].token.op() & kCancelBit ? RingOp::kCancel : op, &batch[i].result,
-                          &batch[i].flags);
-      Dispatch(batch[i]);
+      Completion completion{Token(cqes[i]->user_data), cqes[i]->res, cqes[i]->flags};
+      // Callbacks may submit: the queue's head moves on before they run.
+      io_uring_cq_advance(&ring_, 1);
+      const auto op = static_cast<RingOp>(completion.token.op() & ~kCancelBit);
+      sys_.RingCompletion(completion.token.op() & kCancelBit ? RingOp::kCancel : op,
+                          &completion.result, &completion.flags);
+      Dispatch(completion);
     }
     dispatched += static_cast<int>(count);
   }
