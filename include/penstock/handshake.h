@@ -22,6 +22,7 @@
 #ifndef PENSTOCK_HANDSHAKE_H_
 #define PENSTOCK_HANDSHAKE_H_
 
+#include <penstock/address.h>
 #include <penstock/export.h>
 #include <penstock/record_protocol.h>
 
@@ -168,6 +169,9 @@ struct HandshakeOptions {
   uint32_t receive_frame_max = 0;
   // Bytes of handshake taken from the peer before it fails with ResourceExhausted.
   size_t input_max = 64 * 1024;
+  // Both ends' addresses, for handshaker services that want to know them; may be empty.
+  SocketAddress local = {};
+  SocketAddress peer = {};
 };
 
 // What this side proves itself with and whom it trusts: shared by any number of connections, from

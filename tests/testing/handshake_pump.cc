@@ -6,9 +6,16 @@
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 
+PumpEnd::PumpEnd(std::unique_ptr<Handshaker> handshaker) : handshaker_(std::move(handshaker)) {
+  handshaker_->SetWake([this] {
+    if (waiting()) state_ = Handshaker::State::kMore;
+    Give({});
+  });
+}
+
 void PumpEnd::Give(std::string_view bytes) {
   rest_.append(bytes);
-  if (over()) return;
+  if (over() || waiting()) return;
   Take(handshaker_->Step(rest_));
   while (state_ == Handshaker::State::kAuthorize) {
     ++authorized;

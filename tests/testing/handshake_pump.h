@@ -21,15 +21,19 @@ namespace internal {
 // One end with its driver.
 class PumpEnd {
  public:
-  explicit PumpEnd(std::unique_ptr<Handshaker> handshaker) : handshaker_(std::move(handshaker)) {}
+  explicit PumpEnd(std::unique_ptr<Handshaker> handshaker);
+  PumpEnd(const PumpEnd&) = delete;
+  PumpEnd& operator=(const PumpEnd&) = delete;
 
-  // Gives the bytes to the handshaker, and answers kAuthorize by `verdict`.
+  // Gives the bytes to the handshaker, or keeps them while it waits for a service; answers
+  // kAuthorize by `authorize`.
   void Give(std::string_view bytes);
   // What the handshaker has sent since the last call.
   std::string TakeSent() { return std::exchange(sent_, {}); }
 
   bool done() const { return state_ == Handshaker::State::kDone; }
   bool failed() const { return state_ == Handshaker::State::kFailed; }
+  bool waiting() const { return state_ == Handshaker::State::kWaiting; }
   bool over() const { return done() || failed(); }
   const absl::Status& error() const { return error_; }
   // What is left of the given bytes: after done(), the first records.
