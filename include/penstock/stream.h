@@ -79,6 +79,10 @@ struct StreamOptions {
   // receives that io_uring completes come in pieces of up to 16 KiB. Unread bytes in blocks of this
   // size, or of 64 KiB if that is more, stop receiving.
   uint32_t receive_max = 64 * 1024;
+  // For comparison: reads as most libraries do them, into a buffer of receive_max bytes that a
+  // connection holds from its birth on; sealed streams and framed readers above it hold one of the
+  // same size each. PENSTOCK_PINNED_READS=1 in the environment turns it on for every stream.
+  bool pinned_reads = false;
 };
 
 // Figures of one stream. Loop's thread.
@@ -91,6 +95,9 @@ struct StreamStats {
   // sealed stream above it, if this is one.
   uint64_t pinned_bytes = 0;
   uint64_t sealed_pinned_bytes = 0;
+  // What each layer holds for its reads, traffic or not: StreamOptions::receive_max when
+  // StreamOptions::pinned_reads is on, otherwise 0.
+  uint32_t pinned_read_size = 0;
 };
 
 // The bounds of a stream's send queue in bytes, as StreamOptions explains them.

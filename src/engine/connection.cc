@@ -179,7 +179,8 @@ StreamStats Connection::stats() const {
   stats.bytes_in = bytes_in_;
   stats.bytes_out = bytes_out_;
   stats.queued_bytes = tx_.size();
-  stats.pinned_bytes = rx_.block_bytes() + tx_.block_bytes();
+  stats.pinned_bytes = rx_.block_bytes() + tx_.block_bytes() + pinned_buffer_size();
+  stats.pinned_read_size = pinned_reads_ ? receive_max_ : 0;
   return stats;
 }
 
@@ -417,7 +418,7 @@ bool Connection::RunExtras() {
     DoneCallback done = std::exchange(extras_->connect_done, nullptr);
     // Most connections need no extras after this: they shall not weigh on them while idle.
     if (extras_->more_writes.empty() && !extras_->writable_done && !extras_->shutdown_done &&
-        extras_->refused_reads.empty()) {
+        extras_->refused_reads.empty() && !pinned_reads_) {
       extras_ = nullptr;
     }
     std::move(done)(state_ == ConnectionState::kOpen ? absl::OkStatus() : write_end_);
@@ -518,19 +519,20 @@ void Connection::Close(bool reset) {
   loop_->timers().Cancel(*this);
   // Destroyed last: releasing an external buffer runs the caller's code.
   const BufferChain unsent = std::move(tx_);
+  if (extras_ != nullptr) extras_->pinned_buffer.Reset();
   UpdatePinned();
   if (engine_->Detach(*this)) OnDetached();
 }
 
 void Connection::UpdatePinned() {
   const bool empty = rx_.empty() && tx_.empty();
-  if (empty && !busy_ && pinned_ == 0) return;
+  if (empty && !busy_ && pinned_ == pinned_buffer_size()) return;
   LoopCounters& counters = loop_->counters();
   const bool busy = !empty && state_ == ConnectionState::kOpen;
   if (busy && !busy_) counters.busy.Add(1);
   if (!busy && busy_) counters.busy.Sub(1);
   busy_ = busy;
-  const uint64_t pinned = empty ? 0 : rx_.block_bytes() + tx_.size();
+  const uint64_t pinned = (empty ? 0 : rx_.block_bytes() + tx_.size()) + pinned_buffer_size();
   counters.pinned_bytes.Add(pinned - std::exchange(pinned_, pinned));
 }
 

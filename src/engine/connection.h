@@ -17,6 +17,7 @@
 #include <memory>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "base/fifo.h"
 #include "base/timer_wheel.h"
 #include "engine/engine.h"
@@ -54,6 +55,10 @@ inline constexpr std::array<std::array<ConnectionState, kConnectionEvents>, kCon
         /* kClosed     */
         {ConnectionState::kClosed, ConnectionState::kClosed, ConnectionState::kClosed},
     }};
+
+// Whether PENSTOCK_PINNED_READS turns StreamOptions::pinned_reads on for every stream.
+// InvalidArgument when it is neither 0 nor 1.
+absl::StatusOr<bool> PinnedReadsByEnvironment();
 
 // Told once when a connection has closed, for whoever counts them (a listener's bound).
 class CloseObserver {
@@ -115,6 +120,11 @@ class Connection : private TimerNode {
   uint32_t receive_size() const { return receive_size_; }
   void AdaptReceiveSize(size_t received);
   uint32_t receive_max() const { return receive_max_; }
+  // StreamOptions::pinned_reads: the buffer to receive into, empty when the pool had no room for
+  // one; and the way back, empty when its bytes were delivered, which replaces it.
+  bool pinned_reads() const { return pinned_reads_; }
+  Buffer TakePinnedBuffer();
+  void KeepPinnedBuffer(Buffer buffer);
 
   // --- The loop's side ---
   // Does what there is to do: sends, completes, receives, delivers; bounded (I9).
@@ -152,6 +162,7 @@ class Connection : private TimerNode {
     DoneCallback shutdown_done;
     DoneCallback writable_done;
     DoneCallback connect_done;
+    Buffer pinned_buffer;
   };
   enum class WriteSide : uint8_t { kOpen, kShutdownQueued, kShut };
   // Every callback there is, to be destroyed together after the connection's state is settled.
@@ -192,6 +203,11 @@ class Connection : private TimerNode {
   // Whether bytes that were written will never arrive: then the peer must not see an end of stream.
   bool BytesLost() const { return !tx_.empty() || !write_end_.ok(); }
   void UpdatePinned();
+  // Before the engine knows the connection.
+  void PinReads();
+  size_t pinned_buffer_size() const {
+    return pinned_reads_ && extras_ != nullptr ? extras_->pinned_buffer.block_size() : 0;
+  }
   void CheckThread() const;  // debug builds
   absl::Status Refusal(std::string_view operation, std::string_view reason) const;
 
@@ -224,6 +240,7 @@ class Connection : private TimerNode {
   bool read_shut_ : 1 = false;
   bool connect_ready_ : 1 = false;  // the connecting socket has become writable
   bool close_reset_ : 1 = false;    // the peer shall see a reset
+  bool pinned_reads_ : 1 = false;
   uint32_t receive_size_;
   uint32_t receive_max_;
 

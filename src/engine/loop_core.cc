@@ -115,6 +115,9 @@ LoopCore::LoopCore(LoopOptions options, Seams seams)
 
 absl::Status LoopCore::Start() {
   last_thread_.store(std::this_thread::get_id(), std::memory_order_relaxed);
+  absl::StatusOr<bool> pinned_reads = PinnedReadsByEnvironment();
+  if (!pinned_reads.ok()) return pinned_reads.status();
+  pinned_reads_ = *pinned_reads;
   wake_fd_ = sys_.EventFd();
   if (wake_fd_ < 0) return ErrnoStatus(-wake_fd_, "eventfd for a loop", nullptr);
   if (absl::Status status = ChoosePrimary(); !status.ok()) return status;
@@ -395,6 +398,7 @@ absl::StatusOr<Connection*> LoopCore::NewConnection(Engine& engine, int fd,
   connections_ = connection;
   connection->slot_ = slots_.Take(SlotKind::kConnection, connection);
   counters_.connecting.Add(1);
+  if (options.pinned_reads || pinned_reads_) connection->PinReads();
   connection->Hold();  // the engine's
   if (open) connection->Apply(ConnectionEvent::kConnected);
   if (absl::Status status = engine.Attach(*connection); !status.ok()) {

@@ -241,6 +241,7 @@ class LoopCore : private RoomWaiter {
   Connection* ready_tail_ = nullptr;
   DeferredList deferred_;
   DeferredList at_end_;
+  bool pinned_reads_ = false;  // for every stream
   std::unique_ptr<LoopAttachment> attachment_;
   bool tasks_left_ = false;
   bool secondary_ready_ = false;

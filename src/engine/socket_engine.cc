@@ -201,6 +201,8 @@ int SocketEngine::Shutdown(Connection& connection, int how) {
 }
 
 SocketEngine::Received SocketEngine::ReceiveOnce(Connection& connection) {
+  if (connection.pinned_reads()) [[unlikely]]
+    return ReceivePinned(connection);
   const size_t size = connection.receive_size();
   Buffer buffer = loop_.cache().TryAllocate(size, BufferTag::kReceive);
   if (!buffer) {
@@ -231,6 +233,40 @@ SocketEngine::Received SocketEngine::ReceiveOnce(Connection& connection) {
   NodeExtend(*BufferAccess::Node(buffer), received);
   connection.OnReceived(std::move(buffer));
   return drained ? Received::kDrained : Received::kSome;
+}
+
+SocketEngine::Received SocketEngine::ReceivePinned(Connection& connection) {
+  Buffer buffer = connection.TakePinnedBuffer();
+  const size_t size = connection.receive_max();
+  if (!buffer) buffer = loop_.cache().TryAllocate(size, BufferTag::kReceive);
+  if (!buffer) {
+    loop_.WaitForRoom();
+    return Received::kNoRoom;
+  }
+  loop_.counters().syscalls.Add(1);
+  const int64_t result = sys_.Receive(connection.fd(), BufferAccess::Node(buffer)->data, size);
+  if (result <= 0) {
+    connection.KeepPinnedBuffer(std::move(buffer));
+    if (result == -EAGAIN) return Received::kNothing;
+    connection.OnReceiveEnded(static_cast<int>(-result));
+    return Received::kSome;
+  }
+  const auto received = static_cast<size_t>(result);
+  NodeExtend(*BufferAccess::Node(buffer), received);
+  Buffer small;
+  if (received <= kCopyMax) small = loop_.cache().TryAllocate(received, BufferTag::kReceive);
+  if (small) {
+    NodeExtend(*BufferAccess::Node(small), received);
+    std::memcpy(small.mutable_data(), buffer.data(), received);
+    buffer.Truncate(0);
+    connection.KeepPinnedBuffer(std::move(buffer));
+    connection.OnReceived(std::move(small));
+  } else {
+    connection.KeepPinnedBuffer(Buffer());
+    connection.OnReceived(std::move(buffer));
+  }
+  return received < size && IsTcp(connection.peer().family()) ? Received::kDrained
+                                                              : Received::kSome;
 }
 
 void SocketEngine::RefuseOne(Acceptor& acceptor) {

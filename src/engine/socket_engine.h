@@ -52,6 +52,8 @@ class SocketEngine : public Engine {
   };
   // One recv(2) into a buffer sized to the connection's traffic.
   Received ReceiveOnce(Connection& connection);
+  // The same into the buffer that the connection holds (StreamOptions::pinned_reads).
+  Received ReceivePinned(Connection& connection);
   // One accept(2), whose failure is reported; false when no connection waits.
   bool AcceptOnce(Acceptor& acceptor);
   SocketAddress PeerAddress(int fd);

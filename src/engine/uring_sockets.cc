@@ -105,9 +105,10 @@ void UringEngine::AcceptBurst(Token token) {
 // --- Connections ---
 
 absl::Status UringEngine::Attach(Connection& connection) {
-  // A lent buffer must not hold more than the stream takes at once.
+  // A lent buffer must not hold more than the stream takes at once, nor replace one of its own.
   const bool poll_only = !features_.multishot_receive || !IsTcp(connection.peer().family()) ||
-                         connection.receive_max() < BufferRing::kBufferSize;
+                         connection.receive_max() < BufferRing::kBufferSize ||
+                         connection.pinned_reads();
   if (poll_only)
     SetFlag(loop_.slots().at(connection.slot()), UringBit::kPollStrategy | UringBit::kPollOnly);
   return absl::OkStatus();

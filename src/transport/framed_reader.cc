@@ -55,7 +55,7 @@ class FramedReader::Core {
   void ReadFrame(ReadCallback&& done);
   void CancelRead();
   Stream& stream() const { return *stream_; }
-  size_t pinned_bytes() const { return held_.pinned_bytes(); }
+  size_t pinned_bytes() const { return held_.pinned_bytes() + pinned_buffer_.block_size(); }
 
  private:
   // What the loop is to run.
@@ -87,6 +87,7 @@ class FramedReader::Core {
   // Sees to it that what is pending goes on, and that what waits holds little.
   void Settle();
   void UpdatePinned();
+  void GiveUpMemory();
   absl::Status Explain(absl::StatusCode code, std::string_view reason) const;
 
   StreamPtr stream_;
@@ -102,8 +103,10 @@ class FramedReader::Core {
   size_t body_size_ = 0;         // once the header is whole
   internal::CompactChain held_;  // what follows the header
   size_t pinned_ = 0;            // as the loop's figures have it
+  Buffer pinned_buffer_;         // StreamOptions::pinned_reads
   bool reading_ = false;         // the stream has a read of ours
   bool running_ = false;
+  bool pinned_reads_ = false;
   bool cancelled_ = false;
   bool* gone_ = nullptr;  // where Run wants to know that `this` is gone
   Hook turn_;
@@ -123,12 +126,16 @@ FramedReader::Core::Core(StreamPtr stream, const FrameFormat& format)
                                 " bytes and a body_size function"));
   }
   loop_->AtEnd(loop_end_);
+  if (const uint32_t size = stream_->stats().pinned_read_size; size > 0) {
+    pinned_buffer_ = loop_->pool().TryAllocate(size, BufferTag::kFrame);
+    pinned_reads_ = true;
+    UpdatePinned();
+  }
 }
 
 FramedReader::Core::~Core() {
   if (gone_ != nullptr) *gone_ = true;
-  held_.Clear();
-  if (loop_ != nullptr) UpdatePinned();
+  if (loop_ != nullptr) GiveUpMemory();
 }
 
 void FramedReader::Core::ReadFrame(ReadCallback&& done) {
@@ -179,8 +186,7 @@ void FramedReader::Core::OnStreamEnd(absl::Status status) {
 }
 
 void FramedReader::Core::OnLoopEnd() {
-  held_.Clear();
-  UpdatePinned();
+  GiveUpMemory();
   turn_.Cancel();
   loop_ = nullptr;
   // Destroyed last: a callback may own the reader.
@@ -267,7 +273,7 @@ void FramedReader::Core::Settle() {
   if (HasWork()) {
     loop_->Defer(turn_);
   } else {
-    held_.Rest(loop_->pool(), BufferTag::kFrame);
+    if (!pinned_reads_) held_.Rest(loop_->pool(), BufferTag::kFrame);
     if (done_ && !reading_) {
       reading_ = true;
       stream_->ReadReady([this](absl::StatusOr<Buffer> bytes) { OnRead(std::move(bytes)); });
@@ -277,9 +283,15 @@ void FramedReader::Core::Settle() {
 }
 
 void FramedReader::Core::UpdatePinned() {
-  const size_t pinned = held_.pinned_bytes();
+  const size_t pinned = pinned_bytes();
   if (pinned == pinned_) return;
   loop_->counters().framed_pinned_bytes.Add(pinned - std::exchange(pinned_, pinned));
+}
+
+void FramedReader::Core::GiveUpMemory() {
+  held_.Clear();
+  pinned_buffer_.Reset();
+  UpdatePinned();
 }
 
 absl::Status FramedReader::Core::Explain(absl::StatusCode code, std::string_view reason) const {
