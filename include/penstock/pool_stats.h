@@ -20,7 +20,7 @@ enum class BufferTag : uint8_t {
   kRing,         // lent to the kernel in an io_uring buffer ring; belongs to no connection
   kSeal,         // records and plaintext of sealed streams
   kRdma,         // registered receive and send memory
-  kFrame,        // half-received frames of framed readers
+  kFrame,        // half-received frames of framed readers, apart from the blocks they came in
 };
 inline constexpr size_t kBufferTagCount = 6;
 
