@@ -14,52 +14,10 @@
 #include "absl/strings/str_cat.h"
 #include "testing/allocations.h"
 #include "testing/pattern.h"
+#include "testing/scripted_stream.h"
 
 namespace penstock::internal {
 namespace {
-
-// A stream whose reads end when and how the test says.
-class ScriptedStream final : public Stream {
- public:
-  explicit ScriptedStream(Loop& loop) : loop_(loop) {}
-
-  void ReadReady(ReadCallback done) override {
-    EXPECT_FALSE(done_) << "two reads at once";
-    ++reads_;
-    done_ = std::move(done);
-  }
-  void CancelRead() override { cancelled_ = true; }
-  void Write(BufferChain, DoneCallback) override {}
-  bool writable() const override { return true; }
-  void NotifyWritable(DoneCallback) override {}
-  void ShutdownWrite(DoneCallback) override {}
-  void ShutdownRead() override {}
-  void Abort() override {}
-  void SetReadDeadline(absl::Duration) override {}
-  void SetWriteDeadline(absl::Duration) override {}
-  void SetIdleDeadline(absl::Duration) override {}
-  SocketAddress peer() const override { return *SocketAddress::Parse("192.0.2.1:7"); }
-  SocketAddress local() const override { return {}; }
-  Loop& loop() const override { return loop_; }
-  StreamStats stats() const override { return {}; }
-  SendBounds send_bounds() const override { return {}; }
-
-  bool reading() const { return done_ != nullptr; }
-  bool cancelled() const { return cancelled_; }
-  int reads() const { return reads_; }
-  void End(absl::StatusOr<Buffer> result) {
-    cancelled_ = false;
-    ReadCallback done = std::exchange(done_, nullptr);
-    std::move(done)(std::move(result));
-  }
-  void Give(std::string_view bytes) { End(*loop_.pool().Copy(bytes)); }
-
- private:
-  Loop& loop_;
-  ReadCallback done_;
-  bool cancelled_ = false;
-  int reads_ = 0;
-};
 
 std::string Message(std::string_view body) {
   std::string wire(5, '\0');
