@@ -80,8 +80,9 @@ struct StreamOptions {
   // size, or of 64 KiB if that is more, stop receiving.
   uint32_t receive_max = 64 * 1024;
   // For comparison: reads as most libraries do them, into a buffer of receive_max bytes that a
-  // connection holds from its birth on; sealed streams and framed readers above it hold one of the
-  // same size each. PENSTOCK_PINNED_READS=1 in the environment turns it on for every stream.
+  // connection holds from its birth on; a framed reader above it holds one of the same size, a
+  // sealed stream one of 33,280 bytes, as grpc-go's does. PENSTOCK_PINNED_READS=1 in the
+  // environment turns it on for every stream.
   bool pinned_reads = false;
 };
 

@@ -129,7 +129,9 @@ bool UringEngine::MayUseRing(const Slot& slot) const {
 }
 
 RingOp UringEngine::ReceiveOp(const Slot& slot) const {
-  const bool polls = HasFlag(slot, UringBit::kPollStrategy) || buffers_.starved();
+  // A receive from an empty ring fails at once, bytes or no bytes, and would be armed for ever.
+  const bool polls =
+      HasFlag(slot, UringBit::kPollStrategy) || buffers_.starved() || buffers_.lent() == 0;
   return polls ? RingOp::kPollRead : RingOp::kReceive;
 }
 

@@ -107,6 +107,8 @@ TEST_P(AllocationTest, ArmingAndCancellingATimerAllocatesNothing) {
 
 INSTANTIATE_TEST_SUITE_P(Engines, AllocationTest, ::testing::ValuesIn(KernelEngines()),
                          EnvironmentName);
+INSTANTIATE_TEST_SUITE_P(Sealed, AllocationTest, ::testing::ValuesIn(SealedEngines()),
+                         EnvironmentName);
 
 }  // namespace
 }  // namespace penstock::internal

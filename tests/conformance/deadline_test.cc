@@ -247,6 +247,8 @@ TEST_P(DeadlineTest, AStreamDestroyedBeforeItsDeadlineLeavesNoTimer) {
 
 INSTANTIATE_TEST_SUITE_P(Engines, DeadlineTest, ::testing::ValuesIn(KernelEngines()),
                          EnvironmentName);
+INSTANTIATE_TEST_SUITE_P(Sealed, DeadlineTest, ::testing::ValuesIn(SealedEngines()),
+                         EnvironmentName);
 
 }  // namespace
 }  // namespace penstock::internal

@@ -19,9 +19,10 @@ namespace {
 class EndingTest : public Harness {
  protected:
   // A Unix socket has no reset: its peer sees one only if it had sent bytes that were never read
-  // (unix(7); af_unix.c, unix_release_sock), and the end of the stream otherwise.
+  // (unix(7); af_unix.c, unix_release_sock), and the end of the stream otherwise: which a sealed
+  // stream may know to have come too early.
   bool IsAbortive(const absl::Status& status) const {
-    return IsReset(status) || (is_unix() && IsEof(status));
+    return IsReset(status) || (is_unix() && (IsEof(status) || absl::IsDataLoss(status)));
   }
 
   // A stream whose peer is a plain socket.
@@ -354,6 +355,8 @@ TEST_P(EndingTest, NamesAndFiguresBelongToTheStream) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Environments, EndingTest, ::testing::ValuesIn(AllEnvironments()),
+                         EnvironmentName);
+INSTANTIATE_TEST_SUITE_P(Sealed, EndingTest, ::testing::ValuesIn(SealedEnvironments()),
                          EnvironmentName);
 
 }  // namespace

@@ -37,6 +37,7 @@ class IdleMemoryTest : public Harness {
     const LoopSnapshot now = loop().Snapshot();
     EXPECT_EQ(now.pool.live, 0u);
     EXPECT_EQ(now.pinned_bytes, 0u);
+    EXPECT_EQ(now.sealed_pinned_bytes, 0u);
     EXPECT_EQ(now.idle, now.open);
   }
 };
@@ -78,11 +79,15 @@ TEST_P(IdleMemoryTest, PinnedBytesShowWhatAStreamHolds) {
   const LoopSnapshot busy = loop().Snapshot();
   EXPECT_GT(busy.pinned_bytes, 0u);
   EXPECT_LT(busy.idle, busy.open);
-  EXPECT_GE(pair.client->stats().pinned_bytes, pair.client->stats().queued_bytes);
+  const StreamStats client = pair.client->stats();
+  EXPECT_GE(client.pinned_bytes + client.sealed_pinned_bytes, client.queued_bytes);
+  EXPECT_LE(busy.sealed_pinned_bytes, client.sealed_pinned_bytes);
   EXPECT_EQ(ReadUpTo(*pair.server, 1 << 20).data.size(), 1u << 20);
   Settle();
   EXPECT_EQ(pair.client->stats().pinned_bytes, 0u);
   EXPECT_EQ(pair.server->stats().pinned_bytes, 0u);
+  EXPECT_EQ(pair.client->stats().sealed_pinned_bytes, 0u);
+  EXPECT_EQ(pair.server->stats().sealed_pinned_bytes, 0u);
   ExpectEmpty();
 }
 
@@ -94,6 +99,7 @@ TEST_P(IdleMemoryTest, BytesNobodyReadsStayInTheKernel) {
   EXPECT_FALSE(write.ended());
   // A stream that is not read takes at most one receive ahead of its reader.
   EXPECT_LE(pair.server->stats().pinned_bytes, 256u * 1024);
+  EXPECT_EQ(pair.server->stats().sealed_pinned_bytes, 0u);
   EXPECT_EQ(ReadUpTo(*pair.server, 16 << 20).data.size(), size_t{16} << 20);
   ASSERT_TRUE(Drive([&] { return write.ended(); }));
 }
@@ -133,6 +139,8 @@ TEST_P(IdleMemoryTest, UnusedPoolMemoryGoesBackAfterIdleTrim) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Environments, IdleMemoryTest, ::testing::ValuesIn(AllEnvironments()),
+                         EnvironmentName);
+INSTANTIATE_TEST_SUITE_P(Sealed, IdleMemoryTest, ::testing::ValuesIn(SealedEnvironments()),
                          EnvironmentName);
 
 }  // namespace

@@ -124,6 +124,11 @@ std::vector<EnvironmentCase> KernelEngines() {
   return Combine(kFamilies);
 }
 
+#ifndef PENSTOCK_HAVE_SECURE
+std::vector<EnvironmentCase> SealedEnvironments() { return {}; }
+std::vector<EnvironmentCase> SealedEngines() { return {}; }
+#endif
+
 bool DriveLoops(std::span<Loop* const> loops, absl::FunctionRef<bool()> done) {
   const auto give_up = std::chrono::steady_clock::now() + kPatience;
   while (!done()) {

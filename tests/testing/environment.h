@@ -9,14 +9,17 @@
 #include <penstock/address.h>
 #include <penstock/export.h>
 #include <penstock/loop.h>
+#include <penstock/stream.h>
 
 #include <functional>
 #include <memory>
 #include <ostream>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/functional/any_invocable.h"
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 
@@ -35,8 +38,17 @@ class Environment {
   virtual SocketAddress NewAddress() = 0;
   virtual EngineKind listen_engine() const = 0;
   virtual EngineKind connect_engine() const = 0;
-  // True when the streams are kernel sockets, which a plain socket can connect to.
+  // True when the streams are kernel sockets, which a plain socket can connect to and understand.
   virtual bool has_kernel() const = 0;
+  // Bytes that a stream must have received before it can pass any of them on.
+  virtual size_t unit_max() const { return 1; }
+  // Makes a stream of the kind under test from one that was connected or accepted: at once, or in a
+  // later turn.
+  using StreamCallback = absl::AnyInvocable<void(absl::StatusOr<StreamPtr>) &&>;
+  virtual void Wrap(StreamPtr stream, bool server, StreamCallback done) {
+    (void)server;
+    std::move(done)(std::move(stream));
+  }
   // Runs turns of `loops` until `done`; false when it still is not after a generous real time.
   virtual bool Drive(std::span<Loop* const> loops, absl::FunctionRef<bool()> done) = 0;
   // Runs turns until no loop finds anything more to do.
@@ -57,6 +69,11 @@ std::vector<EnvironmentCase> KernelEnvironments();
 std::vector<EnvironmentCase> AllEnvironments();
 // One per engine, over IPv4: for tests that addresses make no difference to.
 std::vector<EnvironmentCase> KernelEngines();
+
+// Sealed streams over some of the above, in both record modes. None in a build without them.
+std::vector<EnvironmentCase> SealedEnvironments();
+// One per engine and mode, over IPv4.
+std::vector<EnvironmentCase> SealedEngines();
 
 // Drive and Settle for loops of the real kernel, also without an environment.
 bool DriveLoops(std::span<Loop* const> loops, absl::FunctionRef<bool()> done);

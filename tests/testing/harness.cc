@@ -65,9 +65,13 @@ void Harness::Pass(absl::Duration duration) {
 
 std::unique_ptr<Listener> Harness::Listen(ListenOptions options) {
   options.engine = environment_->listen_engine();
-  absl::StatusOr<std::unique_ptr<Listener>> listener =
-      Listener::Listen(loop(), environment_->NewAddress(), std::move(options),
-                       [this](StreamPtr stream) { accepted_.push_back(std::move(stream)); });
+  absl::StatusOr<std::unique_ptr<Listener>> listener = Listener::Listen(
+      loop(), environment_->NewAddress(), std::move(options), [this](StreamPtr stream) {
+        environment_->Wrap(std::move(stream), true, [this](absl::StatusOr<StreamPtr> wrapped) {
+          ASSERT_TRUE(wrapped.ok()) << wrapped.status();
+          accepted_.push_back(*std::move(wrapped));
+        });
+      });
   if (!listener.ok()) {
     ADD_FAILURE() << listener.status();
     return nullptr;
@@ -85,9 +89,13 @@ ConnectOptions Harness::Connecting(StreamOptions stream) {
 absl::StatusOr<StreamPtr> Harness::ConnectTo(const SocketAddress& address, ConnectOptions options) {
   absl::StatusOr<StreamPtr> result = absl::UnknownError("the callback has not run");
   bool ended = false;
-  Connect(loop(), address, std::move(options), [&](absl::StatusOr<StreamPtr> stream) {
+  const auto end = [&](absl::StatusOr<StreamPtr> stream) {
     result = std::move(stream);
     ended = true;
+  };
+  Connect(loop(), address, std::move(options), [&](absl::StatusOr<StreamPtr> stream) {
+    if (!stream.ok()) return end(stream.status());
+    environment_->Wrap(*std::move(stream), false, end);
   });
   EXPECT_TRUE(Drive([&] { return ended; })) << "connect to " << address.ToString() << " hangs";
   return result;

@@ -1,0 +1,68 @@
+#include <penstock/seal.h>
+
+#include <string>
+#include <utility>
+
+#include "base/error.h"
+#include "secure/seal_state.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+namespace {
+
+SealAttempt StartSeal(StreamPtr plain, absl::StatusOr<std::unique_ptr<Handshaker>> handshaker,
+                      SealOptions options, SealCallback done) {
+  LoopCore& core = plain->loop().core();
+  absl::StatusOr<SealLoop*> seal_loop = SealLoop::Of(core);
+  if (!seal_loop.ok()) {
+    const SocketAddress peer = plain->peer();
+    absl::Status status = PeerStatus(seal_loop.status().code(), "handshake with", &peer,
+                                     std::string(seal_loop.status().message()));
+    core.Post([done = std::move(done), status = std::move(status)]() mutable {
+      std::move(done)(std::move(status));
+    });
+    return SealAttempt();
+  }
+  const auto state = std::make_shared<SealState>(**seal_loop, std::move(plain), std::move(options),
+                                                 std::move(done));
+  if (handshaker.ok()) {
+    state->Start(*std::move(handshaker));
+  } else {
+    state->Fail(handshaker.status());
+  }
+  return SealAttempt(state);
+}
+
+}  // namespace
+}  // namespace internal
+
+void SealAttempt::Cancel() {
+  if (const auto state = state_.lock()) state->Cancel();
+}
+
+SealAttempt Seal(StreamPtr plain, std::unique_ptr<Handshaker> handshaker, SealOptions options,
+                 SealCallback done) {
+  return internal::StartSeal(std::move(plain), std::move(handshaker), std::move(options),
+                             std::move(done));
+}
+
+SealAttempt Seal(StreamPtr plain, const Credentials& credentials, HandshakeOptions handshake,
+                 SealOptions options, SealCallback done) {
+  if (handshake.peer_name.empty()) handshake.peer_name = plain->peer().ToString();
+  return internal::StartSeal(std::move(plain), credentials.NewHandshaker(handshake),
+                             std::move(options), std::move(done));
+}
+
+Listener::AcceptCallback SealAccepted(CredentialsPtr credentials, HandshakeOptions handshake,
+                                      SealOptions options, SealedAcceptCallback on_sealed) {
+  handshake.server = true;
+  return [credentials = std::move(credentials), handshake = std::move(handshake),
+          options = std::move(options),
+          on_sealed =
+              std::make_shared<SealedAcceptCallback>(std::move(on_sealed))](StreamPtr accepted) {
+    Seal(std::move(accepted), *credentials, handshake, options,
+         [on_sealed](absl::StatusOr<StreamPtr> sealed) { (*on_sealed)(std::move(sealed)); });
+  };
+}
+
+PENSTOCK_END_NAMESPACE

@@ -1,0 +1,326 @@
+#include "secure/seal_state.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "secure/sealed_stream.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+namespace {
+
+// How long a peer that was refused may take to read why.
+constexpr absl::Duration kTellMax = absl::Seconds(2);
+
+// Bytes from the heap, for what must not wait for the pool; sent and gone.
+Buffer HeapBuffer(std::string bytes) {
+  auto* const kept = new std::string(std::move(bytes));
+  return Buffer::FromExternal(kept->data(), kept->size(), [kept] { delete kept; });
+}
+
+// One step of a handshake, away from its loop. Says so when it is dropped unrun.
+class StepJob {
+ public:
+  StepJob(std::weak_ptr<SealState> state, LoopHandle loop, std::unique_ptr<Handshaker> handshaker,
+          std::string in)
+      : state_(std::move(state)),
+        loop_(std::move(loop)),
+        handshaker_(std::move(handshaker)),
+        in_(std::move(in)) {}
+  StepJob(StepJob&& other) noexcept = default;
+  ~StepJob() {
+    if (handshaker_ == nullptr) return;
+    loop_.Post([state = std::move(state_)] {
+      if (const auto self = state.lock()) self->OnJobDropped();
+    });
+  }
+
+  void operator()() && {
+    Handshaker::Progress progress = handshaker_->Step(in_);
+    loop_.Post([state = std::move(state_), handshaker = std::move(handshaker_),
+                progress = std::move(progress)]() mutable {
+      if (const auto self = state.lock()) {
+        self->OnStepped(std::move(handshaker), std::move(progress));
+      }
+    });
+  }
+
+ private:
+  std::weak_ptr<SealState> state_;
+  LoopHandle loop_;
+  std::unique_ptr<Handshaker> handshaker_;
+  std::string in_;
+};
+
+// The caller's way to answer. Refuses when it is dropped unused.
+class VerdictGiver {
+ public:
+  explicit VerdictGiver(std::weak_ptr<SealState> state) : state_(std::move(state)) {}
+  VerdictGiver(VerdictGiver&& other) noexcept = default;
+  ~VerdictGiver() { Give(absl::PermissionDeniedError("the authorization was dropped")); }
+  void operator()(absl::Status verdict) && { Give(std::move(verdict)); }
+
+ private:
+  void Give(absl::Status verdict) {
+    const std::weak_ptr<SealState> state = std::move(state_);
+    if (const auto self = state.lock()) self->OnVerdict(std::move(verdict));
+  }
+
+  std::weak_ptr<SealState> state_;
+};
+
+}  // namespace
+
+SealState::SealState(SealLoop& seal_loop, StreamPtr plain, SealOptions options, SealCallback done)
+    : Deferred([](Deferred* node) { static_cast<SealState*>(node)->Run(); }),
+      seal_loop_(seal_loop),
+      plain_(std::move(plain)),
+      options_(std::move(options)),
+      done_(std::move(done)),
+      deadline_(seal_loop.core().timers()) {}
+
+// --- The caller's side ---
+
+void SealState::Join() {
+  self_ = shared_from_this();
+  seal_loop_.Join(*this);
+  seal_loop_.core().Defer(*this);
+}
+
+void SealState::Start(std::unique_ptr<Handshaker> handshaker) {
+  handshaker_ = std::move(handshaker);
+  handshaker_->SetWake([state = weak_from_this(), loop = loop_handle()] {
+    loop.Post([state] {
+      if (const auto self = state.lock()) self->OnWake();
+    });
+  });
+  if (options_.deadline != absl::InfiniteDuration()) {
+    deadline_.Arm(TimerWheel::DeadlineTick(seal_loop_.core().sys().Now(), options_.deadline),
+                  [this] { OnDeadline(); });
+  }
+  Join();
+}
+
+void SealState::Fail(absl::Status status) {
+  failure_ = std::move(status);
+  Join();
+}
+
+void SealState::Cancel() {
+  if (phase_ == Phase::kTelling || phase_ == Phase::kEnded || !failure_.ok()) return;
+  failure_ = absl::CancelledError("cancelled");
+  seal_loop_.core().Defer(*this);
+}
+
+// --- Steps ---
+
+void SealState::Run() {
+  const std::shared_ptr<SealState> self = shared_from_this();
+  if (!failure_.ok()) return End(Explain(failure_));
+  switch (phase_) {
+    case Phase::kNew:
+      return EnterQueue();
+    case Phase::kAdmitted:
+      return Step();
+    case Phase::kAuthorizing:
+      if (verdict_.has_value()) Advance(handshaker_->Authorize(*verdict_), true);
+      return;
+    case Phase::kWaiting:
+      if (std::exchange(woken_, false)) Step();
+      return;
+    default:
+      return;
+  }
+}
+
+void SealState::EnterQueue() {
+  if (options_.limiter == nullptr) return Step();
+  SealQueue& queue = *options_.limiter->queue_;
+  const auto admit = [state = weak_from_this()](SealTicket ticket) {
+    const auto self = state.lock();
+    if (self == nullptr || self->phase_ != Phase::kQueued) return;
+    self->ticket_ = std::move(ticket);
+    self->phase_ = Phase::kAdmitted;
+    self->seal_loop_.core().Defer(*self);
+  };
+  switch (queue.Enter(this, loop_handle(), admit, ticket_)) {
+    case SealQueue::Answer::kAdmitted:
+      return Step();
+    case SealQueue::Answer::kWaiting:
+      phase_ = Phase::kQueued;
+      return;
+    case SealQueue::Answer::kRefused:
+      return End(Explain(absl::ResourceExhaustedError("too many handshakes run and wait")));
+  }
+}
+
+void SealState::Step() {
+  const size_t allowed = options_.handshake_bytes_max - consumed_;
+  const std::string_view in = std::string_view(rest_).substr(0, allowed);
+  if (options_.executor == nullptr) return Advance(handshaker_->Step(in), false);
+  phase_ = Phase::kStepping;
+  (*options_.executor)(
+      StepJob(weak_from_this(), loop_handle(), std::move(handshaker_), std::string(in)));
+}
+
+void SealState::OnStepped(std::unique_ptr<Handshaker> handshaker, Handshaker::Progress progress) {
+  if (phase_ != Phase::kStepping) return;
+  const std::shared_ptr<SealState> self = shared_from_this();
+  handshaker_ = std::move(handshaker);
+  Advance(std::move(progress), false);
+}
+
+void SealState::OnJobDropped() {
+  if (phase_ != Phase::kStepping) return;
+  const std::shared_ptr<SealState> self = shared_from_this();
+  End(Explain(absl::CancelledError("the executor dropped the handshake")));
+}
+
+// `look_again`: what had come before has not been looked at.
+void SealState::Advance(Handshaker::Progress progress, bool look_again) {
+  consumed_ += progress.consumed;
+  rest_.erase(0, progress.consumed);
+  if (!progress.out.empty()) Send(std::move(progress.out));
+  switch (progress.state) {
+    case Handshaker::State::kMore:
+      if (look_again && !rest_.empty()) return Step();
+      if (consumed_ + rest_.size() >= options_.handshake_bytes_max) {
+        return Tell(absl::ResourceExhaustedError(absl::StrCat(
+            "the peer sent ", options_.handshake_bytes_max, " bytes and no end of its handshake")));
+      }
+      return Read();
+    case Handshaker::State::kAuthorize:
+      return Ask();
+    case Handshaker::State::kWaiting:
+      phase_ = Phase::kWaiting;
+      if (woken_) seal_loop_.core().Defer(*this);
+      return;
+    case Handshaker::State::kDone:
+      return Finish();
+    case Handshaker::State::kFailed:
+      return Tell(progress.error);
+  }
+}
+
+void SealState::Read() {
+  phase_ = Phase::kReading;
+  plain_->ReadReady([this](absl::StatusOr<Buffer> data) { OnRead(std::move(data)); });
+}
+
+void SealState::OnRead(absl::StatusOr<Buffer> data) {
+  const std::shared_ptr<SealState> self = shared_from_this();
+  if (data.ok()) {
+    rest_.append(data->data(), data->size());
+    *data = Buffer();
+    return Step();
+  }
+  if (IsEof(data.status())) return End(Explain(handshaker_->OnPeerEnd()));
+  End(Explain(data.status()));
+}
+
+void SealState::Ask() {
+  phase_ = Phase::kAuthorizing;
+  verdict_.reset();
+  if (!options_.authorize) return Advance(handshaker_->Authorize(absl::OkStatus()), true);
+  options_.authorize(handshaker_->peer(), *plain_, VerdictGiver(weak_from_this()));
+}
+
+void SealState::OnVerdict(absl::Status verdict) {
+  if (phase_ != Phase::kAuthorizing || verdict_.has_value()) return;
+  verdict_ = std::move(verdict);
+  seal_loop_.core().Defer(*this);
+}
+
+void SealState::OnWake() {
+  woken_ = true;
+  if (phase_ == Phase::kWaiting) seal_loop_.core().Defer(*this);
+}
+
+void SealState::Send(std::string bytes) { plain_->Write(HeapBuffer(std::move(bytes))); }
+
+// --- Ends ---
+
+void SealState::Finish() {
+  HandshakeResult keys = handshaker_->TakeResult();
+  handshaker_ = nullptr;
+  BufferChain first;
+  if (!rest_.empty()) {
+    absl::StatusOr<Buffer> copy = seal_loop_.core().pool().Copy(rest_, BufferTag::kSeal);
+    first.Append(copy.ok() ? *std::move(copy) : HeapBuffer(std::move(rest_)));
+  }
+  absl::StatusOr<StreamPtr> sealed =
+      SealedStream::Create(seal_loop_, std::move(plain_), std::move(keys), std::move(first));
+  End(sealed.ok() ? std::move(sealed) : Explain(sealed.status()));
+}
+
+void SealState::Tell(absl::Status error) {
+  phase_ = Phase::kTelling;
+  handshaker_ = nullptr;
+  ticket_ = SealTicket();
+  rest_ = std::string();
+  const absl::Status told = Explain(error);
+  deadline_.Arm(TimerWheel::DeadlineTick(seal_loop_.core().sys().Now(),
+                                         std::min(options_.deadline, kTellMax)),
+                [this] { OnDeadline(); });
+  plain_->ShutdownWrite();
+  ReadAway();
+  std::move(done_)(told);
+}
+
+// What the peer has sent must be read, or closing resets the connection (tcp(7)).
+void SealState::ReadAway() {
+  plain_->ReadReady([this](absl::StatusOr<Buffer> data) {
+    if (data.ok()) read_away_ += data->size();
+    if (data.ok() && read_away_ < options_.handshake_bytes_max) return ReadAway();
+    End(absl::CancelledError());
+  });
+}
+
+void SealState::OnDeadline() {
+  const std::shared_ptr<SealState> self = shared_from_this();
+  if (phase_ == Phase::kTelling) return End(absl::CancelledError());
+  seal_loop_.core().counters().deadlines.Add(1);
+  const std::string missing = phase_ == Phase::kQueued        ? "its turn"
+                              : phase_ == Phase::kAuthorizing ? "the authorization"
+                              : handshaker_ == nullptr        ? "the executor"
+                                                              : std::string(handshaker_->phase());
+  End(Explain(absl::DeadlineExceededError(
+      absl::StrCat("waited ", absl::FormatDuration(options_.deadline), " in vain for ", missing))));
+}
+
+void SealState::End(absl::StatusOr<StreamPtr> result) {
+  const std::shared_ptr<SealState> self = std::move(self_);
+  if (phase_ == Phase::kQueued) options_.limiter->queue_->Forget(this);
+  phase_ = Phase::kEnded;
+  deadline_.Cancel();
+  Deferred::Cancel();
+  Leave();
+  handshaker_ = nullptr;
+  ticket_ = SealTicket();
+  const StreamPtr plain = std::move(plain_);
+  if (done_) std::move(done_)(std::move(result));
+}
+
+void SealState::OnLoopGone() {
+  const std::shared_ptr<SealState> self = std::move(self_);
+  if (phase_ == Phase::kQueued) options_.limiter->queue_->Forget(this);
+  phase_ = Phase::kEnded;
+  deadline_.Cancel();
+  Deferred::Cancel();
+  handshaker_ = nullptr;
+  ticket_ = SealTicket();
+  const SealCallback unrun = std::move(done_);
+  const StreamPtr plain = std::move(plain_);
+}
+
+absl::Status SealState::Explain(const absl::Status& status) const {
+  const std::string peer = plain_ != nullptr ? plain_->peer().ToString() : std::string();
+  const std::string message(status.message());
+  if (peer.empty() || absl::StrContains(message, peer)) return status;
+  return absl::Status(status.code(), absl::StrCat("handshake with ", peer, ": ", message));
+}
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE

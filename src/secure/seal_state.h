@@ -1,0 +1,99 @@
+// SealState: one handshake on its way to a sealed stream: it gives a Handshaker the bytes of the
+// stream below and sends its answers, asks for authorization, and watches the bounds.
+//
+// Owned by itself, through its loop's SealLoop, until it has called back; SealAttempt, the answer
+// to an authorization, and what runs on an executor only look at it. Loop's thread. It reads below
+// only when the Handshaker wants bytes. After a failure that the peer shall hear of it stays a
+// while without its callback: an alert followed by a reset would never arrive.
+#ifndef PENSTOCK_SECURE_SEAL_STATE_H_
+#define PENSTOCK_SECURE_SEAL_STATE_H_
+
+#include <penstock/export.h>
+#include <penstock/handshake.h>
+#include <penstock/seal.h>
+#include <penstock/stream.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/timer_wheel.h"
+#include "engine/deferred.h"
+#include "secure/seal_loop.h"
+#include "secure/seal_queue.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+class SealState final : public std::enable_shared_from_this<SealState>,
+                        private SealMember,
+                        private Deferred {
+ public:
+  SealState(SealLoop& seal_loop, StreamPtr plain, SealOptions options, SealCallback done);
+  // Both keep it alive until it has called back. Fail: with `status`, and no handshake.
+  void Start(std::unique_ptr<Handshaker> handshaker);
+  void Fail(absl::Status status);
+  void Cancel();
+
+  // From other threads by way of the loop, and from the caller's authorization.
+  void OnStepped(std::unique_ptr<Handshaker> handshaker, Handshaker::Progress progress);
+  void OnJobDropped();
+  void OnVerdict(absl::Status verdict);
+  void OnWake();
+
+ private:
+  enum class Phase : uint8_t {
+    kNew,       // Run has not been called yet
+    kQueued,    // waits for a ticket
+    kAdmitted,  // has one; the first step is next
+    kStepping,  // the Handshaker is on the executor
+    kReading,
+    kAuthorizing,  // the answer may be there, in verdict_
+    kWaiting,      // for the Handshaker's service
+    kTelling,      // has failed and called back; the peer is being told
+    kEnded,
+  };
+
+  void Join();
+  void Run();
+  void EnterQueue();
+  void Step();
+  void Advance(Handshaker::Progress progress, bool look_again);
+  void Read();
+  void OnRead(absl::StatusOr<Buffer> data);
+  void Ask();
+  void Send(std::string bytes);
+  void Finish();
+  void Tell(absl::Status error);
+  void ReadAway();
+  void OnDeadline();
+  // Calls back, and is gone unless its owner on the stack holds it.
+  void End(absl::StatusOr<StreamPtr> result);
+  void OnLoopGone() override;
+  absl::Status Explain(const absl::Status& status) const;
+  LoopHandle loop_handle() const { return seal_loop_.core().handle(); }
+
+  SealLoop& seal_loop_;
+  std::shared_ptr<SealState> self_;
+  StreamPtr plain_;
+  std::unique_ptr<Handshaker> handshaker_;
+  SealOptions options_;
+  SealCallback done_;
+  SealTicket ticket_;
+  CallbackTimer deadline_;
+  Phase phase_ = Phase::kNew;
+  bool woken_ = false;
+  std::optional<absl::Status> verdict_;
+  absl::Status failure_;  // not OK: Run ends it with this
+  std::string rest_;      // received and not consumed
+  size_t consumed_ = 0;
+  size_t read_away_ = 0;
+};
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_SECURE_SEAL_STATE_H_

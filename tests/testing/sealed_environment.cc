@@ -1,0 +1,123 @@
+#include "testing/sealed_environment.h"
+
+#include <penstock/seal.h>
+
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "testing/environment.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+namespace {
+
+SecretKey DirectionKey(RecordProtocol protocol, bool by_server) {
+  std::string key(RecordKeySize(protocol), by_server ? 's' : 'c');
+  for (size_t i = 0; i < key.size(); ++i) key[i] = static_cast<char>(key[i] + 7 * i);
+  return SecretKey(key);
+}
+
+class InstantHandshake final : public Handshaker {
+ public:
+  explicit InstantHandshake(const InstantOptions& options) : options_(options) {}
+
+  Progress Step(std::string_view) override {
+    Progress progress;
+    progress.state = State::kDone;
+    return progress;
+  }
+  Progress Authorize(const absl::Status&) override { return Step({}); }
+  const PeerIdentity& peer() const override { return nobody_; }
+  HandshakeResult TakeResult() override { return InstantKeys(options_); }
+  absl::Status OnPeerEnd() override { return absl::DataLossError("the peer has left"); }
+  std::string_view phase() const override { return "nothing"; }
+  void SetWake(absl::AnyInvocable<void()>) override {}
+
+ private:
+  const InstantOptions options_;
+  const PeerIdentity nobody_;
+};
+
+class SealedEnvironment final : public Environment {
+ public:
+  SealedEnvironment(std::unique_ptr<Environment> below, RecordMode mode)
+      : below_(std::move(below)), mode_(mode) {}
+
+  std::string missing() override { return below_->missing(); }
+  absl::StatusOr<std::unique_ptr<Loop>> NewLoop(LoopOptions options) override {
+    return below_->NewLoop(std::move(options));
+  }
+  SocketAddress NewAddress() override { return below_->NewAddress(); }
+  EngineKind listen_engine() const override { return below_->listen_engine(); }
+  EngineKind connect_engine() const override { return below_->connect_engine(); }
+  bool has_kernel() const override { return false; }
+  size_t unit_max() const override {
+    return mode_ == RecordMode::kNative ? kRecordFrameNative : kRecordFrameGrpc;
+  }
+  void Wrap(StreamPtr stream, bool server, StreamCallback done) override {
+    Seal(std::move(stream), InstantHandshaker({.mode = mode_, .server = server}), {},
+         std::move(done));
+  }
+  bool Drive(std::span<Loop* const> loops, absl::FunctionRef<bool()> done) override {
+    return below_->Drive(loops, done);
+  }
+  void Settle(std::span<Loop* const> loops) override { below_->Settle(loops); }
+
+ private:
+  std::unique_ptr<Environment> below_;
+  const RecordMode mode_;
+};
+
+EnvironmentCase Sealed(const EnvironmentCase& below, RecordMode mode) {
+  return {absl::StrCat(below.name, mode == RecordMode::kNative ? "Native" : "Grpc"),
+          [make = below.make, mode] { return std::make_unique<SealedEnvironment>(make(), mode); }};
+}
+
+std::vector<EnvironmentCase> InBothModes(const std::vector<EnvironmentCase>& below) {
+  std::vector<EnvironmentCase> cases;
+  for (const EnvironmentCase& which : below) {
+    for (RecordMode mode : {RecordMode::kNative, RecordMode::kGrpc}) {
+      cases.push_back(Sealed(which, mode));
+    }
+  }
+  return cases;
+}
+
+}  // namespace
+
+HandshakeResult InstantKeys(const InstantOptions& options) {
+  const bool native = options.mode == RecordMode::kNative;
+  HandshakeResult keys;
+  keys.protocol = options.protocol;
+  keys.mode = options.mode;
+  keys.server = options.server;
+  keys.send_key = DirectionKey(options.protocol, native && options.server);
+  keys.receive_key = DirectionKey(options.protocol, native && !options.server);
+  keys.send_frame_max = options.send_frame_max != 0 ? options.send_frame_max
+                        : native                    ? kRecordFrameNative
+                                                    : kRecordFrameGrpc;
+  keys.receive_frame_max = native ? kRecordFrameNative : kRecordFrameMax;
+  return keys;
+}
+
+std::unique_ptr<Handshaker> InstantHandshaker(const InstantOptions& options) {
+  return std::make_unique<InstantHandshake>(options);
+}
+
+std::vector<EnvironmentCase> SealedEngines() { return InBothModes(KernelEngines()); }
+
+std::vector<EnvironmentCase> SealedEnvironments() {
+  std::vector<EnvironmentCase> below = KernelEngines();
+  // What else may differ below: sockets without resets, and the simulated engines.
+  for (const EnvironmentCase& which : AllEnvironments()) {
+    const bool unix_alone = which.name == "EpollUnix" || which.name == "UringUnix";
+    if (unix_alone || absl::StartsWith(which.name, "Simulated")) below.push_back(which);
+  }
+  return InBothModes(below);
+}
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE

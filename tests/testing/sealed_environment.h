@@ -1,0 +1,34 @@
+// Environments whose streams are sealed, and handshakers without a handshake for them.
+//
+// Both ends know the keys, as with keys from outside, so that sealing begins at once and the tests
+// meet the sealed stream alone.
+#ifndef PENSTOCK_TESTS_TESTING_SEALED_ENVIRONMENT_H_
+#define PENSTOCK_TESTS_TESTING_SEALED_ENVIRONMENT_H_
+
+#include <penstock/export.h>
+#include <penstock/handshake.h>
+#include <penstock/record_protocol.h>
+
+#include <memory>
+#include <string>
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+struct InstantOptions {
+  RecordMode mode = RecordMode::kNative;
+  RecordProtocol protocol = RecordProtocol::kGcmAes128Rekey;
+  bool server = false;
+  // 0: the mode's usual sizes.
+  uint32_t send_frame_max = 0;
+};
+
+// What the two ends of a test's stream agree on. The keys are the same in every test.
+HandshakeResult InstantKeys(const InstantOptions& options);
+// Done at its first step, with those keys.
+std::unique_ptr<Handshaker> InstantHandshaker(const InstantOptions& options);
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_TESTS_TESTING_SEALED_ENVIRONMENT_H_
