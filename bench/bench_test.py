@@ -22,6 +22,7 @@ from contextlib import redirect_stderr, redirect_stdout
 import memory
 import report
 import run
+import seal
 import servers
 
 BIN_DIR = ""
@@ -160,6 +161,20 @@ class PeersTest(unittest.TestCase):
                     other.sendall(b"still here")
                     self.assertEqual(other.recv(100), b"still here")
 
+    def test_wrong_key_flags(self):
+        program = servers.find_program("grpc_alts_echo", [BIN_DIR])
+        if program is None:
+            self.skipTest("grpc_alts_echo is not built: no libgrpc29")
+        key = "--key-hex=" + "00" * 44
+        for arguments in [["0"], ["--key-hex=00", "0"], [key[:-1] + "x", "0"], [key],
+                          [key, "--record-protocol=ALTSRP_GCM_AES128", "0"],
+                          [key, "--record-protocol=NONE", "0"], [key, "--max-frame=1023", "0"],
+                          [key, "--max-frame=1048577", "0"]]:
+            result = subprocess.run([program, *arguments], stderr=subprocess.PIPE, text=True,
+                                    timeout=PATIENCE_SECONDS, check=False)
+            self.assertEqual(result.returncode, 2, arguments)
+            self.assertIn("usage: ", result.stderr)
+
     def test_wrong_command_lines(self):
         program = servers.find_program("raw_epoll", [BIN_DIR])
         for arguments in [[], ["x"], ["1", "2"], ["70000"], ["--mode=no", "0"]]:
@@ -278,8 +293,34 @@ class FiguresTest(unittest.TestCase):
         self.assertIn("| other | 0.90 (0.80-1.10) |", text)
 
 
+    def test_ceilings(self):
+        # Plain and bare together are 4 us of the server, and 10 us of the processor that both ends
+        # share. In the last round everything waits twice as long, except for AES-GCM.
+        bare = sum(seal.BARE_US[64])
+        records = []
+        for round_number, slow in enumerate([1, 1, 2]):
+            for server, rate, cpu in [("plain-epoll", 1e6 / (slow * 10 - 2 * bare), 4 - bare),
+                                      ("sealed-epoll", 9e4 / slow, 5), ("grpc-alts", 1e5, 4)]:
+                records.append(dict(record(round_number, server, rate, cpu), point="same-64"))
+        parts = seal.ceilings(records, seal.POINTS)
+        self.assertEqual(list(parts), [("same-64", "epoll")])
+        entry = parts["same-64", "epoll"]
+        self.assertAlmostEqual(entry["cpu_of_ceiling"][0], 0.8)
+        self.assertAlmostEqual(entry["rate_of_ceiling"][0], 0.9)
+        self.assertAlmostEqual(entry["cpu_ceiling"][0], (4 - bare) / 4)
+        text = seal.markdown(records, {"same-64": seal.POINTS["same-64"]})
+        self.assertIn("0.80 (0.80-0.80)", text)
+        self.assertIn("1.25 (1.25-1.25)", text)  # the processor time of grpc-alts
+
+    def test_ceilings_of_two_processors(self):
+        both = sum(seal.BARE_US[65536])
+        self.assertEqual(seal.bare_us(seal.POINTS["bulk"]), (both, both))
+        self.assertEqual(seal.bare_us(seal.POINTS["transfer"]),
+                         (both, max(seal.BARE_US[65536])))
+
+
 class RunnersTest(unittest.TestCase):
-    """Both runners end to end, as short as they go, and the pictures of what they wrote."""
+    """The runners end to end, as short as they go, and the pictures of what they wrote."""
 
     def setUp(self):
         directory = tempfile.TemporaryDirectory()
@@ -330,7 +371,36 @@ class RunnersTest(unittest.TestCase):
         self.assertIn(f"| {name} |", out)
         self.assertEqual(self.bars(self.draw(path)["idle-memory.svg"]), 2)
 
+    def test_seal(self):
+        directories = [BIN_DIR, os.path.dirname(BIN_DIR)]
+        examples = [servers.find_program(name, directories)
+                    for name in ("echo_server", "echo_client", "bulk_transfer")]
+        if None in examples:
+            self.skipTest("the example programs are not built")
+        refusal = subprocess.run([examples[1], "--seal=static"], capture_output=True, text=True,
+                                 timeout=PATIENCE_SECONDS, check=False).stderr
+        if "--key-hex" not in refusal:
+            self.skipTest(f"the example programs cannot seal: {refusal.strip()}")
+        path = os.path.join(self.directory, "seal.json")
+        status, out = self.invoke(
+            seal.main, *(f"--bin-dir={name}" for name in directories),
+            "--points=c64-64,bulk,transfer", "--rounds=1", "--duration=0.05", "--retries=0",
+            "--transfer-mib=1", "--date=2000-01-02", f"--out={path}")
+        self.assertEqual(status, 0, out)
+        self.assertIn("| ceiling of sealed, cpu |", out)
+        with open(path, encoding="utf-8") as file:
+            document = json.load(file)
+        self.assertEqual({part["point"] for part in document["ceilings"]},
+                         {"c64-64", "bulk", "transfer"})
+        self.assertTrue(all(run["cpu_us"] > 0 for run in document["runs"]))
+        # The pictures of echo servers do for these.
+        self.assertIn("echo-cpu.svg", self.draw(path))
+
     def test_unknown_names(self):
+        with self.assertRaises(servers.BenchError):
+            self.invoke(seal.main, f"--bin-dir={os.path.dirname(BIN_DIR)}", "--servers=no-such")
+        with self.assertRaises(servers.BenchError):
+            self.invoke(seal.main, f"--bin-dir={self.directory}")
         for arguments in [["--servers=no-such"], ["--baseline=no-such"], ["--server=x"]]:
             with self.assertRaises(servers.BenchError):
                 self.invoke(run.main, f"--bin-dir={BIN_DIR}", *arguments)

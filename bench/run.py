@@ -78,11 +78,11 @@ def disturbance(figures, point):
     return max(figures["server_delay_ns"], figures["client_delay_ns"]) / window
 
 
-def measure(name, command, generator, point, args):
-    """load_once, repeated while disturbed; keeps the calmest run."""
+def measure(load, retries):
+    """The record of load(), repeated while disturbed; keeps the calmest run."""
     runs = []
-    while len(runs) <= args.retries:
-        runs.append(load_once(name, command, generator, point, args))
+    while len(runs) <= retries:
+        runs.append(load())
         if runs[-1]["disturbance"] <= DISTURBED_ABOVE:
             break
     best = min(runs, key=lambda run: run["disturbance"])
@@ -91,15 +91,14 @@ def measure(name, command, generator, point, args):
     return best
 
 
-def run_rounds(commands, generator, points, args):
-    """All measurements, as a flat list of records with round, point and server."""
+def run_rounds(names, points, load, args):
+    """load(server, point) of all, as a flat list of records with round, point and server."""
     records = []
-    names = list(commands)
     for round_number in range(args.rounds):
         for turn, point in enumerate(points):
             shift = (round_number + turn) % len(names)
             for name in names[shift:] + names[:shift]:
-                record = measure(name, commands[name], generator, POINTS[point], args)
+                record = measure(lambda name=name, point=point: load(name, point), args.retries)
                 record.update(round=round_number, point=point, server=name)
                 records.append(record)
         print(f"round {round_number + 1} of {args.rounds} done", file=sys.stderr)
@@ -115,7 +114,8 @@ def summarize(records, baseline):
     summary = {}
     for key, group in groups.items():
         entry = {name: statistics.median(r[name] for r in group)
-                 for name in ["requests_per_second", "cpu_us", "p50_us", "p99_us"]}
+                 for name in ["requests_per_second", "cpu_us", "p50_us", "p99_us"]
+                 if name in group[0]}
         entry["errors"] = sum(r["errors"] for r in group)
         entry["disturbed"] = sum(r["disturbed"] for r in group)
         for name, field in [("ratio", "requests_per_second"), ("cpu_ratio", "cpu_us")]:
@@ -150,6 +150,27 @@ def markdown(summary, baseline, names, points):
     ])
 
 
+def document(records, summaries, points, facts, args):
+    """What --out gets: everything measured, and the summaries by baseline."""
+    return {
+        "kind": "penstock-echo", "machine": facts, "date": args.date,
+        "machine_line": servers.machine_line(facts, args.date),
+        "rounds": args.rounds, "duration_s": args.duration,
+        "servers": list(dict.fromkeys(record["server"] for record in records)),
+        "points": {name: point._asdict() for name, point in points.items()},
+        "summary": {baseline: [dict(entry, point=point, server=server)
+                               for (point, server), entry in summary.items()]
+                    for baseline, summary in summaries.items()},
+        "runs": records,
+    }
+
+
+def write_json(path, content):
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
+
+
 def check_requirement(text, records):
     """SERVER:BASELINE:RATE_MIN:CPU_MAX against all measured points; the list of what fails."""
     try:
@@ -173,18 +194,26 @@ def check_requirement(text, records):
     return failures if compared else [f"{name} and {baseline} were not both measured"]
 
 
-def parse_arguments(argv):
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    servers.add_arguments(parser)
-    parser.add_argument("--points", metavar="NAME,...", default=",".join(POINTS),
-                        help="points to measure (default: all) out of " + ", ".join(POINTS))
+def conclude(records, args):
+    """Says what was disturbed or wrong and which --require failed; the exit status."""
+    disturbed = sum(record["disturbed"] for record in records)
+    if disturbed:
+        print(f"\n{disturbed} of {len(records)} runs stayed disturbed by other work on the machine.")
+    failures = [failure for text in args.require for failure in check_requirement(text, records)]
+    errors = sum(record["errors"] for record in records)
+    if errors:
+        failures.append(f"{errors} errors were seen by the load generator")
+    for failure in failures:
+        print("FAILED " + failure)
+    return 1 if failures else 0
+
+
+def add_arguments(parser, points):
+    """The options of benches in rounds."""
+    parser.add_argument("--points", metavar="NAME,...", default=",".join(points),
+                        help="points to measure (default: all) out of " + ", ".join(points))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--duration", type=float, default=0.9, help="seconds measured in each run")
-    parser.add_argument("--warmup", type=float, default=0.2, help="seconds before that")
-    parser.add_argument("--baseline", action="append", metavar="NAME",
-                        help="server that the others are compared with, may be repeated "
-                             "(default: raw-epoll, else the first)")
     parser.add_argument("--require", action="append", default=[],
                         metavar="SERVER:BASELINE:RATE_MIN:CPU_MAX",
                         help="fail unless SERVER reaches RATE_MIN of BASELINE's rate with at most "
@@ -195,18 +224,38 @@ def parse_arguments(argv):
     parser.add_argument("--server-cpu", type=int, default=cpus[0], help="default: %(default)s")
     parser.add_argument("--client-cpu", type=int, default=cpus[min(1, len(cpus) - 1)],
                         help="default: %(default)s")
+
+
+def parse(parser, argv, known_points):
+    """The arguments and the names of the points; ends the program when they make no sense."""
     args = parser.parse_args(argv)
     points = args.points.split(",")
     for point in points:
-        if point not in POINTS:
-            parser.error(f"point '{point}' is not known; there are {', '.join(POINTS)}")
-    if args.rounds < 1 or args.duration <= 0 or args.warmup < 0 or args.retries < 0:
-        parser.error("--rounds and --duration must be positive, --warmup and --retries at least 0")
+        if point not in known_points:
+            parser.error(f"point '{point}' is not known; there are {', '.join(known_points)}")
+    if args.rounds < 1 or args.duration <= 0 or args.retries < 0:
+        parser.error("--rounds and --duration must be positive, --retries at least 0")
+    cpus = os.sched_getaffinity(0)
     for cpu in (args.server_cpu, args.client_cpu):
         if cpu not in cpus:
-            parser.error(f"CPU {cpu} is not one of {cpus}")
+            parser.error(f"CPU {cpu} is not one of {sorted(cpus)}")
     if args.server_cpu == args.client_cpu:
         print("server and load generator share a CPU at every point", file=sys.stderr)
+    return args, points
+
+
+def parse_arguments(argv):
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    servers.add_arguments(parser)
+    add_arguments(parser, POINTS)
+    parser.add_argument("--warmup", type=float, default=0.2, help="seconds before --duration")
+    parser.add_argument("--baseline", action="append", metavar="NAME",
+                        help="server that the others are compared with, may be repeated "
+                             "(default: raw-epoll, else the first)")
+    args, points = parse(parser, argv, POINTS)
+    if args.warmup < 0:
+        parser.error("--warmup must be at least 0")
     return args, points
 
 
@@ -222,37 +271,20 @@ def main(argv):
             raise servers.BenchError(f"baseline '{baseline}' is not among the servers")
     servers.raise_file_limit()
 
-    records = run_rounds(commands, generator, points, args)
+    def load(name, point):
+        return load_once(name, commands[name], generator, POINTS[point], args)
+
+    records = run_rounds(list(commands), points, load, args)
     facts = servers.machine()
-    line = servers.machine_line(facts, args.date)
     summaries = {baseline: summarize(records, baseline) for baseline in baselines}
     if args.out:
-        document = {
-            "kind": "penstock-echo", "machine": facts, "machine_line": line, "date": args.date,
-            "rounds": args.rounds, "duration_s": args.duration, "servers": list(commands),
-            "points": {name: POINTS[name]._asdict() for name in points},
-            "summary": {baseline: [dict(entry, point=point, server=server)
-                                   for (point, server), entry in summary.items()]
-                        for baseline, summary in summaries.items()},
-            "runs": records,
-        }
-        with open(args.out, "w", encoding="utf-8") as file:
-            json.dump(document, file, indent=1)
-            file.write("\n")
-    print(f"{line}; {args.rounds} rounds of {args.duration} s")
+        write_json(args.out, document(records, summaries, {name: POINTS[name] for name in points},
+                                      facts, args))
+    print(f"{servers.machine_line(facts, args.date)}; {args.rounds} rounds of {args.duration} s")
     for baseline, summary in summaries.items():
         print("\n" + markdown(summary, baseline, list(commands), points))
 
-    disturbed = sum(record["disturbed"] for record in records)
-    if disturbed:
-        print(f"\n{disturbed} of {len(records)} runs stayed disturbed by other work on the machine.")
-    failures = [failure for text in args.require for failure in check_requirement(text, records)]
-    errors = sum(record["errors"] for record in records)
-    if errors:
-        failures.append(f"{errors} errors were seen by the load generator")
-    for failure in failures:
-        print("FAILED " + failure)
-    return 1 if failures else 0
+    return conclude(records, args)
 
 
 if __name__ == "__main__":

@@ -44,19 +44,28 @@ def find_program(name, bin_dirs):
     return None
 
 
-def add_arguments(parser):
-    """The options that choose servers, common to all benches."""
+def add_common_arguments(parser):
+    """Where programs are, and where results go."""
     parser.add_argument("--bin-dir", action="append", default=[], metavar="DIR",
                         help="build directory with the programs, may be repeated "
                              "(default: build/release, build)")
+    parser.add_argument("--date", default=time.strftime("%Y-%m-%d"),
+                        help="date to record with the results (default: today)")
+    parser.add_argument("--out", metavar="FILE", help="write everything measured as JSON")
+
+
+def add_arguments(parser):
+    """The options of a bench of the servers in TABLE."""
+    add_common_arguments(parser)
     parser.add_argument("--servers", metavar="NAME,...",
                         help="servers to compare (default: all that are built) out of "
                              + ", ".join(TABLE))
     parser.add_argument("--server", action="append", default=[], metavar="NAME=COMMAND",
                         help="one more server: a command that prints `listening on ADDRESS`")
-    parser.add_argument("--date", default=time.strftime("%Y-%m-%d"),
-                        help="date to record with the results (default: today)")
-    parser.add_argument("--out", metavar="FILE", help="write everything measured as JSON")
+
+
+def bin_dirs(args):
+    return args.bin_dir or ["build/release", "build"]
 
 
 def choose(args):
@@ -65,19 +74,19 @@ def choose(args):
     A server named explicitly must exist; by default those that are not built are left out, and
     their names returned second.
     """
-    bin_dirs = args.bin_dir or ["build/release", "build"]
+    directories = bin_dirs(args)
     commands = {}
     missing = []
     wanted = args.servers.split(",") if args.servers is not None else list(TABLE)
     for name in filter(None, wanted):
         if name not in TABLE:
             raise BenchError(f"server '{name}' is not known; there are {', '.join(TABLE)}")
-        program = find_program(TABLE[name][0], bin_dirs)
+        program = find_program(TABLE[name][0], directories)
         if program is not None:
             commands[name] = [program] + TABLE[name][1:]
         elif args.servers is not None:
             raise BenchError(f"server '{name}': no program {TABLE[name][0]} below "
-                             f"{', '.join(bin_dirs)}; build it or give --bin-dir")
+                             f"{', '.join(directories)}; build it or give --bin-dir")
         else:
             missing.append(name)
     for extra in args.server:
@@ -85,12 +94,12 @@ def choose(args):
         if not name or not equals or not command.split():
             raise BenchError(f"--server={extra}: expected NAME=COMMAND")
         commands[name] = command.split()
-    generator = find_program("loadgen", bin_dirs)
+    generator = find_program("loadgen", directories)
     if generator is None:
-        raise BenchError(f"no program loadgen below {', '.join(bin_dirs)}; build the benches "
+        raise BenchError(f"no program loadgen below {', '.join(directories)}; build the benches "
                          "(PENSTOCK_BENCH=ON) or give --bin-dir")
     if not commands:
-        raise BenchError(f"no server to run below {', '.join(bin_dirs)}")
+        raise BenchError(f"no server to run below {', '.join(directories)}")
     return commands, missing, generator
 
 

@@ -18,15 +18,21 @@ import unittest
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-PROGRAMS = Path()  # set by main()
+PROGRAMS = []  # folders, set by main()
 PATIENCE = 60  # seconds that anything may take on a slow machine
 
 
+def built(name):
+    """The path of a program, None when this build has none."""
+    paths = [folder / name for folder in PROGRAMS]
+    return next((str(path) for path in paths if path.exists()), None)
+
+
 def program(name):
-    path = PROGRAMS / name
-    if not path.exists():
+    path = built(name)
+    if path is None:
         raise unittest.SkipTest(f"{name} is not built here")
-    return str(path)
+    return path
 
 
 def run(name, *words, **options):
@@ -229,14 +235,15 @@ class Result(unittest.TextTestResult):
         super().startTest(test)
 
 
-def main():
+def main(suite="examples"):
     parser = argparse.ArgumentParser()
-    parser.add_argument("--programs", type=Path, required=True, help="folder of the examples")
+    parser.add_argument("--programs", type=Path, required=True, action="append",
+                        help="folder of the programs, may be repeated")
     parser.add_argument("--report", type=Path)
     parser.add_argument("-k", dest="words", action="append", help="run tests with this in the name")
     args = parser.parse_args()
     global PROGRAMS
-    PROGRAMS = args.programs.resolve()
+    PROGRAMS = [folder.resolve() for folder in args.programs]
     # Sanitizers report with this status, which no test expects.
     os.environ.setdefault("ASAN_OPTIONS", "exitcode=77")
     loader = unittest.TestLoader()
@@ -244,5 +251,6 @@ def main():
     tests = loader.loadTestsFromModule(sys.modules["__main__"])
     result = unittest.TextTestRunner(verbosity=2, resultclass=Result).run(tests)
     if args.report:
-        write_report(args.report, "examples." + Path(sys.argv[0]).stem.removesuffix("_test"), result)
+        name = Path(sys.argv[0]).stem.removesuffix("_test")
+        write_report(args.report, f"{suite}.{name}", result)
     return 0 if result.wasSuccessful() and result.testsRun else 1

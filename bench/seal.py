@@ -1,0 +1,323 @@
+#!/usr/bin/env python3
+"""Compares sealed streams with plain ones, and with gRPC C++'s own sealing, in rounds as run.py.
+
+Servers: Penstock's echo_server, plain and sealed, on both engines; and grpc_alts, an epoll echo
+around the ALTS frame protector of Debian's libgrpc. The load is always echo_client on epoll, sealed
+when the server is. Records are of 16 KiB, as gRPC's C++ sends them. At `transfer`, bulk_transfer
+sends a file instead, one way.
+
+Sealing has a ceiling: what a plain exchange costs, plus what AES-GCM costs in a bare loop of the
+same OpenSSL (BARE_US). Told is how much of that ceiling a sealed server reaches *in the same round*:
+for processor time, (plain + bare) / sealed; for the rate, sealed / the rate that is left when the
+bare cost is added to the time of each request. A server's processor time is the more trustworthy
+figure: the client, which seals as well, is saturated before it.
+
+Python standard library only.
+"""
+
+import argparse
+import collections
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import run
+import servers
+
+FRAME = 16384
+ENGINES = ["epoll", "uring"]
+GRPC = "grpc-alts"
+SERVERS = [f"{kind}-{engine}" for engine in ENGINES for kind in ("plain", "sealed")] + [GRPC]
+
+POINTS = {
+    "c64-64": run.Point(64, 64, 1, False),
+    "c64-1k": run.Point(64, 1024, 1, False),
+    "c64-16k": run.Point(64, 16384, 1, False),
+    "same-64": run.Point(1, 64, 1, True),
+    "same-1k": run.Point(1, 1024, 1, True),
+    "same-16k": run.Point(1, 16384, 1, True),
+    "bulk": run.Point(1, 65536, 16, False),
+    # One way, told in units of 64 KiB; the processor time is that of both ends.
+    "transfer": run.Point(1, 65536, 0, False),
+}
+
+# Microseconds of AES-128-GCM for one message of that size, in records of 16 KiB: to seal, to open.
+# Measured in a bare loop that reuses its context and changes the IV alone (OpenSSL 3.0, VAES).
+BARE_US = {64: (0.225, 0.204), 1024: (0.369, 0.344), 16384: (2.732, 2.650),
+           65536: (4 * 2.732, 4 * 2.650)}
+
+TRANSFER_MIB = 256
+PATIENCE_SECONDS = 60
+
+Programs = collections.namedtuple("Programs", "server client grpc transfer")
+
+
+class Child:
+    """A program that ends by itself, and what it used up to then."""
+
+    def __init__(self, command, cpu):
+        self.name = os.path.basename(command[0])
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                        stderr=subprocess.PIPE, text=True,
+                                        preexec_fn=servers.pinned(cpu))
+
+    def finish(self):
+        """Its last line, a JSON object, with cpu_ns and delay_ns added."""
+        killer = threading.Timer(PATIENCE_SECONDS, self.process.kill)
+        killer.start()
+        pid = self.process.pid
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            delay_ns = sched_times(pid)[1]
+            _, status, usage = os.wait4(pid, 0)
+        finally:
+            killer.cancel()
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        out, err = self.process.communicate()
+        if not out.startswith("{"):
+            raise servers.BenchError(f"{self.name}: {err.strip()}")
+        figures = json.loads(out.splitlines()[-1])
+        figures["complaint"] = err.strip()
+        figures["failed"] = self.process.returncode != 0
+        figures["cpu_ns"] = (usage.ru_utime + usage.ru_stime) * 1e9
+        figures["delay_ns"] = delay_ns
+        return figures
+
+
+def sched_times(pid):
+    """Nanoseconds that the threads of a process ran, and that they waited for a processor."""
+    ran = waited = 0
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{thread}/schedstat", encoding="ascii") as file:
+            times = file.read().split()
+        ran += int(times[0])
+        waited += int(times[1])
+    return ran, waited
+
+
+def seal_words(name, key):
+    """What makes an example program of this server, or its client, seal."""
+    if name.startswith("plain-"):
+        return []
+    return ["--seal=static", f"--key-hex={key}", f"--max-frame={FRAME}", "--unsafe-key-reuse=true"]
+
+
+def server_command(name, programs, key):
+    if name == GRPC:
+        return [programs.grpc, f"--key-hex={key}", f"--max-frame={FRAME}", "0"]
+    engine = name.split("-")[1]
+    return [programs.server, "--listen=127.0.0.1:0", f"--engine={engine}", "--loops=1",
+            *seal_words(name, key)]
+
+
+def load_echo(name, point, programs, args):
+    """One measurement of an echo server."""
+    key = os.urandom(44).hex()
+    client_cpu = args.server_cpu if point.same_cpu else args.client_cpu
+    with servers.Server(name, server_command(name, programs, key), args.server_cpu) as server:
+        before = sched_times(server.pid)
+        began = time.monotonic_ns()
+        figures = Child(
+            [programs.client, f"--connect={server.address}", "--engine=epoll",
+             f"--connections={point.connections}", f"--size={point.size}",
+             f"--depth={point.depth}", f"--duration={args.duration}s", *seal_words(name, key)],
+            client_cpu).finish()
+        window = time.monotonic_ns() - began
+        after = sched_times(server.pid)
+    if figures["failed"]:
+        print(f"  {name}: {figures['complaint']}", file=sys.stderr)
+    ran, waited = after[0] - before[0], after[1] - before[1]
+    disturbance = run.disturbance(
+        {"seconds": window / 1e9, "server_cpu_ns": ran, "server_delay_ns": waited,
+         "client_cpu_ns": figures["cpu_ns"], "client_delay_ns": figures["delay_ns"]}, point)
+    return {"requests_per_second": figures["requests_per_s"],
+            "bytes_per_second": figures["requests_per_s"] * point.size,
+            # Over all that came back, so that nothing the server did is left out.
+            "cpu_us": ran / 1000 / max(figures["bytes"] / point.size, 1),
+            "p50_us": figures["p50_us"], "p99_us": figures["p99_us"],
+            "errors": figures["errors"], "disturbance": disturbance}
+
+
+def load_transfer(name, point, programs, args):
+    """One file from bulk_transfer to bulk_transfer, in memory at both ends."""
+    engine = name.split("-")[1]
+    words = [f"--engine={engine}", *seal_words(name, os.urandom(44).hex())]
+    where = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with tempfile.TemporaryDirectory(dir=where) as folder:
+        source = os.path.join(folder, "source")
+        with open(source, "wb") as file:
+            file.write(os.urandom(1 << 20) * args.transfer_mib)
+        began = time.monotonic_ns()
+        receiver = Child([programs.transfer, "receive", os.path.join(folder, "target"),
+                          "--listen=127.0.0.1:0", *words], args.server_cpu)
+        try:
+            first = servers.read_line(receiver.process.stdout, servers.START_SECONDS, name)
+            sender = Child([programs.transfer, "send", source,
+                            f"--connect={first.split()[-1]}", *words], args.client_cpu)
+            sent, received = sender.finish(), receiver.finish()
+        except servers.BenchError:
+            receiver.process.kill()
+            receiver.process.communicate()
+            raise
+        window = time.monotonic_ns() - began
+    units = sent["bytes"] / point.size
+    return {"requests_per_second": units / sent["seconds"],
+            "bytes_per_second": sent["bytes_per_s"],
+            "cpu_us": (sent["cpu_ns"] + received["cpu_ns"]) / 1000 / units,
+            "errors": sent["failed"] + received["failed"],
+            "disturbance": max(sent["delay_ns"], received["delay_ns"]) / window}
+
+
+def bare_us(point):
+    """(of processor time, of the time of each request): what AES-GCM alone adds."""
+    seal, both = BARE_US[point.size][0], sum(BARE_US[point.size])
+    if point.depth == 0:
+        return both, seal  # the ends work at the same time
+    return both, 2 * both if point.same_cpu else both
+
+
+def ceilings(records, points):
+    """(point, engine) -> median, least and greatest part of the ceilings, and what they are."""
+    by_key = {(r["round"], r["point"], r["server"]): r for r in records}
+    found = collections.defaultdict(lambda: collections.defaultdict(list))
+    for (round_number, point, server), sealed in by_key.items():
+        kind, _, engine = server.partition("-")
+        plain = by_key.get((round_number, point, f"plain-{engine}"))
+        if kind != "sealed" or plain is None or not plain["requests_per_second"]:
+            continue
+        cpu_us, time_us = bare_us(points[point])
+        left = 1e6 / (1e6 / plain["requests_per_second"] + time_us)
+        entry = found[point, engine]
+        entry["cpu_ceiling"].append(plain["cpu_us"] / (plain["cpu_us"] + cpu_us))
+        entry["cpu_of_ceiling"].append((plain["cpu_us"] + cpu_us) / sealed["cpu_us"])
+        entry["rate_ceiling"].append(left / plain["requests_per_second"])
+        entry["rate_of_ceiling"].append(sealed["requests_per_second"] / left)
+    return {key: {name: (statistics.median(values), min(values), max(values))
+                  for name, values in entry.items()} for key, entry in found.items()}
+
+
+def markdown(records, points):
+    """One table an engine: the plain figures, what is left of them, and the comparisons."""
+    parts = ceilings(records, points)
+    grpc = run.summarize(records, GRPC)
+    tables = []
+    for engine in ENGINES:
+        names = [point for point in points if (point, engine) in parts]
+        if not names:
+            continue
+        plain = run.summarize(records, f"plain-{engine}")
+        sealed = f"sealed-{engine}"
+
+        def row(title, cell, names=names):
+            return f"| {title} | " + " | ".join(cell(name) for name in names) + " |"
+
+        def spread(values):
+            return f"{values[0]:.2f} ({values[1]:.2f}-{values[2]:.2f})"
+
+        def against(entry, ratio):
+            if ratio not in entry:
+                return "-"
+            return spread([entry[ratio], entry[ratio + "_min"], entry[ratio + "_max"]])
+
+        lines = [row(engine, str), "|---" * (len(names) + 1) + "|"]
+        for title, field, ratio, kind in [
+                ("processor us", "cpu_us", "cpu_ratio", "cpu"),
+                ("requests/s", "requests_per_second", "ratio", "rate")]:
+            lines += [
+                row(f"plain, {title}", lambda n: f"{plain[n, f'plain-{engine}'][field]:.2f}"),
+                row(f"sealed, {title}", lambda n: f"{plain[n, sealed][field]:.2f}"),
+                row(f"ceiling of sealed, {kind}",
+                    lambda n: f"{parts[n, engine][kind + '_ceiling'][0]:.2f}"),
+                row("reached of that", lambda n: spread(parts[n, engine][kind + "_of_ceiling"])),
+                row(f"sealed to {GRPC}, {kind}", lambda n: against(grpc[n, sealed], ratio)),
+            ]
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+def find_programs(args):
+    """The paths of what is measured; grpc and transfer are None when they are not built."""
+    directories = servers.bin_dirs(args)
+    found = Programs(*(servers.find_program(name, directories) for name in (
+        "echo_server", "echo_client", "grpc_alts_echo", "bulk_transfer")))
+    for name, path in [("echo_server", found.server), ("echo_client", found.client)]:
+        if path is None:
+            raise servers.BenchError(f"no program {name} below {', '.join(directories)}; build the "
+                                     "examples (PENSTOCK_EXAMPLES=ON) or give --bin-dir")
+    return found
+
+
+def choose(args, programs):
+    """The names of the servers to run."""
+    wanted = args.servers.split(",") if args.servers is not None else SERVERS
+    for name in wanted:
+        if name not in SERVERS:
+            raise servers.BenchError(f"server '{name}' is not known; there are "
+                                     f"{', '.join(SERVERS)}")
+    if GRPC in wanted and programs.grpc is None:
+        if args.servers is not None:
+            raise servers.BenchError(f"server '{GRPC}': no program grpc_alts_echo; it needs "
+                                     "libgrpc29")
+        print(f"not built, left out: {GRPC}", file=sys.stderr)
+        wanted = [name for name in wanted if name != GRPC]
+    return wanted
+
+
+def measure(names, points, programs, args):
+    """The records of all rounds."""
+    echo = [point for point in points if POINTS[point].depth > 0]
+    one_way = [point for point in points if POINTS[point].depth == 0]
+    records = []
+    if echo:
+        records += run.run_rounds(
+            names, echo, lambda name, point: load_echo(name, POINTS[point], programs, args), args)
+    if one_way and programs.transfer is None:
+        print("not built, left out: bulk_transfer", file=sys.stderr)
+    elif one_way:
+        records += run.run_rounds(
+            [name for name in names if name != GRPC], one_way,
+            lambda name, point: load_transfer(name, POINTS[point], programs, args), args)
+    return records
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    servers.add_common_arguments(parser)
+    run.add_arguments(parser, POINTS)
+    parser.add_argument("--servers", metavar="NAME,...",
+                        help="servers to compare (default: all) out of " + ", ".join(SERVERS))
+    parser.add_argument("--transfer-mib", type=int, default=TRANSFER_MIB,
+                        help="size of the file of `transfer` (default: %(default)s)")
+    args, names_of_points = run.parse(parser, argv, POINTS)
+    programs = find_programs(args)
+    names = choose(args, programs)
+    servers.raise_file_limit()
+
+    records = measure(names, names_of_points, programs, args)
+    points = {name: POINTS[name] for name in names_of_points}
+    facts = servers.machine()
+    if args.out:
+        content = run.document(records, {name: run.summarize(records, name) for name in names},
+                               points, facts, args)
+        content["ceilings"] = [dict({name: dict(zip(("median", "least", "greatest"), values))
+                                     for name, values in entry.items()},
+                                    point=point, engine=engine)
+                               for (point, engine), entry in ceilings(records, points).items()]
+        run.write_json(args.out, content)
+    print(f"{servers.machine_line(facts, args.date)}; {args.rounds} rounds of {args.duration} s, "
+          "medians (least-greatest) of ratios in the same round\n")
+    print(markdown(records, points))
+    return run.conclude(records, args)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except servers.BenchError as error:
+        sys.exit(f"seal.py: {error}")
