@@ -179,7 +179,7 @@ absl::Status RecordOpener::DecryptAt(char* body, size_t payload) {
   Aead* aead = cipher_.StartOpen();
   if (aead == nullptr || (payload > 0 && !aead->Update(body, body, payload))) {
     WipeSecret(body, payload);
-    return absl::InternalError("open record: OpenSSL failed");
+    return absl::InternalError("open record: the cryptographic library failed");
   }
   if (aead->FinishOpen(body + payload)) return absl::OkStatus();
   WipeSecret(body, payload);
@@ -219,7 +219,7 @@ absl::Status RecordOpener::Decrypt(size_t payload, Buffer& own) {
       left -= n;
     }
   }
-  return working ? Refused() : absl::InternalError("open record: OpenSSL failed");
+  return working ? Refused() : absl::InternalError("open record: the cryptographic library failed");
 }
 
 absl::Status RecordOpener::OnWireEnd() {

@@ -51,7 +51,7 @@ class RecordOpener {
   //
   // Errors: InvalidArgument for a header out of bounds or bytes after the end; Unauthenticated for
   // a record that was not sealed as this direction's next; ResourceExhausted when the counter is
-  // used up; Internal when OpenSSL fails.
+  // used up; Internal when the cryptographic library fails.
   Result Next(Buffer& out);
 
   // The stream below has ended, and Next has said kNeedMore or kEnd. How this one ended: OutOfRange

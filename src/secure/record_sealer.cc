@@ -32,18 +32,22 @@ RecordSealer::Result RecordSealer::Seal(BufferChain& plain, BufferChain& wire, s
     return Fail(absl::FailedPreconditionError("seal record: the end of the stream was sealed"));
   }
   bool progress = false;
-  while (!plain.empty() && (wire_max >= kRecordMin || !progress)) {
+  while (!plain.empty()) {
     const uint64_t counters = keys().counter_last() - keys().counter();
     if (counters == 0) {
       if (progress) break;
       return Fail(absl::ResourceExhaustedError(
           absl::StrCat("seal record: all ", keys().counter_last(), " counters are used")));
     }
-    const size_t record =
-        std::min<size_t>(std::min<size_t>(plain.size() + kRecordOverhead, frame_max_),
-                         std::max(wire_max, kRecordMin));
-    size_t batch = counters > kSealBlockMax / kRecordMin ? PlanBatch(plain.size(), wire_max) : 0;
-    batch = std::max(batch, record);
+    size_t record = std::min<size_t>(plain.size() + kRecordOverhead, frame_max_);
+    if (record > wire_max) {
+      if (progress) break;
+      record = std::min(record, std::max(wire_max, kRecordMin));
+    }
+    size_t batch = record;
+    if (counters > kSealBlockMax / kRecordMin) {
+      batch = std::max(batch, PlanBatch(plain.size(), wire_max));
+    }
     BufferChain block = AllocateWire(batch);
     if (block.empty() && batch > record) block = AllocateWire(record);
     if (block.empty()) {
@@ -55,7 +59,7 @@ RecordSealer::Result RecordSealer::Seal(BufferChain& plain, BufferChain& wire, s
     for (size_t left = block.size(); left > 0;) {
       const size_t payload = std::min<size_t>(left, frame_max_) - kRecordOverhead;
       if (!SealRecord(from, to, payload)) {
-        return Fail(absl::InternalError("seal record: OpenSSL failed"));
+        return Fail(absl::InternalError("seal record: the cryptographic library failed"));
       }
       consumed += payload;
       left -= payload + kRecordOverhead;
@@ -126,7 +130,8 @@ RecordSealer::Result RecordSealer::SealEnd(BufferChain& wire) {
   BufferChain block = AllocateWire(kRecordOverhead);
   if (block.empty()) return Result::kNoRoom;
   ChainCursor nothing{BufferChain()}, to(block);
-  if (!SealRecord(nothing, to, 0)) return Fail(absl::InternalError("seal end: OpenSSL failed"));
+  if (!SealRecord(nothing, to, 0))
+    return Fail(absl::InternalError("seal end: the cryptographic library failed"));
   ended_ = true;
   wire.Append(std::move(block));
   return Result::kSealed;

@@ -39,7 +39,8 @@ class RecordSealer {
   // sealed, because the pool refused more. Nothing is made of an empty chain: no empty record ever.
   //
   // Errors: ResourceExhausted when the counter is used up, one record before its last, which gRPC's
-  // C++ would not accept; FailedPrecondition after SealEnd; Internal when OpenSSL fails.
+  // C++ would not accept; FailedPrecondition after SealEnd; Internal when the cryptographic
+  // library fails.
   Result Seal(BufferChain& plain, BufferChain& wire, size_t wire_max);
   // Appends the record that ends this direction. Native mode only, and once: FailedPrecondition
   // otherwise.

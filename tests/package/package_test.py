@@ -164,6 +164,9 @@ class Package:
                     env=pkg_config_env(self.prefix("static"))).split()
         headers = sorted(include.rglob("*.h"))
         expect(headers, f"no headers under {include}")
+        if "-DPENSTOCK_NO_SECURE" in flags:
+            # They refuse in as many words; see without_secure.
+            headers = [h for h in headers if not needs_secure(h, include)]
         for header in headers:
             name = header.relative_to(include)
             source = scratch / (str(name).replace("/", "_") + ".cc")
@@ -226,14 +229,15 @@ class Package:
 
     def options(self):
         """Feature options that cannot be met stop the configuration and name the reason."""
-        def refused(option):
-            return flat(self.configure(TREE, self.fresh("options"), *LIBRARY_ONLY, option,
+        def refused(*options):
+            return flat(self.configure(TREE, self.fresh("options"), *LIBRARY_ONLY, *options,
                                        expect_failure=True))
 
-        for layer in ("secure", "rdma"):
-            if not list((TREE / "src" / layer).glob("*.cc")):
-                out = refused(f"-DPENSTOCK_{layer.upper()}=ON")
-                expect(f"this version of Penstock has no {layer} layer" in out, out)
+        if not list((TREE / "src/rdma").glob("*.cc")):
+            out = refused("-DPENSTOCK_RDMA=ON")
+            expect("this version of Penstock has no rdma layer" in out, out)
+        out = refused("-DPENSTOCK_SECURE=ON", "-DCMAKE_DISABLE_FIND_PACKAGE_OpenSSL=ON")
+        expect("PENSTOCK_SECURE=ON, but OpenSSL >= 3 was not found" in out, out)
         out = refused("-DPENSTOCK_URING=maybe")
         expect("PENSTOCK_URING is 'maybe': AUTO, ON and OFF are accepted" in out, out)
         out = refused("-DPENSTOCK_SANITIZE=magic")
@@ -253,6 +257,28 @@ class Package:
         expect("component 'uring': this Penstock was built without it" in out, out)
         expect("liburing" not in (prefix / "lib/pkgconfig/penstock.pc").read_text(),
                "the pkg-config file asks for liburing")
+
+    def without_secure(self):
+        """The library without OpenSSL: the same, and its headers of sealed streams say so."""
+        build = self.work / "build-no-secure"
+        prefix = self.fresh("no_secure_prefix")
+        self.configure(TREE, build, *LIBRARY_ONLY, "-DPENSTOCK_SECURE=OFF")
+        self.build(build)
+        run(["cmake", "--install", build, "--prefix", prefix])
+        self.consume("no_secure", f"-DCMAKE_PREFIX_PATH={prefix}")
+        out = flat(self.configure(HERE / "consumer", self.fresh("no_secure_component"),
+                                  f"-DCMAKE_PREFIX_PATH={prefix}", "-DCOMPONENTS=secure",
+                                  expect_failure=True))
+        expect("component 'secure': this Penstock was built without it" in out, out)
+        config = (prefix / "lib/pkgconfig/penstock.pc").read_text()
+        expect("ssl" not in config and "crypto" not in config,
+               "the pkg-config file asks for OpenSSL")
+        source = self.fresh("no_secure_header") / "main.cc"
+        source.write_text("#include <penstock/record_protocol.h>\n")
+        flags = run(["pkg-config", "--cflags", "penstock"], env=pkg_config_env(prefix)).split()
+        out = run([self.args.cxx, "-std=c++20", *flags, "-fsyntax-only", source],
+                  expect_failure=True)
+        expect("this Penstock was built without sealed streams" in out, out)
 
     def examples(self):
         """The example programs build from the installed tree, and each explains itself."""
@@ -292,6 +318,14 @@ def pkg_config_env(prefix):
 def flat(text):
     """CMake wraps its messages; compare them on one line."""
     return re.sub(r"\s+", " ", text)
+
+
+def needs_secure(header, include):
+    """Whether a header is of sealed streams: all of those include record_protocol.h."""
+    if header.name == "record_protocol.h":
+        return True
+    inner = re.findall(r"#include <(penstock/\S+)>", header.read_text())
+    return any(needs_secure(include / name, include) for name in inner)
 
 
 def skip(reason):

@@ -1,0 +1,34 @@
+#include "secure/chain_cursor.h"
+
+#include <string>
+#include <utility>
+
+#include <gtest/gtest.h>
+
+namespace {
+
+using penstock::Buffer;
+using penstock::BufferChain;
+using penstock::BufferPool;
+using penstock::internal::ChainCursor;
+
+TEST(ChainCursor, WalksPieceByPieceAndTakesNothing) {
+  BufferPool pool;
+  BufferChain chain;
+  for (const char* piece : {"abc", "d", "ef"}) chain.Append(*pool.Copy(piece));
+  std::string seen;
+  ChainCursor cursor(chain);
+  while (cursor.room() > 0) {
+    seen += std::string(cursor.here(), cursor.room()) + "|";
+    cursor.Skip(cursor.room() > 1 ? cursor.room() - 1 : 1);
+  }
+  EXPECT_EQ(seen, "abc|c|d|ef|f|");
+  EXPECT_EQ(chain.ToString(), "abcdef");
+}
+
+TEST(ChainCursor, AnEmptyChainHasNoRoom) {
+  const BufferChain chain;
+  EXPECT_EQ(ChainCursor(chain).room(), 0u);
+}
+
+}  // namespace

@@ -1,0 +1,312 @@
+#include "secure/record_sealer.h"
+
+#include <memory>
+#include <set>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "absl/status/status.h"
+#include "secure/record_format.h"
+#include "testing/allocations.h"
+#include "testing/pattern.h"
+#include "testing/record_kit.h"
+#include "testing/record_vectors.h"
+
+namespace {
+
+using penstock::Buffer;
+using penstock::BufferChain;
+using penstock::BufferTag;
+using penstock::kRecordFrameGrpc;
+using penstock::kRecordFrameMax;
+using penstock::kRecordFrameNative;
+using penstock::kRecordOverhead;
+using penstock::PoolOptions;
+using penstock::RecordMode;
+using penstock::RecordProtocol;
+using penstock::internal::PatternBytes;
+using penstock::internal::RecordKit;
+using penstock::internal::RecordOpener;
+using penstock::internal::RecordSealer;
+
+using Result = RecordSealer::Result;
+
+static_assert(std::is_move_constructible_v<RecordSealer>);
+
+std::vector<size_t> RecordSizes(std::string_view wire) {
+  std::vector<size_t> sizes;
+  while (!wire.empty()) {
+    const std::string_view header = wire.substr(0, 8);
+    EXPECT_TRUE(penstock::internal::CheckRecordHeader(header, kRecordFrameMax).ok());
+    sizes.push_back(kRecordOverhead + penstock::internal::RecordPayloadSize(header));
+    wire.remove_prefix(std::min(sizes.back(), wire.size()));
+  }
+  return sizes;
+}
+
+TEST(RecordSealer, WhatItSealsOpens) {
+  RecordKit kit;
+  for (RecordProtocol protocol : {RecordProtocol::kGcmAes128, RecordProtocol::kGcmAes128Rekey}) {
+    for (uint32_t frame_max :
+         {25u, 4096u, kRecordFrameGrpc, kRecordFrameNative, 70'000u, kRecordFrameMax}) {
+      const size_t payload = frame_max - kRecordOverhead;
+      RecordKit::Options options{.protocol = protocol, .frame_max = frame_max};
+      RecordSealer sealer = kit.Sealer(options);
+      options.frame_max = kRecordFrameMax;
+      RecordOpener opener = kit.Opener(options);
+      for (size_t size : {size_t{1}, payload - 1, payload, payload + 1, 3 * payload + 7}) {
+        if (size == 0) continue;
+        const std::string plain = PatternBytes(frame_max, size, size);
+        const std::string wire = kit.Seal(sealer, plain);
+        std::vector<size_t> wanted(size / payload, frame_max);
+        if (size % payload != 0) wanted.push_back(size % payload + kRecordOverhead);
+        EXPECT_EQ(RecordSizes(wire), wanted);
+        EXPECT_EQ(kit.Open(opener, wire).bytes, plain) << opener.status();
+      }
+      EXPECT_EQ(opener.keys().counter(), sealer.keys().counter());
+    }
+  }
+}
+
+TEST(RecordSealer, BlocksHoldWholeRecords) {
+  RecordKit kit;
+  const auto blocks = [&](uint32_t frame_max, size_t size) {
+    RecordSealer sealer = kit.Sealer({.frame_max = frame_max});
+    BufferChain plain = kit.Chain(std::string(size, 'x')), wire;
+    EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kSealed);
+    std::vector<std::pair<size_t, size_t>> found;  // bytes, of a block of
+    while (!wire.empty()) {
+      const Buffer block = wire.PopFront();
+      found.emplace_back(block.size(), block.block_size());
+    }
+    return found;
+  };
+  using Found = std::vector<std::pair<size_t, size_t>>;
+  EXPECT_EQ(blocks(kRecordFrameGrpc, 1), (Found{{25, 256}}));
+  EXPECT_EQ(blocks(kRecordFrameGrpc, 16'360), (Found{{16'384, 16'384}}));
+  EXPECT_EQ(blocks(kRecordFrameGrpc, 65'536), (Found{{4 * 16'384 + 96 + 24, 66'048}}));
+  EXPECT_EQ(blocks(kRecordFrameGrpc, 66'000), (Found{{65'536, 65'536}, {560 + 24, 1024}}));
+  EXPECT_EQ(blocks(4096, 8 * 4072 + 1), (Found{{8 * 4096 + 25, 33'280}}));
+  // 64 KiB of payload is what the class of 66,048 is for.
+  EXPECT_EQ(blocks(kRecordFrameNative, 131'072), (Found{{65'560, 66'048}, {65'560, 66'048}}));
+  // A larger record is spread, its tag in one piece.
+  EXPECT_EQ(blocks(kRecordFrameMax, 131'072), (Found{{65'536, 65'536}, {65'560, 66'048}}));
+  EXPECT_EQ(blocks(kRecordFrameMax, 66'048 + 65'520 - kRecordOverhead),
+            (Found{{65'536, 65'536}, {66'032, 66'048}}));
+  EXPECT_EQ(blocks(kRecordFrameMax, 66'049 - kRecordOverhead),
+            (Found{{65'536, 65'536}, {513, 1024}}));
+}
+
+TEST(RecordSealer, GathersAnyPieces) {
+  RecordKit kit;
+  const std::string plain = PatternBytes(3, 0, 20'000);
+  RecordSealer whole = kit.Sealer({.frame_max = kRecordFrameGrpc});
+  const std::string wanted = kit.Seal(whole, plain);
+  for (size_t piece : {1u, 3u, 16u, 100u, 1000u, 16'360u, 19'999u}) {
+    RecordSealer sealer = kit.Sealer({.frame_max = kRecordFrameGrpc});
+    BufferChain chain = kit.Chain(plain, piece), wire;
+    EXPECT_EQ(sealer.Seal(chain, wire, SIZE_MAX), Result::kSealed);
+    EXPECT_EQ(wire.ToString(), wanted) << piece;
+  }
+}
+
+TEST(RecordSealer, ReadsWhatOthersHoldWithoutTouchingIt) {
+  RecordKit kit;
+  RecordSealer sealer = kit.Sealer({});
+  static constexpr char kExternal[] = "read only, and elsewhere";
+  int released = 0;
+  BufferChain plain(Buffer::FromExternal(kExternal, 9, [&] { ++released; }));
+  const Buffer shared = *kit.pool().Copy(", shared");
+  plain.Append(shared.Share());
+  BufferChain wire;
+  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kSealed);
+  EXPECT_EQ(released, 1);
+  EXPECT_EQ(shared.view(), ", shared");
+  RecordOpener opener = kit.Opener({});
+  EXPECT_EQ(kit.Open(opener, wire.ToString()).bytes, "read only, shared");
+}
+
+TEST(RecordSealer, KeepsToTheRoomOnTheWire) {
+  RecordKit kit;
+  const std::string plain = PatternBytes(4, 0, 200'000);
+  for (size_t wire_max : {0u, 24u, 25u, 26u, 1000u, 16'383u, 16'384u, 16'385u, 40'000u, 200'000u}) {
+    RecordSealer sealer = kit.Sealer({.frame_max = kRecordFrameGrpc});
+    RecordOpener opener = kit.Opener({});
+    BufferChain left = kit.Chain(wire_max < 1000 ? plain.substr(0, 100) : plain);
+    const std::string wanted = left.ToString();
+    std::string opened;
+    while (!left.empty()) {
+      BufferChain wire;
+      const size_t before = left.size();
+      ASSERT_EQ(sealer.Seal(left, wire, wire_max), Result::kSealed);
+      ASSERT_LT(left.size(), before);
+      EXPECT_LE(wire.size(), std::max<size_t>(wire_max, kRecordOverhead + 1));
+      // No slivers: after whole records it ends where the next whole one does not fit.
+      if (!left.empty() && wire_max >= kRecordFrameGrpc) {
+        EXPECT_GT(wire.size() + kRecordFrameGrpc, wire_max);
+        EXPECT_EQ(wire.size() % kRecordFrameGrpc, 0u);
+      }
+      opened += kit.Open(opener, wire.ToString()).bytes;
+    }
+    EXPECT_EQ(opened, wanted) << wire_max;
+  }
+}
+
+TEST(RecordSealer, NothingMakesNoRecord) {
+  RecordKit kit;
+  for (RecordMode mode : {RecordMode::kGrpc, RecordMode::kNative}) {
+    RecordSealer sealer = kit.Sealer({.mode = mode});
+    BufferChain plain, wire;
+    EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kSealed);
+    EXPECT_TRUE(wire.empty());
+    EXPECT_EQ(sealer.keys().counter(), 0u);
+  }
+}
+
+TEST(RecordSealer, APoolWithoutRoomCostsNothing) {
+  RecordKit kit(PoolOptions{.bytes_max = 128 * 1024});
+  RecordSealer sealer = kit.Sealer({.frame_max = kRecordFrameGrpc});
+  const std::string bytes = PatternBytes(5, 0, 16'360 * 3);
+  const std::vector<char> held(bytes.begin(), bytes.end());
+  BufferChain plain(Buffer::FromExternal(held.data(), held.size(), [] {})), wire;
+
+  Buffer hog = *kit.pool().Allocate(64 * 1024);
+  Buffer second = *kit.pool().Allocate(32 * 1024), third = *kit.pool().Allocate(32 * 1024);
+  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kNoRoom);
+  EXPECT_TRUE(sealer.status().ok());
+  EXPECT_EQ(plain.size(), bytes.size());
+  EXPECT_EQ(wire.size(), 0u);
+  EXPECT_EQ(sealer.keys().counter(), 0u);
+
+  // Room for two records but not for the batch: they are sealed one by one.
+  third.Reset();
+  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kSealed);
+  EXPECT_EQ(wire.size(), 2u * kRecordFrameGrpc);
+  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kNoRoom);
+  hog.Reset();
+  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kSealed);
+  EXPECT_TRUE(plain.empty());
+  second.Reset();
+  RecordKit other;
+  RecordOpener opener = other.Opener({});
+  EXPECT_EQ(other.Open(opener, wire.ToString()).bytes, bytes);
+}
+
+TEST(RecordSealer, SpreadRecordsNeedAllTheirRoomAtOnce) {
+  RecordKit kit(PoolOptions{.bytes_max = 128 * 1024});
+  RecordSealer sealer = kit.Sealer({.frame_max = kRecordFrameMax});
+  const std::string bytes(200'000, 'b');
+  BufferChain plain(Buffer::FromExternal(bytes.data(), bytes.size(), [] {})), wire;
+  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kNoRoom);
+  EXPECT_EQ(plain.size(), bytes.size());
+  EXPECT_EQ(sealer.keys().counter(), 0u);
+  EXPECT_EQ(kit.pool().Stats().live, 0u);
+}
+
+TEST(RecordSealer, StopsOneCounterEarlyForEver) {
+  RecordKit kit;
+  for (RecordProtocol protocol : {RecordProtocol::kGcmAes128, RecordProtocol::kGcmAes128Rekey}) {
+    const uint64_t last = kit.Sealer({.protocol = protocol}).keys().counter_last();
+    // In one call and in several.
+    for (size_t wire_max : {size_t{0}, SIZE_MAX}) {
+      RecordSealer sealer =
+          kit.Sealer({.protocol = protocol, .frame_max = 30, .counter = last - 3});
+      BufferChain plain = kit.Chain(std::string(60, 'x')), wire;
+      while (sealer.Seal(plain, wire, wire_max) == Result::kSealed) continue;
+      EXPECT_TRUE(absl::IsResourceExhausted(sealer.status())) << sealer.status();
+      EXPECT_EQ(sealer.keys().counter(), last);
+      EXPECT_FALSE(sealer.keys().exhausted());
+      EXPECT_EQ(RecordSizes(wire.ToString()).size(), 3u);
+      const size_t sealed = wire.size();
+      const absl::Status status = sealer.status();
+      for (int i = 0; i < 3; ++i) EXPECT_EQ(sealer.Seal(plain, wire, wire_max), Result::kError);
+      EXPECT_EQ(sealer.SealEnd(wire), Result::kError);
+      EXPECT_EQ(sealer.status(), status);
+      EXPECT_EQ(wire.size(), sealed);
+      EXPECT_EQ(sealer.keys().counter(), last);
+    }
+    RecordSealer native =
+        kit.Sealer({.protocol = protocol, .mode = RecordMode::kNative, .counter = last});
+    BufferChain wire;
+    EXPECT_EQ(native.SealEnd(wire), Result::kError);
+    EXPECT_TRUE(absl::IsResourceExhausted(native.status())) << native.status();
+  }
+}
+
+TEST(RecordSealer, EndsANativeStreamOnce) {
+  RecordKit kit;
+  RecordSealer sealer = kit.Sealer({.mode = RecordMode::kNative});
+  BufferChain plain = kit.Chain("last words"), wire;
+  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kSealed);
+  EXPECT_EQ(sealer.SealEnd(wire), Result::kSealed);
+  EXPECT_EQ(sealer.keys().counter(), 2u);
+  RecordOpener opener = kit.Opener({.mode = RecordMode::kNative});
+  const RecordKit::Opened opened = kit.Open(opener, wire.ToString());
+  EXPECT_EQ(opened.bytes, "last words");
+  EXPECT_EQ(opened.last, RecordOpener::Result::kEnd);
+
+  const size_t sealed = wire.size();
+  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kSealed);  // nothing: no record
+  plain = kit.Chain("too late");
+  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kError);
+  EXPECT_TRUE(absl::IsFailedPrecondition(sealer.status())) << sealer.status();
+  EXPECT_EQ(wire.size(), sealed);
+}
+
+TEST(RecordSealer, HasNoEndToSealTwiceNorInGrpcMode) {
+  RecordKit kit;
+  BufferChain wire;
+  RecordSealer grpc = kit.Sealer({});
+  EXPECT_EQ(grpc.SealEnd(wire), Result::kError);
+  EXPECT_TRUE(absl::IsFailedPrecondition(grpc.status())) << grpc.status();
+  EXPECT_TRUE(wire.empty());
+  RecordSealer native = kit.Sealer({.mode = RecordMode::kNative});
+  EXPECT_EQ(native.SealEnd(wire), Result::kSealed);
+  EXPECT_EQ(native.SealEnd(wire), Result::kError);
+  EXPECT_TRUE(absl::IsFailedPrecondition(native.status())) << native.status();
+  EXPECT_EQ(wire.size(), kRecordOverhead);
+}
+
+TEST(RecordSealer, AnEndWithoutRoomComesLater) {
+  RecordKit kit(PoolOptions{.bytes_max = 4096});
+  RecordSealer sealer = kit.Sealer({.mode = RecordMode::kNative});
+  Buffer hog = *kit.pool().Allocate(4096);
+  BufferChain wire;
+  EXPECT_EQ(sealer.SealEnd(wire), Result::kNoRoom);
+  EXPECT_EQ(sealer.keys().counter(), 0u);
+  hog.Reset();
+  EXPECT_EQ(sealer.SealEnd(wire), Result::kSealed);
+}
+
+TEST(RecordSealer, OneThatMovesGoesOnWhereItWas) {
+  RecordKit kit;
+  auto first = std::make_unique<RecordSealer>(kit.Sealer({}));
+  std::string wire = kit.Seal(*first, "before, ");
+  RecordSealer second(std::move(*first));
+  first.reset();
+  wire += kit.Seal(second, "after");
+  RecordOpener opener = kit.Opener({});
+  EXPECT_EQ(kit.Open(opener, wire).bytes, "before, after");
+}
+
+TEST(RecordSealer, AllocatesNothingPerRecord) {
+  if (!penstock::internal::CanCountAllocations()) GTEST_SKIP() << "a sanitizer counts its own";
+  RecordKit kit;
+  RecordSealer sealer = kit.Sealer({.frame_max = 4096});
+  const std::string bytes(40'000, 'x');
+  const auto seal = [&] {
+    BufferChain plain = kit.Chain(bytes, 3000), wire;
+    ASSERT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kSealed);
+  };
+  seal();
+  const int64_t before = penstock::internal::AllocationsOnThisThread();
+  for (int i = 0; i < 100; ++i) seal();
+  EXPECT_EQ(penstock::internal::AllocationsOnThisThread() - before, 0);
+}
+
+}  // namespace
