@@ -30,6 +30,7 @@
 #include "common/part_file.h"
 #include "common/program.h"
 #include "common/progress.h"
+#include "common/sealing.h"
 #include "common/stopwatch.h"
 #include "common/transfer_format.h"
 
@@ -63,6 +64,7 @@ struct Transfer {
   std::string path;
   absl::Duration timeout;
   uint64_t bytes_max;
+  examples::Sealing sealing;
 };
 
 struct Outcome {
@@ -231,6 +233,8 @@ coro::Task<absl::Status> Send(Loop& loop, const Transfer& transfer, Outcome& out
   options.stream.send_queue_high = 4 * kChunk;
   absl::StatusOr<StreamPtr> stream = co_await coro::Connect(loop, transfer.address, options);
   if (!stream.ok()) co_return stream.status();
+  stream = co_await examples::Sealing::Await(transfer.sealing, *std::move(stream));
+  if (!stream.ok()) co_return stream.status();
 
   const examples::Stopwatch watch;
   const absl::Status sent = co_await SendContent(loop, **stream, *file, outcome);
@@ -311,6 +315,8 @@ coro::Task<absl::Status> Receive(Loop& loop, const Transfer& transfer, coro::Can
   absl::StatusOr<StreamPtr> stream = co_await (*queue)->Accept(token);
   if (!stream.ok()) co_return stream.status();
   queue->reset();  // one sender is served
+  stream = co_await examples::Sealing::Await(transfer.sealing, *std::move(stream));
+  if (!stream.ok()) co_return stream.status();
 
   const examples::Stopwatch watch;
   Reader reader(**stream, token);
@@ -393,9 +399,9 @@ int main(int argc, char** argv) {
   if (text.empty()) {
     examples::Fail(absl::StrCat(words[0], " needs --", flag, "=ADDRESS, such as 127.0.0.1:7000"));
   }
-  const Transfer transfer{examples::AddressOrFail(flag, text), words[1],
-                          absl::GetFlag(FLAGS_timeout),
-                          static_cast<uint64_t>(absl::GetFlag(FLAGS_max_bytes))};
+  const Transfer transfer{
+      examples::AddressOrFail(flag, text), words[1], absl::GetFlag(FLAGS_timeout),
+      static_cast<uint64_t>(absl::GetFlag(FLAGS_max_bytes)), examples::Sealing::FromFlags(!sends)};
   examples::RangeOrFail("max-bytes", absl::GetFlag(FLAGS_max_bytes), 0, INT64_MAX);
   if (transfer.timeout < absl::Milliseconds(1)) {
     examples::Fail("--timeout: durations of 1ms and more are accepted");

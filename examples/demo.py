@@ -143,12 +143,34 @@ class Tour:
 
     def client(self, server, *options):
         """Runs the echo client and returns its line."""
-        done = subprocess.run([self.programs / "echo_client", f"--connect={server.address}",
-                               *options], text=True, stdout=subprocess.PIPE, stderr=self.log,
-                              check=False, timeout=300)
+        done = self.run_client(server, *options)
         if done.returncode != 0:
             raise Broken(f"echo_client ended with status {done.returncode}: {done.stdout}")
         return json.loads(done.stdout.splitlines()[-1])
+
+    def run_client(self, server, *options):
+        done = subprocess.run([self.programs / "echo_client", f"--connect={server.address}",
+                               *options], text=True, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, check=False, timeout=300)
+        self.log.write(done.stderr)
+        return done
+
+    def certificates(self, name):
+        """A folder with an authority of its own and what it has signed."""
+        folder = self.scratch / name
+        if not folder.exists():
+            script = Path(__file__).resolve().parent / "make_certs.sh"
+            subprocess.run([script, folder], check=True, stdout=subprocess.DEVNULL)
+        return folder
+
+    @staticmethod
+    def tls(folder, side):
+        words = ["--seal=tls", f"--cert={folder}/{side}.pem", f"--key={folder}/{side}.key",
+                 f"--ca={folder}/ca.pem"]
+        return words + (["--verify-name=localhost"] if side == "client" else [])
+
+    def psk(self):
+        return ["--seal=psk", f"--psk-file={self.certificates('ours')}/psk.hex"]
 
     def step(self, group, name, function, *arguments):
         """Runs one step; what is absent or broken is said, recorded, and the tour goes on."""
@@ -201,27 +223,70 @@ class Tour:
         target.unlink()
         return figures
 
-    def idle(self, engine):
-        wanted = 10000
+    def sealed_echo(self, engine):
+        self.need_sealing()
+        certificates = self.certificates("ours")
+        seconds = 2 if self.quick else 5
+        with self.server(engine, *self.tls(certificates, "server")) as server:
+            result = self.client(server, *self.tls(certificates, "client"), "--connections=64",
+                                 "--size=1024", "--depth=16", f"--duration={seconds}s")
+            last = server.stop()
+        print(f"  {engine}: {result['requests_per_s']:,.0f} requests/s in records of AES-128-GCM, "
+              f"keyed by TLS 1.3 with certificates on both sides; errors "
+              f"{result['errors'] + last['errors']}")
+        return {"client": result, "server": last}
+
+    def stranger(self):
+        """A client with a certificate of another authority, and one that does not seal at all."""
+        self.need_sealing()
+        ours, theirs = self.certificates("ours"), self.certificates("theirs")
+        # It does trust our server, so that it is the server who refuses.
+        words = self.tls(theirs, "client")[:-2] + [f"--ca={ours}/ca.pem", "--verify-name=localhost"]
+        with self.server("auto", *self.tls(ours, "server")) as server:
+            stranger = self.run_client(server, *words, "--duration=100ms")
+            plain = self.run_client(server, "--duration=100ms", "--size=4096")
+            last = server.stop()
+        for who, done in (("a certificate of another authority", stranger), ("no seal", plain)):
+            said = done.stderr.strip().splitlines() or ["nothing"]
+            print(f"  {who}: echo_client ended with status {done.returncode}: {said[0]}")
+        return {"stranger_status": stranger.returncode, "stranger_said": stranger.stderr,
+                "plain_status": plain.returncode, "server": last}
+
+    def need_sealing(self):
+        asked = subprocess.run([self.programs / "echo_client", "--seal=psk", "--connect=unix:@none"],
+                               text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                               check=False, timeout=30)
+        if "without sealed streams" in asked.stderr:
+            raise Absent("this Penstock was built without sealed streams")
+        if shutil.which("openssl") is None:
+            raise Absent("openssl, which makes the certificates, is not installed")
+
+    def sealed_idle(self, engine):
+        self.need_sealing()
+        return self.idle(engine, 2000 if self.quick else 10000, self.psk())
+
+    def idle(self, engine, wanted=10000, sealing=()):
         count = min(wanted, raise_descriptor_limit(wanted + 200) - 100)
-        with self.server(engine, f"--max-connections={wanted + 100}") as server:
+        with self.server(engine, f"--max-connections={wanted + 100}", *sealing) as server:
             if count < wanted:
                 print(f"  only {count:,} connections: the limit of open files is {count + 100:,}")
             # One request first, so that code and tables that every server needs are resident.
-            self.client(server, "--connections=1", "--size=16384", "--depth=1", "--duration=100ms")
+            self.client(server, "--connections=1", "--size=16384", "--depth=1", "--duration=100ms",
+                        *sealing)
             first = wait_until(lambda: self.none_left(server), 30, "the first client's end")
             before = server.resident()
             # It stays until its standard input ends.
             client = subprocess.Popen(
                 [self.programs / "echo_client", f"--connect={server.address}", f"--idle={count}",
-                 "--size=1024", "--duration=120s"],
+                 "--size=1024", "--duration=120s", *sealing],
                 stdin=subprocess.PIPE, stdout=self.log, stderr=self.log)
             try:
                 wait_until(lambda: self.all_served(server, first, count), 60,
                            f"{count} connections served")
                 # Figures of one snapshot may be a few operations apart; nothing moves any more now.
                 idle = server.snapshot()
-                resident = server.resident()
+                # What a handshake needed, and the cipher contexts in use, go after a second.
+                resident = self.settled(server) if sealing else server.resident()
                 client.stdin.close()
                 if client.wait(timeout=60) != 0:
                     raise Broken(f"echo_client --idle ended with status {client.returncode}")
@@ -274,6 +339,13 @@ class Tour:
         print("\nIdle connections: what they hold while nothing is said")
         for engine in ENGINES:
             self.step("idle", engine, self.idle, engine)
+        print("\nSealed echo: the same messages, encrypted and authenticated")
+        for engine in ENGINES:
+            self.step("sealed_echo", engine, self.sealed_echo, engine)
+        self.step("stranger", "refused", self.stranger)
+        print("\nIdle sealed connections, keyed by TLS 1.3 with a shared key")
+        for engine in ENGINES:
+            self.step("sealed_idle", engine, self.sealed_idle, engine)
         print()
 
 

@@ -12,7 +12,7 @@ usage() {
 usage: examples/demo.sh [--quick] [--json FILE] [--build DIR]
 
 Installs missing Debian packages (as root or through sudo), builds the library and its examples, and
-shows them at work: echo on each engine, a bulk transfer, thousands of idle connections.
+shows them at work: echo on each engine, a bulk transfer, thousands of idle connections; and sealed.
   --quick      shorter: a few seconds a step
   --json FILE  write the figures to FILE too
   --build DIR  build there (default: build/demo in the tree)

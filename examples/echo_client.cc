@@ -21,6 +21,7 @@
 #include "common/json.h"
 #include "common/pattern.h"
 #include "common/program.h"
+#include "common/sealing.h"
 #include "common/stopwatch.h"
 
 ABSL_FLAG(std::string, connect, "127.0.0.1:7000", "address of the echo server");
@@ -56,6 +57,7 @@ struct Config {
   size_t depth;
   absl::Duration duration;
   bool idle;
+  examples::Sealing sealing;
 };
 
 class Load;
@@ -66,6 +68,7 @@ class Client {
   Client(Load& load, uint64_t number) : load_(load), number_(number) {}
 
   void Connect();
+  void Use(penstock::StreamPtr stream);
   void Send(size_t requests);
   // No more will be sent: ends it when nothing is in flight.
   void FinishIfQuiet();
@@ -133,14 +136,19 @@ void Client::Connect() {
   options.stream.send_queue_max = 2 * kInFlightMax;
   penstock::Connect(load_.loop(), load_.config().address, std::move(options),
                     [this](absl::StatusOr<StreamPtr> stream) {
-                      const absl::Status status = stream.status();
-                      if (status.ok()) {
-                        stream_ = *std::move(stream);
-                        began_.resize(load_.config().depth);
-                        Read();
-                      }
-                      load_.OnConnect(status);
+                      if (!stream.ok()) return load_.OnConnect(stream.status());
+                      load_.config().sealing.Apply(*std::move(stream),
+                                                   [this](absl::StatusOr<StreamPtr> ready) {
+                                                     if (ready.ok()) Use(*std::move(ready));
+                                                     load_.OnConnect(ready.status());
+                                                   });
                     });
+}
+
+void Client::Use(StreamPtr stream) {
+  stream_ = std::move(stream);
+  began_.resize(load_.config().depth);
+  Read();
 }
 
 void Client::Send(size_t requests) {
@@ -337,7 +345,8 @@ Config ConfigFromFlags() {
           static_cast<size_t>(size),
           static_cast<size_t>(depth),
           duration,
-          idle > 0};
+          idle > 0,
+          examples::Sealing::FromFlags(false)};
 }
 
 }  // namespace

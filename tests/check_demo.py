@@ -12,6 +12,7 @@ import xml.etree.ElementTree as ElementTree
 RESIDENT_RETURN_MAX = 4 << 20
 # User memory of one idle connection, everything that the server keeps for it.
 RESIDENT_EACH_MAX = 512
+SEALED_RESIDENT_EACH_MAX = 2048
 
 
 def check_echo(figures):
@@ -25,19 +26,34 @@ def check_bulk(figures):
     yield "checksums equal", figures["sha256_sent"] == figures["sha256_received"], figures
 
 
-def check_idle(figures):
+def check_stranger(figures):
+    for who in ("stranger", "plain"):
+        yield f"{who} refused", figures[f"{who}_status"] == 1, figures[f"{who}_status"]
+    said = figures["stranger_said"]
+    yield "the stranger is told", "certificate" in said or "CA" in said, said
+    yield "errors", figures["server"]["errors"] == 0, figures["server"]
+
+
+def check_sealed_idle(figures):
+    return check_idle(figures, SEALED_RESIDENT_EACH_MAX)
+
+
+def check_idle(figures, each_max=RESIDENT_EACH_MAX):
     idle = figures["snapshot"]["idle_connections"]
     yield "all idle", idle == figures["count"], idle
     yield "live pool bytes", figures["snapshot"]["pool_live_bytes"] == 0, figures["snapshot"]
     yield "errors", figures["last"]["errors"] == 0, figures["last"]
     each = figures["resident_per_connection"]
-    yield f"at most {RESIDENT_EACH_MAX} resident bytes each", each <= RESIDENT_EACH_MAX, each
+    yield f"at most {each_max} resident bytes each", each <= each_max, each
     back = figures["resident_after"] - figures["resident_before"]
     yield f"at most {RESIDENT_RETURN_MAX} resident bytes stay", back <= RESIDENT_RETURN_MAX, back
 
 
-CHECKS = {"echo": check_echo, "bulk": check_bulk, "idle": check_idle}
-EXPECTED = {"echo": ("epoll", "uring"), "bulk": ("transfer",), "idle": ("epoll", "uring")}
+CHECKS = {"echo": check_echo, "bulk": check_bulk, "idle": check_idle, "sealed_echo": check_echo,
+          "stranger": check_stranger, "sealed_idle": check_sealed_idle}
+EXPECTED = {"echo": ("epoll", "uring"), "bulk": ("transfer",), "idle": ("epoll", "uring"),
+            "sealed_echo": ("epoll", "uring"), "stranger": ("refused",),
+            "sealed_idle": ("epoll", "uring")}
 
 
 def verdict(group, name, figures, machine):

@@ -21,6 +21,7 @@
 #include "absl/time/time.h"
 #include "common/json.h"
 #include "common/program.h"
+#include "common/sealing.h"
 
 ABSL_FLAG(std::string, listen, "127.0.0.1:7000",
           "address to listen on: 127.0.0.1:7000, [::1]:7000, *:7000, unix:/path or unix:@name; "
@@ -40,11 +41,13 @@ using penstock::Listener;
 using penstock::Loop;
 using penstock::LoopSnapshot;
 using penstock::SocketAddress;
+using penstock::StreamPtr;
 
 struct ServerConfig {
   EngineKind engine;
   penstock::ListenOptions listen;
   Serve serve;
+  Sealing sealing;
 };
 
 // A loop and its listener. Both are made, run and destroyed on one thread, the only one that may
@@ -60,7 +63,7 @@ class ServerLoop {
     engine_ = loop_->engine();
     engine_reason_ = loop_->engine_reason();
     absl::StatusOr<std::unique_ptr<Listener>> listener =
-        Listener::Listen(*loop_, address, config.listen, config.serve);
+        Listener::Listen(*loop_, address, config.listen, Accept(config));
     if (!listener.ok()) return listener.status();
     listener_ = *std::move(listener);
     return listener_->address();
@@ -105,6 +108,16 @@ class ServerLoop {
   const std::string& engine_reason() const { return engine_reason_; }
 
  private:
+  // A peer that is refused costs a line on stderr.
+  static Listener::AcceptCallback Accept(const ServerConfig& config) {
+    return [serve = config.serve, sealing = config.sealing](StreamPtr stream) {
+      sealing.Apply(std::move(stream), [serve](absl::StatusOr<StreamPtr> ready) {
+        if (!ready.ok()) return Complain(std::string(ready.status().message()));
+        serve(*std::move(ready));
+      });
+    };
+  }
+
   LoopSnapshot snapshot_;
   EngineKind engine_ = EngineKind::kAuto;
   std::string engine_reason_;
@@ -157,7 +170,8 @@ ServerConfig ConfigFromFlags(const SocketAddress& address, Serve serve,
   if (loops > 1 && address.family() == AF_UNIX) {
     Fail("--loops: a Unix socket cannot be shared by several loops; --loops=1 is accepted");
   }
-  ServerConfig config{EngineOrFail("engine", absl::GetFlag(FLAGS_engine)), {}, serve};
+  ServerConfig config{
+      EngineOrFail("engine", absl::GetFlag(FLAGS_engine)), {}, serve, Sealing::FromFlags(true)};
   config.listen.reuse_port = loops > 1;
   config.listen.connections_max = static_cast<uint32_t>((connections + loops - 1) / loops);
   config.listen.stream = options;

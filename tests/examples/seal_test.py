@@ -1,0 +1,188 @@
+#!/usr/bin/env python3
+"""The --seal flags of the example programs: every way to seal, and everybody who must be refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import programs
+from programs import Listening, Server, each_engine, run
+
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "make_certs.sh"
+KEYS = {"ALTSRP_GCM_AES128_REKEY": bytes(range(44)).hex(), "ALTSRP_GCM_AES128": bytes(range(16)).hex()}
+
+
+class Seal:
+    def certificates(self, name="ours", *words):
+        folder = self.folder / name
+        subprocess.run([SCRIPT, folder, *words], check=True, stdout=subprocess.DEVNULL)
+        return folder
+
+    def tls(self, folder, side, verify_name="localhost"):
+        words = ["--seal=tls", f"--cert={folder}/{side}.pem", f"--key={folder}/{side}.key",
+                 f"--ca={folder}/ca.pem"]
+        return words + ([f"--verify-name={verify_name}"] if side == "client" else [])
+
+    def psk(self, folder, identity="pump"):
+        return ["--seal=psk", f"--psk-file={folder}/psk.hex", f"--psk-identity={identity}"]
+
+    def server(self, *words):
+        return Server("echo_server", "--listen=127.0.0.1:0", f"--engine={self.engine}", *words)
+
+    def run_client(self, server, *words):
+        return run("echo_client", f"--connect={server.address}", f"--engine={self.engine}",
+                   "--duration=200ms", *words)
+
+    def check_echo(self, server_words, client_words):
+        with self.server(*server_words) as server:
+            done = self.run_client(server, *client_words)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            figures = json.loads(done.stdout)
+            self.assertEqual(figures["errors"], 0)
+            self.assertGreater(figures["requests"], 0)
+            last = server.stop()
+        self.assertEqual((last["errors"], last["pool_live_bytes"], last["connections"]), (0, 0, 0))
+        # Records are longer than what they carry.
+        self.assertGreater(last["bytes_in"], figures["bytes"])
+
+    def check_refused(self, server_words, client_words, said, server_said):
+        """Both ends say why; nothing is echoed, and the server goes on."""
+        with self.server(*server_words) as server:
+            done = self.run_client(server, *client_words)
+            self.assertEqual(done.returncode, 1, done.stdout)
+            self.assertRegex(done.stderr, said)
+            last = server.stop()
+            self.assertRegex(server.stderr(), server_said)
+        self.assertEqual((last["errors"], last["pool_live_bytes"], last["connections"]), (0, 0, 0))
+
+    def test_certificates(self):
+        folder = self.certificates()
+        for words in ([], ["--connections=8", "--depth=4", "--size=1000"], ["--size=300000"]):
+            with self.subTest(words=words):
+                self.check_echo(self.tls(folder, "server"), self.tls(folder, "client") + words)
+        with self.subTest("by address"):
+            self.check_echo(self.tls(folder, "server"), self.tls(folder, "client", "127.0.0.1"))
+
+    def test_shared_key(self):
+        folder = self.certificates()
+        self.check_echo(self.psk(folder), self.psk(folder) + ["--connections=4", "--size=20000"])
+
+    def test_static_key(self):
+        for protocol, key in KEYS.items():
+            for frame in ("0", "1024", "65536", "1048576"):
+                with self.subTest(protocol=protocol, frame=frame):
+                    words = ["--seal=static", f"--key-hex={key}", f"--record-protocol={protocol}",
+                             f"--max-frame={frame}"]
+                    self.check_echo(words, words + ["--size=100000", "--depth=2"])
+
+    def test_a_static_key_serves_one_connection(self):
+        words = ["--seal=static", f"--key-hex={KEYS['ALTSRP_GCM_AES128_REKEY']}"]
+        with self.server(*words) as server:
+            self.assertEqual(self.run_client(server, *words).returncode, 0)
+            self.assertEqual(self.run_client(server, *words).returncode, 1)
+            server.stop()
+            self.assertRegex(server.stderr(), "used")
+        with self.server(*words, "--unsafe-key-reuse") as server:
+            done = self.run_client(server, *words, "--unsafe-key-reuse", "--connections=4")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            server.stop()
+
+    def test_record_sizes_of_tls(self):
+        folder = self.certificates()
+        for frame in ("1024", "1048580"):
+            with self.subTest(frame=frame):
+                self.check_echo(self.psk(folder) + [f"--max-frame={frame}"],
+                                self.psk(folder) + ["--size=200000"])
+
+    def test_another_authority_is_refused(self):
+        ours, theirs = self.certificates(), self.certificates("theirs")
+        stranger = [word.replace(f"{theirs}/ca.pem", f"{ours}/ca.pem")
+                    for word in self.tls(theirs, "client")]
+        self.check_refused(self.tls(ours, "server"), stranger, "(?i)alert|authority|CA",
+                           "(?i)certificate")
+        self.check_refused(self.tls(theirs, "server"), self.tls(ours, "client"),
+                           "(?i)certificate", "(?i)alert|authority|CA")
+
+    def test_another_name_is_refused(self):
+        folder = self.certificates()
+        self.check_refused(self.tls(folder, "server"),
+                           self.tls(folder, "client", "elsewhere.example"),
+                           "(?i)name|host", "(?i)alert")
+
+    def test_another_shared_key_is_refused(self):
+        ours, theirs = self.certificates(), self.certificates("theirs")
+        self.check_refused(self.psk(ours), self.psk(theirs), "(?i)alert|key", "(?i)key|psk")
+        self.check_refused(self.psk(ours), self.psk(ours, "stranger"), "(?i)alert|key",
+                           "(?i)key|psk|identity")
+
+    def test_another_static_key_is_refused(self):
+        key = KEYS["ALTSRP_GCM_AES128"]
+        words = ["--seal=static", "--record-protocol=ALTSRP_GCM_AES128"]
+        with self.server(*words, f"--key-hex={key}") as server:
+            done = self.run_client(server, *words, f"--key-hex={key[2:]}00")
+            self.assertEqual(done.returncode, 1)
+            last = server.stop()
+        self.assertEqual((last["errors"], last["pool_live_bytes"]), (0, 0))
+
+    def test_plain_and_sealed_do_not_mix(self):
+        folder = self.certificates()
+        with self.server(*self.tls(folder, "server")) as server:
+            self.assertEqual(self.run_client(server, "--size=4096").returncode, 1)
+            server.stop()
+            self.assertNotEqual(server.stderr(), "")
+        with self.server() as server:
+            self.assertEqual(self.run_client(server, *self.tls(folder, "client")).returncode, 1)
+
+    def test_bulk_transfer(self):
+        folder = self.certificates()
+        source, target = self.folder / "source", self.folder / "target"
+        content = os.urandom(3000001)
+        source.write_bytes(content)
+        for server, client in ((self.tls(folder, "server"), self.tls(folder, "client")),
+                               (self.psk(folder), self.psk(folder))):
+            with self.subTest(seal=server[0]):
+                with Listening("bulk_transfer", "receive", target, "--listen=127.0.0.1:0",
+                               f"--engine={self.engine}", *server) as receiver:
+                    done = run("bulk_transfer", "send", source, f"--connect={receiver.address}",
+                               f"--engine={self.engine}", *client)
+                    self.assertEqual(done.returncode, 0, done.stderr)
+                    self.assertEqual(receiver.end(), 0, receiver.stderr())
+                self.assertEqual(target.read_bytes(), content)
+                target.unlink()
+
+    def test_http(self):
+        folder = self.certificates()
+        with Server("http_hello", "--listen=127.0.0.1:0", f"--engine={self.engine}",
+                    *self.psk(folder)) as server, server.connect() as peer:
+            peer.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+            self.assertNotIn(b"HTTP/1.1", programs.receive_all(peer))
+            server.stop(signal.SIGINT)
+
+    def test_flags_that_make_no_sense(self):
+        folder = self.certificates()
+        for words, said in (
+                (["--seal=yes"], "none, tls, psk and static"),
+                (["--seal=tls"], "--cert"),
+                (self.tls(folder, "client")[:-1], "--verify-name"),
+                (self.tls(folder, "client") + [f"--ca={folder}/none.pem"], "none.pem"),
+                (self.tls(folder, "client") + [f"--key={folder}/server.key"], "(?i)key"),
+                (["--seal=psk"], "--psk-file"),
+                (self.psk(folder)[:1] + [f"--psk-file={folder}/ca.pem"], "--psk-file"),
+                (["--seal=static"], "--key-hex"),
+                (["--seal=static", "--key-hex=0102"], "44"),
+                (["--seal=static", "--key-hex=xy"], "--key-hex"),
+                (["--seal=static", "--record-protocol=ROT13"], "ALTSRP_GCM_AES128_REKEY"),
+                (self.psk(folder) + ["--max-frame=100"], "--max-frame")):
+            with self.subTest(words=words):
+                done = run("echo_client", "--connect=127.0.0.1:1", *words)
+                self.assertEqual(done.returncode, 1)
+                self.assertRegex(done.stderr, said)
+
+
+globals().update(each_engine(Seal))
+
+if __name__ == "__main__":
+    sys.exit(programs.main())
