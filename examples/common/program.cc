@@ -52,21 +52,22 @@ std::map<std::string, absl::CommandLineFlag*> OwnFlags() {
   std::exit(0);
 }
 
+enum class Value { kGiven, kNext, kTrue };
+
 // Checks `--name=value`, `--name value` and, for bools, `--name` before absl does: its own errors
-// do not say what is accepted. Returns true when the value is the next argument.
-bool CheckFlag(std::string_view name, const char* value) {
+// do not say what is accepted. Says where the value is.
+Value CheckFlag(std::string_view name, const char* value) {
   absl::CommandLineFlag* flag =
       absl::FindCommandLineFlag(absl::string_view(name.data(), name.size()));
   const std::string shown =
       absl::StrCat("--", WithDashes(absl::string_view(name.data(), name.size())));
   if (flag == nullptr) Fail(absl::StrCat(shown, ": there is no such flag; --help lists them"));
-  if (flag->IsOfType<bool>() && value == nullptr) return false;
-  if (value == nullptr) return true;
+  if (value == nullptr) return flag->IsOfType<bool>() ? Value::kTrue : Value::kNext;
   std::string error;
   if (!flag->ParseFrom(value, &error)) {
     Fail(absl::StrCat(shown, ": '", value, "' is not ", std::string(KindOf(*flag))));
   }
-  return false;
+  return Value::kGiven;
 }
 
 }  // namespace
@@ -87,10 +88,17 @@ std::vector<std::string> ParseCommandLine(int argc, char** argv, std::string_vie
     std::replace(word.begin() + 2, word.begin() + static_cast<std::ptrdiff_t>(equals), '-', '_');
     const std::string name = word.substr(2, equals - 2);
     const char* value = equals < word.size() ? word.c_str() + equals + 1 : nullptr;
-    if (CheckFlag(name, value)) {
-      ++i;
-      if (i == words.size()) Fail(absl::StrCat("--", WithDashes(name), ": a value is missing"));
-      CheckFlag(name, words[i].c_str());
+    switch (CheckFlag(name, value)) {
+      case Value::kGiven:
+        break;
+      case Value::kTrue:
+        // absl, as a shared library, does not know a bool of ours when it sees one.
+        word += "=true";
+        break;
+      case Value::kNext:
+        ++i;
+        if (i == words.size()) Fail(absl::StrCat("--", WithDashes(name), ": a value is missing"));
+        CheckFlag(name, words[i].c_str());
     }
   }
 
