@@ -266,7 +266,7 @@ void SealState::Tell(absl::Status error) {
                 [this] { OnDeadline(); });
   plain_->ShutdownWrite();
   ReadAway();
-  std::move(done_)(told);
+  CallDone(told);
 }
 
 // What the peer has sent must be read, or closing resets the connection (tcp(7)).
@@ -300,7 +300,13 @@ void SealState::End(absl::StatusOr<StreamPtr> result) {
   handshaker_ = nullptr;
   ticket_ = SealTicket();
   const StreamPtr plain = std::move(plain_);
-  if (done_) std::move(done_)(std::move(result));
+  if (done_) CallDone(std::move(result));
+}
+
+// Once: calling an AnyInvocable does not empty it.
+void SealState::CallDone(absl::StatusOr<StreamPtr> result) {
+  SealCallback done = std::move(done_);
+  std::move(done)(std::move(result));
 }
 
 void SealState::OnLoopGone() {

@@ -72,6 +72,7 @@ class SealState final : public std::enable_shared_from_this<SealState>,
   void OnDeadline();
   // Calls back, and is gone unless its owner on the stack holds it.
   void End(absl::StatusOr<StreamPtr> result);
+  void CallDone(absl::StatusOr<StreamPtr> result);
   void OnLoopGone() override;
   absl::Status Explain(const absl::Status& status) const;
   LoopHandle loop_handle() const { return seal_loop_.core().handle(); }
