@@ -270,9 +270,10 @@ class Tour:
         with self.server(engine, f"--max-connections={wanted + 100}", *sealing) as server:
             if count < wanted:
                 print(f"  only {count:,} connections: the limit of open files is {count + 100:,}")
-            # One request first, so that code and tables that every server needs are resident.
-            self.client(server, "--connections=1", "--size=16384", "--depth=1", "--duration=100ms",
-                        *sealing)
+            # Some requests first, so that code and tables that every server needs are resident, and
+            # what a few handshakes at once need.
+            self.client(server, f"--connections={500 if sealing else 1}", "--size=16384",
+                        "--depth=1", "--duration=100ms", *sealing)
             first = wait_until(lambda: self.none_left(server), 30, "the first client's end")
             before = server.resident()
             # It stays until its standard input ends.
