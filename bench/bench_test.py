@@ -374,7 +374,7 @@ class RunnersTest(unittest.TestCase):
     def test_seal(self):
         directories = [BIN_DIR, os.path.dirname(BIN_DIR)]
         examples = [servers.find_program(name, directories)
-                    for name in ("echo_server", "echo_client", "bulk_transfer")]
+                    for name in ("echo_server", "echo_client", "bulk_transfer", "flow_source")]
         if None in examples:
             self.skipTest("the example programs are not built")
         refusal = subprocess.run([examples[1], "--seal=static"], capture_output=True, text=True,
@@ -384,14 +384,14 @@ class RunnersTest(unittest.TestCase):
         path = os.path.join(self.directory, "seal.json")
         status, out = self.invoke(
             seal.main, *(f"--bin-dir={name}" for name in directories),
-            "--points=c64-64,bulk,transfer", "--rounds=1", "--duration=0.05", "--retries=0",
+            "--points=c64-64,bulk,flow,transfer", "--rounds=1", "--duration=0.05", "--retries=0",
             "--transfer-mib=1", "--date=2000-01-02", f"--out={path}")
         self.assertEqual(status, 0, out)
         self.assertIn("| ceiling of sealed, cpu |", out)
         with open(path, encoding="utf-8") as file:
             document = json.load(file)
         self.assertEqual({part["point"] for part in document["ceilings"]},
-                         {"c64-64", "bulk", "transfer"})
+                         {"c64-64", "bulk", "flow", "transfer"})
         self.assertTrue(all(run["cpu_us"] > 0 for run in document["runs"]))
         # The pictures of echo servers do for these.
         self.assertIn("echo-cpu.svg", self.draw(path))

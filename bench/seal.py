@@ -3,8 +3,9 @@
 
 Servers: Penstock's echo_server, plain and sealed, on both engines; and grpc_alts, an epoll echo
 around the ALTS frame protector of Debian's libgrpc. The load is always echo_client on epoll, sealed
-when the server is. Records are of 16 KiB, as gRPC's C++ sends them. At `transfer`, bulk_transfer
-sends a file instead, one way.
+when the server is. Records are of 16 KiB, as gRPC's C++ sends them. Two points go one way instead:
+at `flow`, flow_source sends to flow_sink, which drops what comes; at `transfer`, bulk_transfer sends
+a file, which it reads, hashes and writes.
 
 Sealing has a ceiling: what a plain exchange costs, plus what AES-GCM costs in a bare loop of the
 same OpenSSL (BARE_US). Told is how much of that ceiling a sealed server reaches *in the same round*:
@@ -43,6 +44,7 @@ POINTS = {
     "same-16k": run.Point(1, 16384, 1, True),
     "bulk": run.Point(1, 65536, 16, False),
     # One way, told in units of 64 KiB; the processor time is that of both ends.
+    "flow": run.Point(1, 65536, 0, False),
     "transfer": run.Point(1, 65536, 0, False),
 }
 
@@ -54,7 +56,10 @@ BARE_US = {64: (0.225, 0.204), 1024: (0.369, 0.344), 16384: (2.732, 2.650),
 TRANSFER_MIB = 256
 PATIENCE_SECONDS = 60
 
-Programs = collections.namedtuple("Programs", "server client grpc transfer")
+# Field -> what the program is called.
+PROGRAMS = {"server": "echo_server", "client": "echo_client", "grpc": "grpc_alts_echo",
+            "sink": "flow_sink", "source": "flow_source", "transfer": "bulk_transfer"}
+Programs = collections.namedtuple("Programs", PROGRAMS)
 
 
 class Child:
@@ -104,29 +109,27 @@ def seal_words(name, key):
     """What makes an example program of this server, or its client, seal."""
     if name.startswith("plain-"):
         return []
-    return ["--seal=static", f"--key-hex={key}", f"--max-frame={FRAME}", "--unsafe-key-reuse=true"]
+    return ["--seal=static", f"--key-hex={key}", f"--max-frame={FRAME}", "--unsafe-key-reuse"]
 
 
-def server_command(name, programs, key):
+def server_command(name, program, key):
     if name == GRPC:
-        return [programs.grpc, f"--key-hex={key}", f"--max-frame={FRAME}", "0"]
+        return [program, f"--key-hex={key}", f"--max-frame={FRAME}", "0"]
     engine = name.split("-")[1]
-    return [programs.server, "--listen=127.0.0.1:0", f"--engine={engine}", "--loops=1",
+    return [program, "--listen=127.0.0.1:0", f"--engine={engine}", "--loops=1",
             *seal_words(name, key)]
 
 
-def load_echo(name, point, programs, args):
-    """One measurement of an echo server."""
+def load_server(name, program, client, point, args):
+    """Starts the server and has the client load it; the client's figures, the nanoseconds that the
+    server ran meanwhile, and the disturbance."""
     key = os.urandom(44).hex()
     client_cpu = args.server_cpu if point.same_cpu else args.client_cpu
-    with servers.Server(name, server_command(name, programs, key), args.server_cpu) as server:
+    with servers.Server(name, server_command(name, program, key), args.server_cpu) as server:
         before = sched_times(server.pid)
         began = time.monotonic_ns()
-        figures = Child(
-            [programs.client, f"--connect={server.address}", "--engine=epoll",
-             f"--connections={point.connections}", f"--size={point.size}",
-             f"--depth={point.depth}", f"--duration={args.duration}s", *seal_words(name, key)],
-            client_cpu).finish()
+        figures = Child([*client, f"--connect={server.address}", f"--duration={args.duration}s",
+                         *seal_words(name, key)], client_cpu).finish()
         window = time.monotonic_ns() - began
         after = sched_times(server.pid)
     if figures["failed"]:
@@ -135,12 +138,32 @@ def load_echo(name, point, programs, args):
     disturbance = run.disturbance(
         {"seconds": window / 1e9, "server_cpu_ns": ran, "server_delay_ns": waited,
          "client_cpu_ns": figures["cpu_ns"], "client_delay_ns": figures["delay_ns"]}, point)
+    return figures, ran, disturbance
+
+
+def load_echo(name, point, programs, args):
+    """One measurement of an echo server."""
+    client = [programs.client, "--engine=epoll", f"--connections={point.connections}",
+              f"--size={point.size}", f"--depth={point.depth}"]
+    program = programs.grpc if name == GRPC else programs.server
+    figures, ran, disturbance = load_server(name, program, client, point, args)
     return {"requests_per_second": figures["requests_per_s"],
             "bytes_per_second": figures["requests_per_s"] * point.size,
             # Over all that came back, so that nothing the server did is left out.
             "cpu_us": ran / 1000 / max(figures["bytes"] / point.size, 1),
             "p50_us": figures["p50_us"], "p99_us": figures["p99_us"],
             "errors": figures["errors"], "disturbance": disturbance}
+
+
+def load_flow(name, point, programs, args):
+    """One measurement of a flow one way."""
+    client = [programs.source, f"--engine={name.split('-')[1]}"]
+    figures, ran, disturbance = load_server(name, programs.sink, client, point, args)
+    units = figures["bytes"] / point.size
+    return {"requests_per_second": figures["bytes_per_s"] / point.size,
+            "bytes_per_second": figures["bytes_per_s"],
+            "cpu_us": (ran + figures["cpu_ns"]) / 1000 / units,
+            "errors": int(figures["failed"]), "disturbance": disturbance}
 
 
 def load_transfer(name, point, programs, args):
@@ -241,10 +264,9 @@ def markdown(records, points):
 
 
 def find_programs(args):
-    """The paths of what is measured; grpc and transfer are None when they are not built."""
+    """The paths of what is measured; None when it is not built and there is something without."""
     directories = servers.bin_dirs(args)
-    found = Programs(*(servers.find_program(name, directories) for name in (
-        "echo_server", "echo_client", "grpc_alts_echo", "bulk_transfer")))
+    found = Programs(*(servers.find_program(name, directories) for name in PROGRAMS.values()))
     for name, path in [("echo_server", found.server), ("echo_client", found.client)]:
         if path is None:
             raise servers.BenchError(f"no program {name} below {', '.join(directories)}; build the "
@@ -270,18 +292,20 @@ def choose(args, programs):
 
 def measure(names, points, programs, args):
     """The records of all rounds."""
-    echo = [point for point in points if POINTS[point].depth > 0]
-    one_way = [point for point in points if POINTS[point].depth == 0]
+    groups = [([point for point in points if POINTS[point].depth > 0], names, load_echo, "server")]
+    two_ended = [name for name in names if name != GRPC]
+    for point, load, program in [("flow", load_flow, "source"),
+                                 ("transfer", load_transfer, "transfer")]:
+        if point in points and two_ended:
+            groups.append(([point], two_ended, load, program))
     records = []
-    if echo:
-        records += run.run_rounds(
-            names, echo, lambda name, point: load_echo(name, POINTS[point], programs, args), args)
-    if one_way and programs.transfer is None:
-        print("not built, left out: bulk_transfer", file=sys.stderr)
-    elif one_way:
-        records += run.run_rounds(
-            [name for name in names if name != GRPC], one_way,
-            lambda name, point: load_transfer(name, POINTS[point], programs, args), args)
+    for members, sides, load, program in groups:
+        if getattr(programs, program) is None:
+            print(f"not built, left out: {PROGRAMS[program]}", file=sys.stderr)
+        elif members:
+            records += run.run_rounds(
+                sides, members,
+                lambda name, point, load=load: load(name, POINTS[point], programs, args), args)
     return records
 
 
