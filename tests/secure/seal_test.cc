@@ -1,0 +1,459 @@
+// The handshake driver: bounds, authorization, refusals told to both ends, and every way to end
+// early. The handshakes themselves are tested without streams.
+#include <penstock/seal.h>
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "absl/strings/match.h"
+#include "secure/seal_queue.h"
+#include "testing/handshake_pair.h"
+#include "testing/harness.h"
+#include "testing/pattern.h"
+#include "testing/sealed_environment.h"
+
+namespace penstock::internal {
+namespace {
+
+// What a Seal came to.
+struct Outcome {
+  bool ended = false;
+  absl::StatusOr<StreamPtr> stream = absl::UnknownError("the callback has not run");
+  SealCallback Done() {
+    return [this](absl::StatusOr<StreamPtr> sealed) {
+      EXPECT_FALSE(ended);
+      ended = true;
+      stream = std::move(sealed);
+    };
+  }
+  absl::Status status() const { return stream.status(); }
+};
+
+class SealTest : public Harness {
+ protected:
+  static constexpr absl::Duration kShort = absl::Milliseconds(50);
+
+  static HandshakeOptions ClientOptions() { return {.verify_name = "server.test"}; }
+  static HandshakeOptions ServerOptions() {
+    HandshakeOptions options;
+    options.server = true;
+    return options;
+  }
+  void SealClient(StreamPtr plain, Outcome& outcome, SealOptions options = {}) {
+    Seal(std::move(plain), *ClientCredentials(), ClientOptions(), std::move(options),
+         outcome.Done());
+  }
+  void SealServer(StreamPtr plain, Outcome& outcome, SealOptions options = {}) {
+    Seal(std::move(plain), *ServerCredentials(), ServerOptions(), std::move(options),
+         outcome.Done());
+  }
+  bool Ended(const Outcome& one, const Outcome& other) {
+    return Drive([&] { return one.ended && other.ended; });
+  }
+};
+
+TEST_P(SealTest, TwoEndsWithCertificatesExchangeBytesAndEndInOrder) {
+  StreamPair pair = Pair();
+  Outcome client, server;
+  const std::string peer = pair.client->peer().ToString();
+  SealServer(std::move(pair.server), server);
+  SealClient(std::move(pair.client), client);
+  EXPECT_FALSE(client.ended) << "not inside the call";
+  ASSERT_TRUE(Ended(client, server));
+  ASSERT_TRUE(client.status().ok()) << client.status();
+  ASSERT_TRUE(server.status().ok()) << server.status();
+  EXPECT_EQ((*client.stream)->peer().ToString(), peer);
+  Exchange(**client.stream, **server.stream, "first words");
+  Exchange(**server.stream, **client.stream, PatternBytes(1, 0, 300'000));
+  ASSERT_TRUE(Shutdown(**client.stream).ok());
+  const absl::Status end = Read(**server.stream).status();
+  EXPECT_TRUE(IsEof(end)) << end;
+  EXPECT_FALSE(IsUnauthenticatedEof(end)) << "native mode vouches for its ends";
+  Exchange(**server.stream, **client.stream, "the other way goes on");
+  // Nothing of the handshake is kept.
+  Settle();
+  EXPECT_EQ(loop().Snapshot().pool.live, 0u);
+}
+
+TEST_P(SealTest, WhatIsSentAtOnceAfterTheHandshakeIsNotLost) {
+  StreamPair pair = Pair();
+  Outcome client;
+  StreamPtr server;
+  Seal(std::move(pair.server), *ServerCredentials(), ServerOptions(), {},
+       [&](absl::StatusOr<StreamPtr> sealed) {
+         ASSERT_TRUE(sealed.ok()) << sealed.status();
+         server = *std::move(sealed);
+         // Leaves together with the last words of the handshake.
+         server->Write(Chain(PatternBytes(2, 0, 40'000)));
+       });
+  SealClient(std::move(pair.client), client);
+  ASSERT_TRUE(Drive([&] { return client.ended && server != nullptr; }));
+  ASSERT_TRUE(client.status().ok()) << client.status();
+  const Received received = ReadUpTo(**client.stream, 40'000);
+  EXPECT_FALSE(FirstMismatch(received.data, 2, 0).has_value());
+  EXPECT_EQ(received.data.size(), 40'000u);
+}
+
+TEST_P(SealTest, AListenerSealsWhatItAccepts) {
+  std::vector<absl::StatusOr<StreamPtr>> sealed;
+  ListenOptions options;
+  options.engine = environment().listen_engine();
+  auto listener = Listener::Listen(
+      loop(), environment().NewAddress(), options,
+      SealAccepted(ServerCredentials(), {}, {},
+                   [&](absl::StatusOr<StreamPtr> stream) { sealed.push_back(std::move(stream)); }));
+  ASSERT_TRUE(listener.ok()) << listener.status();
+  Outcome first, second;
+  for (Outcome* outcome : {&first, &second}) {
+    absl::StatusOr<StreamPtr> plain = ConnectTo((*listener)->address(), Connecting());
+    ASSERT_TRUE(plain.ok()) << plain.status();
+    SealClient(*std::move(plain), *outcome);
+  }
+  listener->reset();  // handshakes under way go on
+  ASSERT_TRUE(Drive([&] { return first.ended && second.ended && sealed.size() == 2; }));
+  for (auto& stream : sealed) EXPECT_TRUE(stream.ok()) << stream.status();
+  EXPECT_TRUE(first.status().ok()) << first.status();
+  EXPECT_TRUE(second.status().ok()) << second.status();
+}
+
+TEST_P(SealTest, AStrangerIsRefusedAndBothEndsSayWhy) {
+  const TestAuthority stranger("another authority");
+  const CredentialsPtr credentials = stranger.Credentials({.common_name = "stranger"});
+  StreamPair pair = Pair();
+  Outcome client, server;
+  SealServer(std::move(pair.server), server);
+  Seal(std::move(pair.client), *credentials, ClientOptions(), {}, client.Done());
+  ASSERT_TRUE(Ended(client, server));
+  EXPECT_TRUE(absl::IsUnauthenticated(client.status())) << client.status();
+  EXPECT_TRUE(absl::IsUnauthenticated(server.status())) << server.status();
+}
+
+TEST_P(SealTest, ARefusedAuthorizationIsSeenAtBothEnds) {
+  StreamPair pair = Pair();
+  const std::string server_peer = pair.server->peer().ToString();
+  Outcome client, server;
+  SealOptions options;
+  std::string asked;
+  options.authorize = [&](const PeerIdentity& peer, const Stream& below, AuthorizeAnswer answer) {
+    EXPECT_EQ(below.peer().ToString(), server_peer);
+    asked = peer.subject;
+    std::move(answer)(absl::PermissionDeniedError("not on the list"));
+  };
+  SealServer(std::move(pair.server), server, options);
+  SealClient(std::move(pair.client), client);
+  ASSERT_TRUE(Ended(client, server));
+  EXPECT_EQ(asked, "CN=client");
+  EXPECT_TRUE(absl::IsPermissionDenied(server.status())) << server.status();
+  EXPECT_TRUE(absl::StrContains(std::string(server.status().message()), "not on the list"));
+  EXPECT_TRUE(absl::IsPermissionDenied(client.status())) << client.status();
+  EXPECT_FALSE(absl::StrContains(std::string(client.status().message()), "list"))
+      << "why is not the peer's to know";
+}
+
+TEST_P(SealTest, AnAuthorizationMayBeAnsweredLater) {
+  StreamPair pair = Pair();
+  Outcome client, server;
+  SealOptions options;
+  AuthorizeAnswer later;
+  options.authorize = [&](const PeerIdentity&, const Stream&, AuthorizeAnswer answer) {
+    later = std::move(answer);
+  };
+  SealServer(std::move(pair.server), server, options);
+  SealClient(std::move(pair.client), client);
+  ASSERT_TRUE(Drive([&] { return static_cast<bool>(later); }));
+  Settle();
+  EXPECT_FALSE(client.ended || server.ended);
+  std::move(later)(absl::OkStatus());
+  EXPECT_FALSE(server.ended) << "not inside the answer";
+  ASSERT_TRUE(Ended(client, server));
+  ASSERT_TRUE(server.status().ok()) << server.status();
+  ASSERT_TRUE(client.status().ok()) << client.status();
+  Exchange(**client.stream, **server.stream, "admitted");
+}
+
+TEST_P(SealTest, AnAuthorizationThatIsDroppedRefuses) {
+  StreamPair pair = Pair();
+  Outcome client, server;
+  SealOptions options;
+  options.authorize = [](const PeerIdentity&, const Stream&, AuthorizeAnswer) {};
+  SealServer(std::move(pair.server), server, options);
+  SealClient(std::move(pair.client), client);
+  ASSERT_TRUE(Ended(client, server));
+  EXPECT_TRUE(absl::IsPermissionDenied(server.status())) << server.status();
+  EXPECT_TRUE(absl::IsPermissionDenied(client.status())) << client.status();
+}
+
+TEST_P(SealTest, ASilentPeerMeetsTheDeadline) {
+  StreamPair pair = Pair();
+  Outcome server;
+  SealOptions options;
+  options.deadline = kShort;
+  const std::string peer = pair.server->peer().ToString();
+  const absl::Time began = loop().now();
+  SealServer(std::move(pair.server), server, options);
+  ASSERT_TRUE(Drive([&] { return server.ended; }));
+  EXPECT_TRUE(IsDeadlineExceeded(server.status())) << server.status();
+  EXPECT_TRUE(absl::StrContains(std::string(server.status().message()), peer)) << server.status();
+  EXPECT_GE(loop().now() - began, kShort);
+  EXPECT_EQ(loop().Snapshot().deadlines, 1u);
+  const absl::Status end = Read(*pair.client).status();
+  EXPECT_TRUE(IsEof(end) || IsReset(end)) << end;
+}
+
+TEST_P(SealTest, APeerThatDripsMeetsTheDeadlineAllTheSame) {
+  StreamPair pair = Pair();
+  Outcome server;
+  SealOptions options;
+  options.deadline = 4 * kShort;
+  SealServer(std::move(pair.server), server, options);
+  // The start of a TLS handshake record of 4 KiB, a byte at a time.
+  std::string hello = {0x16, 0x03, 0x01, 0x10, 0x00, 0x01, 0x00, 0x0f, static_cast<char>(0xfc)};
+  hello.resize(2000, '\x03');
+  size_t sent = 0;
+  while (!server.ended && sent < hello.size()) {
+    pair.client->Write(Chain(hello.substr(sent++, 1)));
+    Pass(absl::Milliseconds(5));
+  }
+  EXPECT_GT(sent, 1u);
+  ASSERT_TRUE(Drive([&] { return server.ended; }));
+  EXPECT_TRUE(IsDeadlineExceeded(server.status())) << server.status();
+}
+
+TEST_P(SealTest, APlainPeerIsRefusedByASealedEndAtOnce) {
+  StreamPair pair = Pair();
+  Outcome server;
+  SealServer(std::move(pair.server), server);
+  ASSERT_TRUE(Write(*pair.client, "GET / HTTP/1.1\r\nHost: server.test\r\n\r\n").ok());
+  ASSERT_TRUE(Drive([&] { return server.ended; }));
+  EXPECT_TRUE(absl::IsInvalidArgument(server.status()) || absl::IsUnauthenticated(server.status()))
+      << server.status();
+  // The stream ends in order: OpenSSL has no alert for a peer that speaks no TLS at all.
+  const Received rest = ReadToEnd(*pair.client);
+  EXPECT_TRUE(IsEof(rest.end)) << rest.end;
+}
+
+TEST_P(SealTest, ASealedEndRefusesAPlainServer) {
+  StreamPair pair = Pair();
+  EchoForever(std::move(pair.server));
+  Outcome client;
+  SealClient(std::move(pair.client), client);
+  ASSERT_TRUE(Drive([&] { return client.ended; }));
+  EXPECT_FALSE(client.status().ok());
+  EXPECT_FALSE(IsDeadlineExceeded(client.status())) << client.status();
+}
+
+// Takes whatever comes and wants more.
+class Insatiable final : public Handshaker {
+ public:
+  Progress Step(std::string_view in) override {
+    Progress progress;
+    progress.consumed = in.size();
+    return progress;
+  }
+  Progress Authorize(const absl::Status&) override { return {}; }
+  const PeerIdentity& peer() const override { return nobody_; }
+  HandshakeResult TakeResult() override { return {}; }
+  absl::Status OnPeerEnd() override { return absl::DataLossError("the peer has left"); }
+  std::string_view phase() const override { return "more"; }
+  void SetWake(absl::AnyInvocable<void()>) override {}
+
+ private:
+  const PeerIdentity nobody_;
+};
+
+TEST_P(SealTest, MoreThanTheBytesAllowedAreNotTaken) {
+  StreamPair pair = Pair();
+  Outcome server;
+  Seal(std::move(pair.server), std::make_unique<Insatiable>(), {}, server.Done());
+  pair.client->Write(Chain(PatternBytes(3, 0, 1 << 20)));
+  ASSERT_TRUE(Drive([&] { return server.ended; }));
+  EXPECT_TRUE(absl::IsResourceExhausted(server.status())) << server.status();
+  EXPECT_LE(loop().Snapshot().bytes_in, 256u * 1024);
+}
+
+TEST_P(SealTest, APeerThatLeavesEndsTheHandshake) {
+  StreamPair pair = Pair();
+  Outcome server;
+  SealServer(std::move(pair.server), server);
+  ASSERT_TRUE(Shutdown(*pair.client).ok());
+  ASSERT_TRUE(Drive([&] { return server.ended; }));
+  EXPECT_FALSE(server.status().ok());
+  EXPECT_FALSE(IsDeadlineExceeded(server.status())) << server.status();
+  pair = Pair();
+  Outcome client;
+  SealClient(std::move(pair.client), client);
+  pair.server->Abort();
+  ASSERT_TRUE(Drive([&] { return client.ended; }));
+  EXPECT_FALSE(client.status().ok());
+}
+
+TEST_P(SealTest, CancelEndsItOnceAndNotInside) {
+  StreamPair pair = Pair();
+  Outcome server;
+  SealAttempt attempt =
+      Seal(std::move(pair.server), *ServerCredentials(), ServerOptions(), {}, server.Done());
+  Settle();
+  attempt.Cancel();
+  attempt.Cancel();
+  EXPECT_FALSE(server.ended);
+  ASSERT_TRUE(Drive([&] { return server.ended; }));
+  EXPECT_TRUE(IsCancelled(server.status())) << server.status();
+  attempt.Cancel();
+  Settle();
+}
+
+TEST_P(SealTest, OptionsThatDoNotFitEndItInALaterTurn) {
+  StreamPair pair = Pair();
+  Outcome outcome;
+  HandshakeOptions options = ClientOptions();
+  options.verify_name = "";
+  Seal(std::move(pair.client), *ClientCredentials(), options, {}, outcome.Done());
+  EXPECT_FALSE(outcome.ended);
+  ASSERT_TRUE(Drive([&] { return outcome.ended; }));
+  EXPECT_FALSE(outcome.status().ok());
+}
+
+TEST_P(SealTest, ALimiterLetsSomeRunSomeWaitAndRefusesTheRest) {
+  auto limiter = std::make_shared<SealLimiter>(1, 1);
+  SealOptions limited;
+  limited.limiter = limiter;
+  std::vector<StreamPair> pairs;
+  for (int i = 0; i < 3; ++i) pairs.push_back(Pair());
+  std::deque<Outcome> servers(3), clients(3);
+  for (int i = 0; i < 3; ++i) {
+    SealServer(std::move(pairs[i].server), servers[i], limited);
+    Settle();
+  }
+  ASSERT_TRUE(Drive([&] { return servers[2].ended; }));
+  EXPECT_TRUE(absl::IsResourceExhausted(servers[2].status())) << servers[2].status();
+  EXPECT_EQ(limiter->stats().running, 1u);
+  EXPECT_EQ(limiter->stats().waiting, 1u);
+  EXPECT_EQ(limiter->stats().refused, 1u);
+  // The second waits for the first, although its peer is there.
+  SealClient(std::move(pairs[1].client), clients[1]);
+  Settle();
+  EXPECT_FALSE(servers[1].ended);
+  SealClient(std::move(pairs[0].client), clients[0]);
+  ASSERT_TRUE(Ended(servers[0], servers[1]));
+  EXPECT_TRUE(servers[0].status().ok()) << servers[0].status();
+  EXPECT_TRUE(servers[1].status().ok()) << servers[1].status();
+  EXPECT_EQ(limiter->stats().running, 0u);
+  EXPECT_EQ(limiter->stats().admitted, 2u);
+  ASSERT_TRUE(Ended(clients[0], clients[1]));
+}
+
+TEST_P(SealTest, OneThatGivesUpWhileItWaitsLeavesTheQueue) {
+  auto limiter = std::make_shared<SealLimiter>(1, 8);
+  SealOptions limited;
+  limited.limiter = limiter;
+  StreamPair first = Pair(), second = Pair(), third = Pair();
+  Outcome one, two, three;
+  SealServer(std::move(first.server), one, limited);
+  Settle();
+  limited.deadline = kShort;
+  SealServer(std::move(second.server), two, limited);
+  limited.deadline = absl::Seconds(30);
+  SealServer(std::move(third.server), three, limited);
+  ASSERT_TRUE(Drive([&] { return two.ended; }));
+  EXPECT_TRUE(IsDeadlineExceeded(two.status())) << two.status();
+  EXPECT_EQ(limiter->stats().waiting, 1u);
+  first.client.reset();  // the first fails, and it is the third one's turn
+  Outcome client;
+  SealClient(std::move(third.client), client);
+  ASSERT_TRUE(Ended(client, three));
+  EXPECT_TRUE(three.status().ok()) << three.status();
+}
+
+TEST_P(SealTest, StepsRunOnTheExecutor) {
+  std::deque<absl::AnyInvocable<void() &&>> jobs;
+  Executor executor = [&](absl::AnyInvocable<void() &&> job) { jobs.push_back(std::move(job)); };
+  SealOptions options;
+  options.executor = &executor;
+  StreamPair pair = Pair();
+  Outcome client, server;
+  SealServer(std::move(pair.server), server, options);
+  SealClient(std::move(pair.client), client, options);
+  Settle();
+  EXPECT_FALSE(client.ended || server.ended);
+  int ran = 0;
+  while (!(client.ended && server.ended)) {
+    ASSERT_TRUE(Drive([&] { return !jobs.empty() || (client.ended && server.ended); }));
+    if (jobs.empty()) continue;
+    // Away from the loop's thread, as a pool of threads would.
+    std::thread worker(std::move(jobs.front()));
+    worker.join();
+    jobs.pop_front();
+    ++ran;
+  }
+  EXPECT_GT(ran, 3);
+  ASSERT_TRUE(client.status().ok()) << client.status();
+  ASSERT_TRUE(server.status().ok()) << server.status();
+  Exchange(**client.stream, **server.stream, "sealed elsewhere");
+}
+
+TEST_P(SealTest, AJobThatTheExecutorDropsEndsTheHandshake) {
+  Executor executor = [](absl::AnyInvocable<void() &&>) {};
+  SealOptions options;
+  options.executor = &executor;
+  StreamPair pair = Pair();
+  Outcome client;
+  SealClient(std::move(pair.client), client, options);
+  ASSERT_TRUE(Drive([&] { return client.ended; }));
+  EXPECT_TRUE(IsCancelled(client.status())) << client.status();
+}
+
+TEST_P(SealTest, AHandshakeGoesWithItsLoopUnrun) {
+  std::deque<absl::AnyInvocable<void() &&>> jobs;
+  Executor executor = [&](absl::AnyInvocable<void() &&> job) { jobs.push_back(std::move(job)); };
+  auto limiter = std::make_shared<SealLimiter>(2, 8);
+  Fate reading, away, queued;
+  AuthorizeAnswer answer;
+  const auto start = [&](Fate& fate, SealOptions options) {
+    StreamPair pair = Pair();
+    options.limiter = limiter;
+    Seal(std::move(pair.server), *ServerCredentials(), ServerOptions(), std::move(options),
+         [done = fate.OnDone()](absl::StatusOr<StreamPtr> sealed) mutable {
+           std::move(done)(sealed.status());
+         });
+    Settle();
+    accepted().push_back(std::move(pair.client));  // keeps it open
+  };
+  start(reading, {});
+  SealOptions on_executor;
+  on_executor.executor = &executor;
+  start(away, on_executor);
+  start(queued, {});
+  EXPECT_EQ(limiter->stats().waiting, 1u);
+  accepted().clear();
+  TakeLoop().reset();
+  for (const Fate* fate : {&reading, &away, &queued}) {
+    EXPECT_EQ(fate->runs(), 0);
+    EXPECT_EQ(fate->dropped(), 1);
+  }
+  ASSERT_EQ(jobs.size(), 1u);
+  std::move(jobs.front())();  // too late, and harmless
+  EXPECT_EQ(limiter->stats().running + limiter->stats().waiting, 0u);
+}
+
+std::vector<EnvironmentCase> SomeEnvironments() {
+  std::vector<EnvironmentCase> some;
+  for (const EnvironmentCase& which : AllEnvironments()) {
+    for (std::string_view name :
+         {"EpollIpv4", "UringIpv4", "EpollUnix", "SimulatedReadiness", "SimulatedCompletion"}) {
+      if (which.name == name) some.push_back(which);
+    }
+  }
+  return some;
+}
+
+INSTANTIATE_TEST_SUITE_P(Environments, SealTest, ::testing::ValuesIn(SomeEnvironments()),
+                         EnvironmentName);
+
+}  // namespace
+}  // namespace penstock::internal

@@ -1,0 +1,308 @@
+// What a sealed stream does with what only a wire can bring: truncation, forgery, garbage, records
+// in pieces; and how it batches and waits. Its contract as a stream is tested in conformance/.
+#include "secure/sealed_stream.h"
+
+#include <penstock/seal.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "secure/openssl_aead.h"
+#include "testing/harness.h"
+#include "testing/pattern.h"
+#include "testing/sealed_environment.h"
+
+namespace penstock::internal {
+namespace {
+
+constexpr size_t kOverhead = kRecordOverhead;
+
+class SealedStreamTest : public Harness {
+ protected:
+  // The server end of a new pair, sealed; the client end stays plain.
+  StreamPair HalfSealed(RecordMode mode, StreamOptions client = {}, StreamOptions server = {}) {
+    StreamPair pair = Pair(client, server);
+    bool ended = false;
+    Seal(std::move(pair.server), InstantHandshaker({.mode = mode, .server = true}), {},
+         [&](absl::StatusOr<StreamPtr> sealed) {
+           ASSERT_TRUE(sealed.ok()) << sealed.status();
+           pair.server = *std::move(sealed);
+           ended = true;
+         });
+    EXPECT_TRUE(Drive([&] { return ended; }));
+    return pair;
+  }
+
+  // What a client seals: each of `payloads` a record, and the end when there is one to be had.
+  std::string Records(RecordMode mode, const std::vector<std::string>& payloads, bool end) {
+    absl::StatusOr<std::unique_ptr<RecordCrypto>> crypto = NewOpensslCrypto();
+    EXPECT_TRUE(crypto.ok()) << crypto.status();
+    const HandshakeResult keys = InstantKeys({.mode = mode});
+    absl::StatusOr<KeySchedule> schedule =
+        KeySchedule::Create(keys.protocol, RecordSender::kClient, keys.send_key.view());
+    EXPECT_TRUE(schedule.ok()) << schedule.status();
+    RecordSealer sealer(
+        RecordCipher(std::make_shared<CipherContexts>(*std::move(crypto)), *std::move(schedule)),
+        loop().pool(), mode, kRecordFrameMax);
+    BufferChain wire;
+    for (const std::string& payload : payloads) {
+      BufferChain plain = Chain(payload);
+      EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), RecordSealer::Result::kSealed);
+    }
+    if (end) {
+      EXPECT_EQ(sealer.SealEnd(wire), RecordSealer::Result::kSealed);
+    }
+    return wire.ToString();
+  }
+};
+
+TEST_P(SealedStreamTest, ATruncationAtEachByteIsTold) {
+  const std::vector<std::string> payloads = {"the first", "and the second"};
+  for (RecordMode mode : {RecordMode::kNative, RecordMode::kGrpc}) {
+    const bool native = mode == RecordMode::kNative;
+    const std::string wire = Records(mode, payloads, native);
+    const size_t first = payloads[0].size() + kOverhead;
+    const size_t second = first + payloads[1].size() + kOverhead;
+    for (size_t cut = 0; cut <= wire.size(); ++cut) {
+      StreamPair pair = HalfSealed(mode);
+      if (cut > 0) pair.client->Write(Chain(wire.substr(0, cut)));
+      pair.client->ShutdownWrite();
+      const Received received = ReadToEnd(*pair.server);
+      std::string expected;
+      if (cut >= first) expected += payloads[0];
+      if (cut >= second) expected += payloads[1];
+      EXPECT_EQ(received.data, expected) << "cut at " << cut;
+      if (native) {
+        EXPECT_EQ(IsEof(received.end), cut == wire.size()) << "cut at " << cut;
+        EXPECT_FALSE(IsUnauthenticatedEof(received.end));
+      } else {
+        const bool boundary = cut == 0 || cut == first || cut == second;
+        EXPECT_EQ(IsUnauthenticatedEof(received.end), boundary) << "cut at " << cut;
+      }
+      if (!IsEof(received.end)) {
+        EXPECT_TRUE(absl::IsDataLoss(received.end)) << received.end;
+      }
+      EXPECT_EQ(Read(*pair.server).status().code(), received.end.code()) << "and again";
+      // The other direction is untouched.
+      ASSERT_TRUE(Write(*pair.server, "x").ok());
+    }
+  }
+}
+
+TEST_P(SealedStreamTest, AForgedRecordEndsTheStreamForGood) {
+  std::string wire = Records(RecordMode::kNative, {"good", "forged", "good again"}, true);
+  wire[4 + kOverhead + 10] ^= 1;
+  StreamOptions small;
+  small.send_buffer = small.receive_buffer = 16 * 1024;
+  StreamPair pair = HalfSealed(RecordMode::kNative, small, small);
+  Fate write, shutdown, writable;
+  pair.server->Write(Chain(PatternBytes(1, 0, 1 << 20)), write.OnDone());
+  pair.server->NotifyWritable(writable.OnDone());
+  pair.server->ShutdownWrite(shutdown.OnDone());
+  pair.client->Write(Chain(wire));
+  const Received received = ReadToEnd(*pair.server);
+  EXPECT_EQ(received.data, "good");
+  EXPECT_TRUE(absl::IsUnauthenticated(received.end)) << received.end;
+  EXPECT_NE(received.end.message().find(pair.server->peer().ToString()), std::string::npos);
+  EXPECT_EQ(Read(*pair.server).status(), received.end);
+  ASSERT_TRUE(Drive([&] { return write.ended() && shutdown.ended() && writable.ended(); }));
+  EXPECT_EQ(write.status(), received.end);
+  EXPECT_EQ(writable.status(), received.end);
+  EXPECT_EQ(shutdown.status(), received.end);
+  EXPECT_EQ(pair.server->stats().sealed_pinned_bytes, 0u);
+  const Received rest = ReadToEnd(*pair.client);
+  EXPECT_TRUE(IsReset(rest.end) || (is_unix() && IsEof(rest.end))) << rest.end;
+}
+
+TEST_P(SealedStreamTest, WhatIsNoRecordIsRefusedAtItsHeader) {
+  for (const std::string& bytes : {std::string("GET / HTTP/1.1\r\n"), std::string(4, '\0'),
+                                   std::string("\xff\xff\xff\xff\x06\0\0\0", 8)}) {
+    StreamPair pair = HalfSealed(RecordMode::kNative);
+    pair.client->Write(Chain(bytes));
+    const absl::Status end = Read(*pair.server).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(end)) << end;
+    EXPECT_TRUE(absl::IsInvalidArgument(Write(*pair.server, "after it")));
+  }
+}
+
+TEST_P(SealedStreamTest, BytesAfterTheEndAreAnError) {
+  const std::string wire = Records(RecordMode::kNative, {"all of it"}, true);
+  StreamPair pair = HalfSealed(RecordMode::kNative);
+  pair.client->Write(Chain(wire + wire));
+  const Received received = ReadToEnd(*pair.server);
+  EXPECT_EQ(received.data, "all of it");
+  EXPECT_TRUE(absl::IsInvalidArgument(received.end)) << received.end;
+}
+
+TEST_P(SealedStreamTest, TheModesVouchForTheirEndsOrNot) {
+  for (RecordMode mode : {RecordMode::kNative, RecordMode::kGrpc}) {
+    StreamPair pair = HalfSealed(mode);
+    StreamPtr plain = std::move(pair.client);
+    bool ended = false;
+    Seal(std::move(plain), InstantHandshaker({.mode = mode}), {},
+         [&](absl::StatusOr<StreamPtr> sealed) {
+           pair.client = *std::move(sealed);
+           ended = true;
+         });
+    ASSERT_TRUE(Drive([&] { return ended; }));
+    Exchange(*pair.client, *pair.server, "to the server");
+    ASSERT_TRUE(Shutdown(*pair.client).ok());
+    const absl::Status end = Read(*pair.server).status();
+    EXPECT_TRUE(IsEof(end)) << end;
+    EXPECT_EQ(IsUnauthenticatedEof(end), mode == RecordMode::kGrpc) << end;
+    Exchange(*pair.server, *pair.client, "and back, for it is closed by half");
+    pair.server.reset();
+    const absl::Status other = Read(*pair.client).status();
+    EXPECT_TRUE(IsEof(other)) << other;
+    EXPECT_EQ(IsUnauthenticatedEof(other), mode == RecordMode::kGrpc) << other;
+  }
+}
+
+TEST_P(SealedStreamTest, WhatIsWrittenTogetherIsOneRecord) {
+  StreamPair pair = HalfSealed(RecordMode::kGrpc);
+  for (int i = 0; i < 10; ++i) pair.server->Write(Chain("ten of these"));
+  pair.server->ShutdownWrite();
+  const Received received = ReadToEnd(*pair.client);
+  EXPECT_EQ(received.data.size(), 10 * 12 + kOverhead);
+  EXPECT_EQ(pair.server->stats().bytes_out, 120u);
+}
+
+TEST_P(SealedStreamTest, ARecordThatDripsPinsAtMostTwiceWhatCame) {
+  const std::string payload = PatternBytes(2, 0, 20'000);
+  const std::string wire = Records(RecordMode::kGrpc, {payload}, false);
+  StreamPair pair = HalfSealed(RecordMode::kGrpc);
+  Fate read;
+  pair.server->ReadReady(read.OnRead());
+  size_t sent = 0;
+  for (size_t piece = 1; sent + piece < wire.size(); piece = piece % 97 + 13) {
+    ASSERT_TRUE(Write(*pair.client, wire.substr(sent, piece)).ok());
+    sent += piece;
+    Settle();
+    EXPECT_LE(pair.server->stats().sealed_pinned_bytes, std::max<size_t>(256, 2 * sent));
+    EXPECT_LE(loop().Snapshot().sealed_pinned_bytes, std::max<size_t>(256, 2 * sent));
+    if (kSanitized && sent > 3000) break;
+  }
+  EXPECT_FALSE(read.ended());
+  ASSERT_TRUE(Write(*pair.client, wire.substr(sent)).ok());
+  ASSERT_TRUE(Drive([&] { return read.ended(); }));
+  std::string received = read.data();
+  received += ReadUpTo(*pair.server, payload.size() - received.size()).data;
+  EXPECT_EQ(received, payload);
+  Settle();
+  EXPECT_EQ(pair.server->stats().sealed_pinned_bytes, 0u);
+}
+
+TEST_P(SealedStreamTest, WithoutRoomInThePoolAWriteWaitsAndGoesOn) {
+  LoopOptions options;
+  options.pool_options.bytes_max = 4 << 20;
+  RemakeLoop(std::move(options));
+  StreamPair pair = HalfSealed(RecordMode::kNative);
+  std::vector<Buffer> all;
+  for (size_t size : {size_t{256} << 10, size_t{4} << 10, size_t{256}}) {
+    while (Buffer block = loop().pool().TryAllocate(size)) all.push_back(std::move(block));
+  }
+  const std::string bytes = PatternBytes(3, 0, 100'000);
+  Fate write, shutdown;
+  pair.server->Write(Buffer::FromExternal(bytes.data(), bytes.size(), [] {}), write.OnDone());
+  pair.server->ShutdownWrite(shutdown.OnDone());
+  Settle();
+  EXPECT_FALSE(write.ended());
+  EXPECT_EQ(pair.server->stats().queued_bytes, bytes.size());
+  all.clear();
+  const Received received = ReadToEnd(*pair.client);
+  EXPECT_GT(received.data.size(), bytes.size());
+  ASSERT_TRUE(Drive([&] { return write.ended() && shutdown.ended(); }));
+  EXPECT_TRUE(write.status().ok()) << write.status();
+  EXPECT_TRUE(shutdown.status().ok()) << shutdown.status();
+}
+
+TEST_P(SealedStreamTest, ReleasingWhatWasSealedMayDestroyTheStream) {
+  StreamPair pair = HalfSealed(RecordMode::kNative);
+  const std::string bytes = PatternBytes(4, 0, 1000);
+  Fate write;
+  bool released = false;
+  pair.server->Write(Buffer::FromExternal(bytes.data(), bytes.size(),
+                                          [&] {
+                                            released = true;
+                                            pair.server.reset();
+                                          }),
+                     write.OnDone());
+  ASSERT_TRUE(Drive([&] { return released && write.ended(); }));
+  EXPECT_EQ(write.dropped(), 1);
+  // What was written never left, so the end is none that could be taken for the whole.
+  const Received received = ReadToEnd(*pair.client);
+  EXPECT_EQ(received.data, "");
+  EXPECT_TRUE(IsReset(received.end) || is_unix()) << received.end;
+}
+
+TEST_P(SealedStreamTest, ReleasingWhatWasSealedMayWriteMore) {
+  StreamPair pair = HalfSealed(RecordMode::kGrpc);
+  const std::string bytes = PatternBytes(5, 0, 1000);
+  Fate first, second;
+  pair.server->Write(
+      Buffer::FromExternal(bytes.data(), bytes.size(),
+                           [&] { pair.server->Write(Chain("more"), second.OnDone()); }),
+      first.OnDone());
+  ASSERT_TRUE(Drive([&] { return first.ended() && second.ended(); }));
+  EXPECT_TRUE(first.status().ok()) << first.status();
+  EXPECT_TRUE(second.status().ok()) << second.status();
+  EXPECT_EQ(pair.server->stats().bytes_out, 1004u);
+  EXPECT_EQ(ReadUpTo(*pair.client, 1004 + 2 * kOverhead).data.size(), 1004 + 2 * kOverhead);
+}
+
+TEST_P(SealedStreamTest, AnEndThatIsOwedIsSentAlthoughThePoolIsDry) {
+  LoopOptions options;
+  options.pool_options.bytes_max = 4 << 20;
+  RemakeLoop(std::move(options));
+  StreamPair pair = HalfSealed(RecordMode::kNative);
+  std::vector<Buffer> all;
+  for (size_t size : {size_t{256} << 10, size_t{4} << 10, size_t{256}}) {
+    while (Buffer block = loop().pool().TryAllocate(size)) all.push_back(std::move(block));
+  }
+  pair.server.reset();
+  Settle();
+  EXPECT_EQ(loop().Snapshot().open, 2u) << "it waits for room to say its end";
+  all.clear();
+  const Received received = ReadToEnd(*pair.client);
+  EXPECT_EQ(received.data.size(), kOverhead);
+  EXPECT_TRUE(IsEof(received.end)) << received.end;
+}
+
+TEST_P(SealedStreamTest, PinnedReadsHoldABufferForComparison) {
+  StreamOptions pinned;
+  pinned.pinned_reads = true;
+  StreamPair pair = HalfSealed(RecordMode::kNative, {}, pinned);
+  EXPECT_GE(pair.server->stats().sealed_pinned_bytes, 33'280u);
+  EXPECT_EQ(loop().Snapshot().sealed_pinned_bytes, pair.server->stats().sealed_pinned_bytes);
+  pair.client->Write(Chain(Records(RecordMode::kNative, {"it works as before"}, true)));
+  EXPECT_EQ(ReadToEnd(*pair.server).data, "it works as before");
+  pair.server.reset();
+  EXPECT_EQ(loop().Snapshot().sealed_pinned_bytes, 0u);
+}
+
+TEST(SealedStreamSize, StaysSmall) {
+  // Two of these, with a connection each, hold a sealed pair; an idle one shall cost 2 KiB at most.
+  EXPECT_LE(sizeof(SealedStream), 1024u);
+}
+
+std::vector<EnvironmentCase> RecordEnvironments() {
+  std::vector<EnvironmentCase> some;
+  for (const EnvironmentCase& which : AllEnvironments()) {
+    for (std::string_view name :
+         {"EpollIpv4", "UringIpv4", "EpollUnix", "SimulatedReadiness", "SimulatedCompletion"}) {
+      if (which.name == name) some.push_back(which);
+    }
+  }
+  return some;
+}
+
+INSTANTIATE_TEST_SUITE_P(Environments, SealedStreamTest, ::testing::ValuesIn(RecordEnvironments()),
+                         EnvironmentName);
+
+}  // namespace
+}  // namespace penstock::internal
