@@ -16,7 +16,7 @@ namespace {
 
 // Plaintexts up to this size are moved next to each other: cheaper than a window and a callback for
 // each.
-constexpr size_t kJoinMax = 512;
+constexpr size_t kJoinMax = 2048;
 // Records that one call of Next opens when they are small or empty.
 constexpr int kRunRecordsMax = 64;
 // A record whose pieces are smaller than this on average goes to a block of its own.

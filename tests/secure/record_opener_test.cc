@@ -136,7 +136,7 @@ TEST(RecordOpener, SmallNeighboursComeTogetherAndLargeOnesAlone) {
     return found;
   };
   EXPECT_EQ(sizes({1, 2, 3}), (std::vector<size_t>{6}));
-  EXPECT_EQ(sizes({512, 512, 513, 1}), (std::vector<size_t>{1024, 513, 1}));
+  EXPECT_EQ(sizes({2048, 2048, 2049, 1}), (std::vector<size_t>{4096, 2049, 1}));
   EXPECT_EQ(sizes({20'000, 20'000, 7, 0, 8}), (std::vector<size_t>{20'000, 20'000, 15}));
   EXPECT_EQ(sizes(std::vector<size_t>(130, 10)), (std::vector<size_t>{640, 640, 20}));
 }
@@ -416,12 +416,12 @@ TEST(RecordOpener, RestsWithoutABlockBetweenRecords) {
 TEST(RecordOpener, ARestWithRecordsLeftChangesNothing) {
   RecordKit kit;
   RecordOpener opener = kit.Opener({});
-  kit.Feed(opener, Records(kit, {600, 600, 600}));
+  kit.Feed(opener, Records(kit, {3000, 3000, 3000}));
   opener.Rest();
   Buffer out;
   ASSERT_EQ(opener.Next(out), Result::kData);
   opener.Rest();
-  EXPECT_EQ(RecordKit::Drain(opener).bytes, PatternBytes(1, 600, 1200));
+  EXPECT_EQ(RecordKit::Drain(opener).bytes, PatternBytes(1, 3000, 6000));
 }
 
 TEST(RecordOpener, OneThatMovesGoesOnWhereItWas) {

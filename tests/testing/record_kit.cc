@@ -17,7 +17,8 @@ RecordKit::RecordKit(PoolOptions pool_options)
       contexts_(std::make_shared<CipherContexts>(std::move(*NewOpensslCrypto()))) {}
 
 RecordCipher RecordKit::Cipher(const Options& options) {
-  const std::string& key = RecordVectors::Get().keys.at(options.protocol);
+  const std::string& key =
+      options.key.empty() ? RecordVectors::Get().keys.at(options.protocol) : options.key;
   KeySchedule keys = *KeySchedule::Create(options.protocol, options.sender, key);
   keys.SetCounter(options.counter);
   return RecordCipher(contexts_, std::move(keys));

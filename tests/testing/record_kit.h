@@ -31,6 +31,7 @@ class RecordKit {
     RecordMode mode = RecordMode::kGrpc;
     uint32_t frame_max = kRecordFrameMax;
     uint64_t counter = 0;
+    std::string key = {};  // the vectors' one when empty
   };
   // What an opener says until it has no more.
   struct Opened {
