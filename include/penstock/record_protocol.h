@@ -40,8 +40,9 @@ enum class RecordMode : uint8_t {
   kGrpc,
   // Between two Penstocks. An empty record is the authenticated end of its direction; the end of
   // the
-  // stream below without it is a truncation, a byte after it an error. Each direction has a key of
-  // its own, and records may be larger.
+  // stream below without it is a truncation, a byte that comes with it an error (what comes later
+  // is
+  // not read). Each direction has a key of its own, and records may be larger.
   kNative,
 };
 

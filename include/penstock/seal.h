@@ -75,7 +75,8 @@ class PENSTOCK_EXPORT SealLimiter {
 using AuthorizeAnswer = absl::AnyInvocable<void(absl::Status verdict) &&>;
 
 // Asked about every peer that has proved who it is. `below` is the stream that will be sealed, for
-// its addresses; both references hold until the answer.
+// its addresses. Both references hold until the answer, or until the handshake ends without it
+// (deadline, Cancel, the loop's end): an answer that comes later works on copies.
 using Authorizer =
     std::function<void(const PeerIdentity& peer, const Stream& below, AuthorizeAnswer answer)>;
 

@@ -40,6 +40,8 @@ absl::StatusOr<StreamPtr> SealedStream::Create(SealLoop& seal_loop, StreamPtr be
   stream->hungry_ = first.empty();
   while (!first.empty()) stream->opener_->Feed(first.PopFront());
   stream->UpdatePinned();
+  // The end of the handshake may still be queued below, and count there: the first batch waits.
+  if (stream->below_->stats().queued_bytes > 0) stream->SendBelow(BufferChain());
   return StreamPtr(stream);
 }
 
@@ -194,6 +196,8 @@ void SealedStream::OnLoopGone() {
     Cancel();
     DropReceived();
     UpdatePinned();
+    // Its cipher context goes back now, on the loop's thread; what is left may go on any.
+    sealer_.reset();
     seal_loop_ = nullptr;
     if (written_ > bytes_out_ + batch_ && below_ != nullptr) below_->Abort();
     if (lingering_) FinishLinger();
@@ -291,6 +295,7 @@ bool SealedStream::RunReadDone() {
       default:
         break;
     }
+    if (released_) return false;
   }
   if (read_end_.ok() && hungry_ && wire_ended_) {
     read_end_ = Explain(opener_->OnWireEnd(), "read from");
@@ -314,6 +319,10 @@ RecordOpener::Result SealedStream::Open(Buffer& bytes) {
     result = opener_->Next(nothing);
   }
   opening_ = false;
+  if (released_) {  // by what releasing a received buffer ran
+    opener_.reset();
+    return RecordOpener::Result::kNeedMore;
+  }
   seal_loop_->OnUse();
   switch (result) {
     case RecordOpener::Result::kNeedMore:
@@ -358,6 +367,7 @@ void SealedStream::Settle() {
   if (released_ && !lingering_) return;
   const bool sending = write_end_.ok();
   Pump();
+  if (lingering_ && !write_end_.ok()) return FinishLinger();
   if (sending && !write_end_.ok()) seal_loop_->core().Defer(*this);  // those who wait hear of it
   if (released_) return;
   const bool at_rest = !read_done_ || hungry_;
@@ -408,8 +418,9 @@ void SealedStream::SealQueued(BufferChain& wire) {
   BufferChain plain = std::exchange(plain_, {});
   const size_t before = plain.size();
   const size_t batch_max = seal_loop_->core().waiting_for_room() ? kBatchMin : kBatchMax;
-  const RecordSealer::Result result =
-      sealer_->Seal(plain, wire, std::min<size_t>(batch_max, bounds_.max));
+  // The stream below takes a batch whole or not at all, and the end record may join it.
+  const size_t room_below = bounds_.max - std::min(bounds_.max, kRecordOverhead);
+  const RecordSealer::Result result = sealer_->Seal(plain, wire, std::min(batch_max, room_below));
   seal_loop_->OnUse();
   batch_ = before - plain.size();
   if (released_) return;

@@ -132,6 +132,8 @@ TEST_P(SealTest, AStrangerIsRefusedAndBothEndsSayWhy) {
   ASSERT_TRUE(Ended(client, server));
   EXPECT_TRUE(absl::IsUnauthenticated(client.status())) << client.status();
   EXPECT_TRUE(absl::IsUnauthenticated(server.status())) << server.status();
+  // The alert has been sent and read away, and nobody is told a second time.
+  EXPECT_TRUE(Drive([&] { return loop().Snapshot().open == 0; }));
 }
 
 TEST_P(SealTest, ARefusedAuthorizationIsSeenAtBothEnds) {

@@ -172,6 +172,19 @@ TEST_P(SealedStreamTest, WhatIsWrittenTogetherIsOneRecord) {
   EXPECT_EQ(pair.server->stats().bytes_out, 120u);
 }
 
+TEST_P(SealedStreamTest, AWriteThatFillsTheBoundIsSentAndItsEndToo) {
+  StreamOptions options;
+  options.send_queue_max = 64 * 1024;
+  StreamPair pair = HalfSealed(RecordMode::kNative, {}, options);
+  const std::string data(options.send_queue_max - kOverhead - 1, 'x');
+  pair.server->Write(Chain(data));
+  pair.server->ShutdownWrite();
+  const Received received = ReadToEnd(*pair.client);
+  EXPECT_TRUE(IsEof(received.end)) << received.end;
+  EXPECT_GE(received.data.size(), data.size() + 2 * kOverhead);
+  EXPECT_EQ(pair.server->stats().bytes_out, data.size());
+}
+
 TEST_P(SealedStreamTest, ARecordThatDripsPinsAtMostTwiceWhatCame) {
   const std::string payload = PatternBytes(2, 0, 20'000);
   const std::string wire = Records(RecordMode::kGrpc, {payload}, false);
