@@ -29,7 +29,10 @@ IDLE = {"count": 9, "snapshot": {"pool_live_bytes": 0, "idle_connections": 9},
         "resident_after": 0}
 DEMO = {"machine": {"uring_missing": ""}, "echo": {"epoll": ECHO, "uring": ECHO},
         "bulk": {"transfer": {"sha256_sent": "a", "sha256_received": "a"}},
-        "idle": {"epoll": IDLE, "uring": IDLE}}
+        "idle": {"epoll": IDLE, "uring": IDLE}, "sealed_echo": {"epoll": ECHO, "uring": ECHO},
+        "stranger": {"refused": {"stranger_status": 1, "plain_status": 1, "server": {"errors": 0},
+                                 "stranger_said": "the peer refuses: alert 48, unknown_ca"}},
+        "sealed_idle": {"epoll": IDLE, "uring": IDLE}}
 
 
 def summary(files):
@@ -106,7 +109,7 @@ class Demo(unittest.TestCase):
         self.assertEqual(demo(figures)[1].splitlines()[-1], line)
 
     def test_good_figures_pass(self):
-        self.assert_ends(DEMO, "5 passed, 0 failed, 0 skipped")
+        self.assert_ends(DEMO, "10 passed, 0 failed, 0 skipped")
 
     def test_each_bad_figure_fails(self):
         for path_and_value in (("echo", "epoll", "client", "errors", 1),
@@ -117,17 +120,23 @@ class Demo(unittest.TestCase):
                                ("idle", "uring", "resident_per_connection", 513),
                                ("idle", "epoll", "resident_after", 5 << 20),
                                ("idle", "epoll", "last", "errors", 1),
+                               ("sealed_echo", "uring", "client", "requests", 0),
+                               ("stranger", "refused", "stranger_status", 0),
+                               ("stranger", "refused", "plain_status", 0),
+                               ("stranger", "refused", "stranger_said", "hello"),
+                               ("sealed_idle", "epoll", "snapshot", "pool_live_bytes", 1),
+                               ("sealed_idle", "uring", "resident_per_connection", 2049),
                                ("bulk", {}), ("bulk", "transfer", {"broken": "it fell over"})):
             with self.subTest(path_and_value):
-                self.assert_ends(changed(DEMO, *path_and_value), "4 passed, 1 failed, 0 skipped")
+                self.assert_ends(changed(DEMO, *path_and_value), "9 passed, 1 failed, 0 skipped")
 
     def test_absence_counts_as_skipped_only_where_the_machine_lacks_it(self):
         absent = changed(DEMO, "echo", "uring", {"absent": "forbidden"})
-        self.assert_ends(absent, "4 passed, 1 failed, 0 skipped")
+        self.assert_ends(absent, "9 passed, 1 failed, 0 skipped")
         absent["machine"]["uring_missing"] = "forbidden"
-        self.assert_ends(absent, "4 passed, 0 failed, 1 skipped")
+        self.assert_ends(absent, "9 passed, 0 failed, 1 skipped")
         self.assert_ends(changed(DEMO, "echo", "epoll", {"absent": "odd"}),
-                         "4 passed, 1 failed, 0 skipped")
+                         "9 passed, 1 failed, 0 skipped")
 
 
 if __name__ == "__main__":
