@@ -266,7 +266,7 @@ class Insatiable final : public Handshaker {
   void SetWake(absl::AnyInvocable<void()>) override {}
 
  private:
-  const PeerIdentity nobody_;
+  const PeerIdentity nobody_ = {};
 };
 
 TEST_P(SealTest, MoreThanTheBytesAllowedAreNotTaken) {
