@@ -443,18 +443,7 @@ TEST_P(SealTest, AHandshakeGoesWithItsLoopUnrun) {
   EXPECT_EQ(limiter->stats().running + limiter->stats().waiting, 0u);
 }
 
-std::vector<EnvironmentCase> SomeEnvironments() {
-  std::vector<EnvironmentCase> some;
-  for (const EnvironmentCase& which : AllEnvironments()) {
-    for (std::string_view name :
-         {"EpollIpv4", "UringIpv4", "EpollUnix", "SimulatedReadiness", "SimulatedCompletion"}) {
-      if (which.name == name) some.push_back(which);
-    }
-  }
-  return some;
-}
-
-INSTANTIATE_TEST_SUITE_P(Environments, SealTest, ::testing::ValuesIn(SomeEnvironments()),
+INSTANTIATE_TEST_SUITE_P(Environments, SealTest, ::testing::ValuesIn(EnvironmentsToSeal()),
                          EnvironmentName);
 
 }  // namespace

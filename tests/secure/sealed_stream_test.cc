@@ -303,18 +303,7 @@ TEST(SealedStreamSize, StaysSmall) {
   EXPECT_LE(sizeof(SealedStream), 1024u);
 }
 
-std::vector<EnvironmentCase> RecordEnvironments() {
-  std::vector<EnvironmentCase> some;
-  for (const EnvironmentCase& which : AllEnvironments()) {
-    for (std::string_view name :
-         {"EpollIpv4", "UringIpv4", "EpollUnix", "SimulatedReadiness", "SimulatedCompletion"}) {
-      if (which.name == name) some.push_back(which);
-    }
-  }
-  return some;
-}
-
-INSTANTIATE_TEST_SUITE_P(Environments, SealedStreamTest, ::testing::ValuesIn(RecordEnvironments()),
+INSTANTIATE_TEST_SUITE_P(Environments, SealedStreamTest, ::testing::ValuesIn(EnvironmentsToSeal()),
                          EnvironmentName);
 
 }  // namespace

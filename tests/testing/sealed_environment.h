@@ -11,6 +11,9 @@
 
 #include <memory>
 #include <string>
+#include <vector>
+
+#include "testing/environment.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -27,6 +30,9 @@ struct InstantOptions {
 HandshakeResult InstantKeys(const InstantOptions& options);
 // Done at its first step, with those keys.
 std::unique_ptr<Handshaker> InstantHandshaker(const InstantOptions& options);
+
+// Plain ones, one of each kind, for tests that seal by themselves.
+std::vector<EnvironmentCase> EnvironmentsToSeal();
 
 }  // namespace internal
 PENSTOCK_END_NAMESPACE
