@@ -119,7 +119,7 @@ class PENSTOCK_EXPORT BufferChain {
         size_(std::exchange(other.size_, 0)) {}
   BufferChain& operator=(BufferChain&& other) noexcept {
     if (this != &other) {
-      Clear();
+      if (head_ != nullptr) Clear();
       head_ = std::exchange(other.head_, nullptr);
       tail_ = std::exchange(other.tail_, nullptr);
       size_ = std::exchange(other.size_, 0);

@@ -59,18 +59,6 @@ size_t Mailbox::Drain(size_t budget) {
   return run;
 }
 
-bool Mailbox::PrepareToSleep() {
-  if (first_ != nullptr) return false;
-  uintptr_t awake = 0;
-  return head_.compare_exchange_strong(awake, kSleeping, std::memory_order_relaxed);
-}
-
-void Mailbox::FinishSleep() {
-  // It fails when a push has taken its place already, and needs nothing then.
-  uintptr_t asleep = kSleeping;
-  head_.compare_exchange_strong(asleep, 0, std::memory_order_relaxed);
-}
-
 void Mailbox::Close() {
   Append(head_.exchange(kClosed, std::memory_order_acq_rel));
   // As long as one eventfd write takes.

@@ -56,9 +56,17 @@ class Mailbox {
 
   // Call before a blocking wait: false when there is work, so do not sleep. After true, pushes
   // wake.
-  bool PrepareToSleep();
+  bool PrepareToSleep() {
+    if (first_ != nullptr) return false;
+    uintptr_t awake = 0;
+    return head_.compare_exchange_strong(awake, kSleeping, std::memory_order_relaxed);
+  }
   // Call after the wait, whatever ended it: from here on pushes do not wake.
-  void FinishSleep();
+  void FinishSleep() {
+    // It fails when a push has taken its place already, and needs nothing then.
+    uintptr_t asleep = kSleeping;
+    head_.compare_exchange_strong(asleep, 0, std::memory_order_relaxed);
+  }
 
   // Refuses later pushes, and destroys on this thread the tasks that have not run. Waits for a wake
   // that another thread is just making.

@@ -43,6 +43,29 @@ int MsRoundedUp(int64_t ns) {
   return static_cast<int>(std::min<int64_t>(ns / kNsPerMs + (ns % kNsPerMs != 0 ? 1 : 0), INT_MAX));
 }
 
+// Not inlined: the timed wait is rare, and would make every other one save more registers.
+[[gnu::noinline]] int EpollWaitFor(int epoll, epoll_event* events, int count, int64_t timeout_ns) {
+  // A fact about the running kernel, learnt once by whichever thread asks first.
+  static std::atomic<bool> nanoseconds{true};
+  int result = -ENOSYS;
+  if (nanoseconds.load(std::memory_order_relaxed)) {
+    const timespec timeout = ToTimespec(timeout_ns);
+    // syscall(2) and not the wrapper: glibc has one since 2.35 only. The last argument is the size
+    // of the (absent) signal mask.
+    result = OrErrno(
+        static_cast<int>(::syscall(SYS_epoll_pwait2, epoll, events, count, &timeout, nullptr, 8)));
+    // Kernels before 5.11 lack the call; seccomp profiles older than it answer EPERM.
+    if (result == -ENOSYS || result == -EPERM) {
+      nanoseconds.store(false, std::memory_order_relaxed);
+      result = -ENOSYS;
+    }
+  }
+  if (result == -ENOSYS) {
+    result = OrErrno(::epoll_wait(epoll, events, count, MsRoundedUp(timeout_ns)));
+  }
+  return result == -EINTR ? 0 : result;
+}
+
 }  // namespace
 
 int Sys::Socket(int family, int type, int protocol) {
@@ -120,28 +143,9 @@ int Sys::EpollControl(int epoll, int op, int fd, epoll_event* event) {
 }
 
 int Sys::EpollWait(int epoll, epoll_event* events, int count, int64_t timeout_ns) {
-  if (timeout_ns <= 0) {
-    const int result = OrErrno(::epoll_wait(epoll, events, count, timeout_ns < 0 ? -1 : 0));
-    return result == -EINTR ? 0 : result;
-  }
-  // A fact about the running kernel, learnt once by whichever thread asks first.
-  static std::atomic<bool> nanoseconds{true};
-  int result = -ENOSYS;
-  if (nanoseconds.load(std::memory_order_relaxed)) {
-    const timespec timeout = ToTimespec(timeout_ns);
-    // syscall(2) and not the wrapper: glibc has one since 2.35 only. The last argument is the size
-    // of the (absent) signal mask.
-    result = OrErrno(
-        static_cast<int>(::syscall(SYS_epoll_pwait2, epoll, events, count, &timeout, nullptr, 8)));
-    // Kernels before 5.11 lack the call; seccomp profiles older than it answer EPERM.
-    if (result == -ENOSYS || result == -EPERM) {
-      nanoseconds.store(false, std::memory_order_relaxed);
-      result = -ENOSYS;
-    }
-  }
-  if (result == -ENOSYS) {
-    result = OrErrno(::epoll_wait(epoll, events, count, MsRoundedUp(timeout_ns)));
-  }
+  if (timeout_ns > 0) [[unlikely]]
+    return EpollWaitFor(epoll, events, count, timeout_ns);
+  const int result = OrErrno(::epoll_wait(epoll, events, count, timeout_ns < 0 ? -1 : 0));
   return result == -EINTR ? 0 : result;
 }
 

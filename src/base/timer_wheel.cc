@@ -140,7 +140,7 @@ size_t TimerWheel::Advance(uint64_t now_tick, size_t budget) {
   return fired;
 }
 
-uint64_t TimerWheel::NextTick() const {
+uint64_t TimerWheel::NextArmedTick() const {
   if (due_.next != &due_) return current_ - 1;
   Slot slot;
   return FindSlot(slot) ? slot.start : kNever;

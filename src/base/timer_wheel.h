@@ -93,7 +93,7 @@ class TimerWheel {
   // the earliest deadline; later than every tick advanced to, unless more is due. For a far
   // deadline it is the start of a slot: advancing there, at most six times, gives the deadline
   // itself.
-  uint64_t NextTick() const;
+  uint64_t NextTick() const { return armed_ == 0 ? kNever : NextArmedTick(); }
 
   size_t armed() const { return armed_; }
 
@@ -107,6 +107,7 @@ class TimerWheel {
   void Place(TimerNode& node);
   void Unlink(TimerLink& link);
   bool FindSlot(Slot& slot) const;
+  uint64_t NextArmedTick() const;
   static void Append(TimerLink& head, TimerLink& link);
   static void MoveAll(TimerLink& from, TimerLink& to);
   static TimerNode& NodeOf(TimerLink& link) { return static_cast<TimerNode&>(link); }

@@ -17,6 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <utility>
 
 #include "absl/functional/any_invocable.h"
@@ -77,6 +78,29 @@ struct BufferAccess {
   static Buffer Adopt(BufferNode* node) { return Buffer(node); }
   static BufferNode* Head(const BufferChain& chain) { return chain.head_; }
   static BufferNode* Tail(const BufferChain& chain) { return chain.tail_; }
+
+  // What BufferChain does, for the engines, without a call. `node` has bytes; a chain that is
+  // popped from is not empty.
+  static void Append(BufferChain& chain, BufferNode* node) {
+    (chain.head_ != nullptr ? chain.tail_->next : chain.head_) = node;
+    chain.tail_ = node;
+    chain.size_ += node->size;
+  }
+  static Buffer PopFront(BufferChain& chain) {
+    BufferNode* const node = chain.head_;
+    chain.head_ = std::exchange(node->next, nullptr);
+    if (chain.head_ == nullptr) chain.tail_ = nullptr;
+    chain.size_ -= node->size;
+    return Buffer(node);
+  }
+  static size_t FillIovec(const BufferChain& chain, std::span<iovec> out) {
+    size_t count = 0;
+    for (const BufferNode* node = chain.head_; node != nullptr && count < out.size();
+         node = node->next) {
+      out[count++] = {node->data, node->size};
+    }
+    return count;
+  }
 };
 
 // Of a node in a list of free blocks.

@@ -8,6 +8,7 @@
 
 PENSTOCK_BEGIN_NAMESPACE
 
+using internal::BufferAccess;
 using internal::BufferNode;
 
 size_t BufferChain::buffer_count() const {
@@ -27,11 +28,9 @@ size_t BufferChain::block_bytes() const {
 }
 
 void BufferChain::Append(Buffer buffer) {
-  if (buffer.empty()) return;
-  BufferNode* node = internal::BufferAccess::Release(std::move(buffer));
-  (head_ != nullptr ? tail_->next : head_) = node;
-  tail_ = node;
-  size_ += node->size;
+  BufferNode* node = BufferAccess::Node(buffer);
+  if (node == nullptr || node->size == 0) return;
+  BufferAccess::Append(*this, BufferAccess::Release(std::move(buffer)));
 }
 
 void BufferChain::Append(BufferChain chain) {
@@ -43,7 +42,7 @@ void BufferChain::Append(BufferChain chain) {
 
 void BufferChain::Prepend(Buffer buffer) {
   if (buffer.empty()) return;
-  BufferNode* node = internal::BufferAccess::Release(std::move(buffer));
+  BufferNode* node = BufferAccess::Release(std::move(buffer));
   node->next = head_;
   if (head_ == nullptr) tail_ = node;
   head_ = node;
@@ -56,12 +55,7 @@ std::string_view BufferChain::front() const {
 }
 
 Buffer BufferChain::PopFront() {
-  if (head_ == nullptr) return Buffer();
-  BufferNode* node = head_;
-  head_ = std::exchange(node->next, nullptr);
-  if (head_ == nullptr) tail_ = nullptr;
-  size_ -= node->size;
-  return Buffer(node);
+  return head_ != nullptr ? BufferAccess::PopFront(*this) : Buffer();
 }
 
 BufferChain BufferChain::SplitFront(size_t n) {
@@ -104,11 +98,7 @@ void BufferChain::Clear() {
 }
 
 size_t BufferChain::FillIovec(std::span<iovec> out) const {
-  size_t count = 0;
-  for (const BufferNode* node = head_; node != nullptr && count < out.size(); node = node->next) {
-    out[count++] = {node->data, node->size};
-  }
-  return count;
+  return BufferAccess::FillIovec(*this, out);
 }
 
 size_t BufferChain::CopyTo(std::span<char> out) const {

@@ -45,19 +45,15 @@ PoolCache::~PoolCache() {
   core_.RemoveCache(this);
 }
 
-void PoolCache::Unpark() {
-  State expected = State::kParked;
-  while (!state_.compare_exchange_strong(expected, State::kActive, std::memory_order_acquire)) {
+void PoolCache::UnparkDrained() {
+  State expected;
+  do {
     core_.AwaitDrain();
     expected = State::kParked;
-  }
+  } while (!state_.compare_exchange_strong(expected, State::kActive, std::memory_order_acquire));
 }
 
-void PoolCache::Park() {
-  // Either this sees that the pool is starved, or the one who starves sees the cache parked.
-  state_.store(State::kParked, std::memory_order_seq_cst);
-  if (!core_.starved_now()) [[likely]]
-    return;
+void PoolCache::ParkEmpty() {
   Unpark();
   GiveAll();
   state_.store(State::kParked, std::memory_order_release);

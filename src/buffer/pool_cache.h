@@ -101,13 +101,13 @@ class PoolCache {
     Block& block = BlockOfFree(hot.head);
     hot.head = block.primary.next;
     hot.SetCount(hot.Count() - 1);
-    counters_.Add(block, tag);
+    counters_.AddSmall(block, tag);
     return StartBlock(block, tag);
   }
 
   // Inside a Scope: takes a returned block of the core, wiped if it was secret.
   void KeepBlock(Block& block) {
-    counters_.Subtract(block, block.tag);
+    counters_.SubtractSmall(block, block.tag);
     HotList& hot = hot_[block.size_class];
     if (hot.Count() >= hot.max || core_.starved()) [[unlikely]]
       return Overflow(block);
@@ -152,8 +152,22 @@ class PoolCache {
   void Leave() {
     if (--depth_ == 0) Park();
   }
-  void Park();
-  void Unpark();
+  void Park() {
+    // Either this sees that the pool is starved, or the one who starves sees the cache parked.
+    state_.store(State::kParked, std::memory_order_seq_cst);
+    if (core_.starved_now()) [[unlikely]]
+      ParkEmpty();
+  }
+  void Unpark() {
+    State expected = State::kParked;
+    if (!state_.compare_exchange_strong(expected, State::kActive, std::memory_order_acquire))
+        [[unlikely]]
+      UnparkDrained();
+  }
+  // The pool is starved: parks again, with no block left.
+  [[gnu::cold]] void ParkEmpty();
+  // The core is emptying the cache just now: waits for it.
+  [[gnu::cold]] void UnparkDrained();
   bool Refill(uint8_t size_class, PoolCore::Refusal* refusal);
   void Overflow(Block& block);
   // All hot blocks as one list, which the cache no longer holds.

@@ -23,6 +23,9 @@ namespace internal {
 class PoolCounters {
  public:
   void Add(const Block& block, BufferTag tag) { Change(block, tag, +1); }
+  // Of a block that is neither large nor external.
+  void AddSmall(const Block& block, BufferTag tag) { Bump(CountOf(block, tag), +1); }
+  void SubtractSmall(const Block& block, BufferTag tag) { Bump(CountOf(block, tag), -1); }
   void Subtract(const Block& block, BufferTag tag) { Change(block, tag, -1); }
 
   // Bytes.
@@ -47,7 +50,10 @@ class PoolCounters {
     if (block.size_class == kLargeClass) [[unlikely]] {
       sign *= static_cast<int64_t>(OddBlockSize(block));
     }
-    Bump(counts_[block.size_class][static_cast<size_t>(tag)], sign);
+    Bump(CountOf(block, tag), sign);
+  }
+  std::atomic<int64_t>& CountOf(const Block& block, BufferTag tag) {
+    return counts_[block.size_class][static_cast<size_t>(tag)];
   }
 
   // Blocks; bytes for the large class.

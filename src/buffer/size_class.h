@@ -29,12 +29,16 @@ inline constexpr size_t kClassCount = kBlockClasses + 1;
 // Memory that the pool does not own.
 inline constexpr uint8_t kExternalClass = kClassCount;
 
+// By the width of size - 1: the smallest class of that width. Not inside ClassOf, where compilers
+// build it on the stack in every call.
+inline constexpr std::array<uint8_t, 21> kFirstClass = {0, 0, 0, 0, 0, 0, 0,  0,  0,  1, 2,
+                                                        3, 4, 5, 6, 7, 9, 11, 13, 14, 15};
+
 // The smallest class that holds `size` <= kBlockSizeMax bytes.
 constexpr uint8_t ClassOf(size_t size) {
-  // By the width of size - 1: the smallest class of that width.
-  constexpr std::array<uint8_t, 21> kFirst = {0, 0, 0, 0, 0, 0, 0,  0,  0,  1, 2,
-                                              3, 4, 5, 6, 7, 9, 11, 13, 14, 15};
-  const uint8_t first = kFirst[static_cast<size_t>(std::bit_width(size - (size != 0)))];
+  // The smallest class is 2^8 bytes: no width below that makes a difference.
+  const size_t last = (size - (size != 0)) | 0xff;
+  const uint8_t first = kFirstClass[static_cast<size_t>(std::bit_width(last))];
   return first + static_cast<uint8_t>(size > kBlockSizes[first]);
 }
 
