@@ -33,7 +33,6 @@ void SetEmpty(Callback& empty, Callback&& callback) {
 // Blocks of unread bytes a connection may hold before its engine stops receiving for it (I9).
 constexpr size_t kUnreadBlocks = 64 * 1024;
 
-constexpr uint32_t kReceiveMin = 4 * 1024;
 constexpr uint32_t kReceiveStart = 16 * 1024;
 
 uint32_t DeadlineMs(absl::Duration after) {
@@ -50,6 +49,7 @@ Connection::Connection(LoopCore& loop, Engine& engine, int fd, const SocketAddre
       loop_(&loop),
       engine_(&engine),
       fd_(fd),
+      over_tcp_(peer.family() == AF_INET || peer.family() == AF_INET6),
       receive_size_(std::min(kReceiveStart, options.receive_max)),
       receive_max_(options.receive_max),
       observer_(std::move(observer)),
@@ -60,7 +60,8 @@ Connection::Connection(LoopCore& loop, Engine& engine, int fd, const SocketAddre
       send_queue_low_(std::min(options.send_queue_low, options.send_queue_high)),
       send_queue_high_(options.send_queue_high),
       send_queue_max_(options.send_queue_max) {
-  if (has_deadlines()) active_at_ = loop.FreshTick();
+  NoteDeadlines();
+  if (has_deadlines_) active_at_ = loop.FreshTick();
 }
 
 // --- The owner's side ---
@@ -68,14 +69,16 @@ Connection::Connection(LoopCore& loop, Engine& engine, int fd, const SocketAddre
 void Connection::ReadReady(ReadCallback&& done) {
   CheckThread();
   if (loop_ == nullptr) return;
-  if (read_done_) {
-    extras().refused_reads.push(std::move(done));
+  if (read_done_) [[unlikely]] {
+    RefuseRead(std::move(done));
   } else {
     SetEmpty(read_done_, std::move(done));
-    if (has_deadlines()) read_since_ = loop_->FreshTick();
+    if (has_deadlines_) read_since_ = loop_->FreshTick();
   }
   MarkReady();
 }
+
+void Connection::RefuseRead(ReadCallback&& done) { extras().refused_reads.push(std::move(done)); }
 
 void Connection::CancelRead() {
   CheckThread();
@@ -87,22 +90,40 @@ void Connection::CancelRead() {
 void Connection::Write(BufferChain&& data, DoneCallback&& done) {
   CheckThread();
   if (loop_ == nullptr) return;
+  if (!MayWrite(data)) [[unlikely]] {
+    RefuseWrite(data.size(), std::move(done));
+    return MarkReady();
+  }
+  if (tx_.empty()) {
+    if (has_deadlines_) write_since_ = loop_->FreshTick();
+    tx_ = std::move(data);
+  } else {
+    tx_.Append(std::move(data));
+  }
+  if (done) {
+    const uint64_t end = bytes_out_ + tx_.size();
+    if (!first_write_.done) {
+      first_write_.end = end;
+      SetEmpty(first_write_.done, std::move(done));
+    } else {
+      QueueWrite({end, std::move(done), absl::OkStatus()});
+    }
+  }
+  MarkReady();
+}
+
+void Connection::RefuseWrite(size_t size, DoneCallback&& done) {
   if (write_side_ != WriteSide::kOpen) {
     AddRefusedWrite(std::move(done), Refusal("write", "after ShutdownWrite"));
   } else if (!write_end_.ok()) {
     AddRefusedWrite(std::move(done), write_end_);
-  } else if (tx_.size() + data.size() > send_queue_max_) {
+  } else {
     loop_->counters().writes_refused.Add(1);
     AddRefusedWrite(std::move(done),
                     absl::ResourceExhaustedError(absl::StrCat(
-                        "write to ", peer_.ToString(), ": ", data.size(), " bytes on top of ",
-                        tx_.size(), " queued exceed send_queue_max ", send_queue_max_)));
-  } else {
-    if (tx_.empty() && has_deadlines()) write_since_ = loop_->FreshTick();
-    tx_.Append(std::move(data));
-    AddWrite(std::move(done));
+                        "write to ", peer_.ToString(), ": ", size, " bytes on top of ", tx_.size(),
+                        " queued exceed send_queue_max ", send_queue_max_)));
   }
-  MarkReady();
 }
 
 void Connection::NotifyWritable(DoneCallback&& done) {
@@ -169,6 +190,7 @@ void Connection::SetIdleDeadline(absl::Duration after) {
 void Connection::SetDeadline(uint32_t& deadline_ms, uint64_t& since, absl::Duration after) {
   if (loop_ == nullptr) return;
   deadline_ms = DeadlineMs(after);
+  NoteDeadlines();
   since = loop_->FreshTick();
   ArmDeadlines();
 }
@@ -218,12 +240,12 @@ void Connection::End(absl::Status status, bool reset) {
 
 // --- The engine's side ---
 
-void Connection::OnReceived(Buffer bytes) {
-  const size_t size = bytes.size();
+void Connection::OnReceived(Buffer&& bytes) {
+  const size_t size = BufferAccess::Node(bytes)->size;
   bytes_in_ += size;
-  if (has_deadlines()) active_at_ = loop_->FreshTick();
+  if (has_deadlines_) active_at_ = loop_->FreshTick();
   loop_->counters().bytes_in.Add(size);
-  if (!read_shut_) rx_.Append(std::move(bytes));
+  if (!read_shut_) BufferAccess::Append(rx_, BufferAccess::Release(std::move(bytes)));
 }
 
 void Connection::OnReceiveEnded(int error) {
@@ -258,18 +280,9 @@ void Connection::OnDetached() {
   Drop();
 }
 
-void Connection::AdaptReceiveSize(size_t received) {
-  if (received >= receive_size_) {
-    receive_size_ = std::min(receive_size_ * 2, receive_max_);
-  } else if (received < receive_size_ / 8 && receive_size_ > kReceiveMin) {
-    receive_size_ /= 2;
-  }
-}
-
 // --- The loop's side ---
 
-void Connection::Service() {
-  if (in_service_) return;
+void Connection::Serve() {
   Hold();
   in_service_ = true;
   int steps = kServiceSteps;
@@ -292,10 +305,11 @@ bool Connection::Step() {
   if (write_side_ == WriteSide::kShutdownQueued && tx_.empty()) FinishShutdown();
   // Each gets its turn: neither a flood of bytes nor a writer that feeds itself keeps the others
   // out.
-  bool did = RunWriteDone();
-  did |= RunReadDone();
-  if (extras_ != nullptr) did |= RunExtras();
-  return did;
+  const bool wrote = RunWriteDone();
+  const bool read = RunReadDone();
+  const bool more = extras_ != nullptr && RunExtras();
+  // What a write's callback has begun to read has just been looked for.
+  return read || more || (wrote && HasMore());
 }
 
 bool Connection::FinishConnect() {
@@ -308,7 +322,7 @@ bool Connection::FinishConnect() {
   }
   if (error == 0) {
     Apply(ConnectionEvent::kConnected);
-    if (has_deadlines()) active_at_ = loop_->FreshTick();
+    if (has_deadlines_) active_at_ = loop_->FreshTick();
   } else {
     End(ErrnoStatus(error, "connect to", &peer_), false);
   }
@@ -320,7 +334,7 @@ void Connection::Flush() {
   int error = 0;
   while (!tx_.empty() && sent_now < kFlushBytesMax) {  // Settle puts the rest on the ready list
     iovec parts[kSendParts];
-    const size_t count = tx_.FillIovec(parts);
+    const size_t count = BufferAccess::FillIovec(tx_, parts);
     const int64_t sent = engine_->Send(*this, {parts, count});
     if (sent == -EAGAIN || sent == 0) {
       write_blocked_ = true;
@@ -340,7 +354,7 @@ void Connection::Flush() {
   }
   if (sent_now > 0) {
     bytes_out_ += sent_now;
-    if (has_deadlines()) write_since_ = active_at_ = loop_->FreshTick();
+    if (has_deadlines_) write_since_ = active_at_ = loop_->FreshTick();
     loop_->counters().bytes_out.Add(sent_now);
   }
   if (error != 0) FailSending(error);
@@ -372,45 +386,57 @@ void Connection::FinishShutdown() {
 
 bool Connection::RunWriteDone() {
   if (!first_write_.done) return false;
-  absl::Status status = std::exchange(first_write_.refusal, absl::OkStatus());
-  if (status.ok() && bytes_out_ < first_write_.end) {
-    if (write_end_.ok()) return false;
-    status = write_end_;
-  }
+  if (!first_write_.refusal.ok()) [[unlikely]]
+    return RunWriteFailed();
+  if (bytes_out_ < first_write_.end) return !write_end_.ok() && RunWriteFailed();
   DoneCallback done = std::move(first_write_.done);  // leaves it empty
-  if (extras_ != nullptr && !extras_->more_writes.empty()) {
-    first_write_ = extras_->more_writes.pop();
-  }
-  std::move(done)(std::move(status));
+  if (extras_ != nullptr) UnqueueWrite();
+  std::move(done)(absl::OkStatus());
+  return true;
+}
+
+bool Connection::RunWriteFailed() {
+  absl::Status failure = std::exchange(first_write_.refusal, absl::OkStatus());
+  if (failure.ok()) failure = write_end_;
+  DoneCallback done = std::move(first_write_.done);
+  if (extras_ != nullptr) UnqueueWrite();
+  std::move(done)(std::move(failure));
   return true;
 }
 
 bool Connection::RunReadDone() {
   if (!read_done_) return false;
-  if (read_cancelled_) {
-    DeliverRead(absl::CancelledError(
-        absl::StrCat("read from ", peer_.ToString(), ": cancelled by CancelRead")));
-    return true;
+  if (read_cancelled_) [[unlikely]]
+    return RunReadFailed();
+  if (rx_.empty()) {
+    if (!read_end_.ok() || state_ != ConnectionState::kOpen) return RunReadFailed();
+    engine_->Pull(*this);
+    if (rx_.empty()) return (!read_end_.ok() || read_timed_out_) && RunReadFailed();
   }
-  if (rx_.empty() && read_end_.ok() && state_ == ConnectionState::kOpen) engine_->Pull(*this);
-  if (!rx_.empty()) {
-    DeliverRead(rx_.PopFront());
-  } else if (!read_end_.ok()) {
-    DeliverRead(read_end_);
-  } else if (read_timed_out_) {
-    DeliverRead(absl::DeadlineExceededError(
-        absl::StrCat("read from ", peer_.ToString(), ": no byte for ", read_deadline_ms_, " ms")));
-  } else {
-    return false;
-  }
+  read_timed_out_ = false;
+  ReadCallback done = std::move(read_done_);  // leaves it empty
+  std::move(done)(BufferAccess::PopFront(rx_));
   return true;
 }
 
-void Connection::DeliverRead(absl::StatusOr<Buffer>&& result) {
+bool Connection::RunReadFailed() {
+  absl::Status failure;
+  if (read_cancelled_) {
+    failure = absl::CancelledError(
+        absl::StrCat("read from ", peer_.ToString(), ": cancelled by CancelRead"));
+  } else if (!read_end_.ok()) {
+    failure = read_end_;
+  } else if (read_timed_out_) {
+    failure = absl::DeadlineExceededError(
+        absl::StrCat("read from ", peer_.ToString(), ": no byte for ", read_deadline_ms_, " ms"));
+  } else {
+    return false;
+  }
   read_cancelled_ = false;
   read_timed_out_ = false;
-  ReadCallback done = std::move(read_done_);  // leaves it empty
-  std::move(done)(std::move(result));
+  ReadCallback done = std::move(read_done_);
+  std::move(done)(std::move(failure));
+  return true;
 }
 
 bool Connection::RunExtras() {
@@ -469,8 +495,7 @@ void Connection::CheckThread() const {
 #endif
 }
 
-void Connection::Drop() {
-  if (--holds_ > 0) return;
+void Connection::Destroy() {
   if (loop_ != nullptr) loop_->Unlink(*this);
   delete this;
 }
@@ -485,22 +510,16 @@ Connection::Callbacks Connection::TakeCallbacks() {
                    std::move(extras_)};
 }
 
-void Connection::MarkReady() {
-  if (in_service_ || ready_) return;
+void Connection::BecomeReady() {
   ready_ = true;
   Hold();
   loop_->PushReady(*this);
 }
 
-void Connection::AddWrite(DoneCallback&& done) {
-  if (!done) return;
-  const uint64_t end = bytes_out_ + tx_.size();
-  if (!first_write_.done) {
-    first_write_.end = end;
-    SetEmpty(first_write_.done, std::move(done));
-  } else {
-    extras().more_writes.push({end, std::move(done), absl::OkStatus()});
-  }
+void Connection::QueueWrite(PendingWrite&& write) { extras().more_writes.push(std::move(write)); }
+
+void Connection::UnqueueWrite() {
+  if (!extras_->more_writes.empty()) first_write_ = extras_->more_writes.pop();
 }
 
 void Connection::AddRefusedWrite(DoneCallback&& done, absl::Status refusal) {
@@ -509,7 +528,7 @@ void Connection::AddRefusedWrite(DoneCallback&& done, absl::Status refusal) {
   if (!first_write_.done) {
     first_write_ = std::move(write);
   } else {
-    extras().more_writes.push(std::move(write));
+    QueueWrite(std::move(write));
   }
 }
 
@@ -524,9 +543,8 @@ void Connection::Close(bool reset) {
   if (engine_->Detach(*this)) OnDetached();
 }
 
-void Connection::UpdatePinned() {
+void Connection::CountPinned() {
   const bool empty = rx_.empty() && tx_.empty();
-  if (empty && !busy_ && pinned_ == pinned_buffer_size()) return;
   LoopCounters& counters = loop_->counters();
   const bool busy = !empty && state_ == ConnectionState::kOpen;
   if (busy && !busy_) counters.busy.Add(1);

@@ -12,6 +12,7 @@
 #include <penstock/export.h>
 #include <penstock/stream.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -109,16 +110,22 @@ class Connection : private TimerNode {
 
   // --- The engine's side ---
   void OnReady() { Service(); }  // bytes or an end may wait
-  void OnReceived(Buffer bytes);
+  void OnReceived(Buffer&& bytes);
   // `error` 0: end of stream; otherwise a positive errno. Bytes received before are delivered
   // first.
-  void OnReceiveEnded(int error);
+  [[gnu::cold]] void OnReceiveEnded(int error);
   void OnWritable();
   void OnDetached();
 
   // The receive size that suits this stream's traffic, and the feedback that adapts it.
   uint32_t receive_size() const { return receive_size_; }
-  void AdaptReceiveSize(size_t received);
+  void AdaptReceiveSize(size_t received) {
+    if (received >= receive_size_) {
+      receive_size_ = std::min(receive_size_ * 2, receive_max_);
+    } else if (received < receive_size_ / 8 && receive_size_ > kReceiveMin) {
+      receive_size_ /= 2;
+    }
+  }
   uint32_t receive_max() const { return receive_max_; }
   // StreamOptions::pinned_reads: the buffer to receive into, empty when the pool had no room for
   // one; and the way back, empty when its bytes were delivered, which replaces it.
@@ -128,7 +135,9 @@ class Connection : private TimerNode {
 
   // --- The loop's side ---
   // Does what there is to do: sends, completes, receives, delivers; bounded (I9).
-  void Service();
+  void Service() {
+    if (!in_service_) Serve();
+  }
   // The loop is going: closes and destroys the callbacks unrun. The owner may outlive the loop, and
   // LoopCore clears loop_ at the very end.
   void EndWithLoop();
@@ -140,6 +149,7 @@ class Connection : private TimerNode {
   LoopCore* loop() const { return loop_; }
   const SocketAddress& peer() const { return peer_; }
   SocketAddress local() const;
+  bool over_tcp() const { return over_tcp_; }
   bool wants_read() const { return read_done_ != nullptr; }
   bool has_callbacks() const {
     return read_done_ != nullptr || first_write_.done != nullptr || extras_ != nullptr;
@@ -174,35 +184,64 @@ class Connection : private TimerNode {
 
   // Stands for an infinite deadline. Points in time are ticks of the loop's timer wheel.
   static constexpr uint32_t kNever = UINT32_MAX;
+  static constexpr uint32_t kReceiveMin = 4 * 1024;
 
   void Hold() { ++holds_; }
-  void Drop();
+  void Drop() {
+    if (--holds_ == 0) [[unlikely]]
+      Destroy();
+  }
+  [[gnu::cold]] void Destroy();
   void Apply(ConnectionEvent event);
   Extras& extras();
   Callbacks TakeCallbacks();
-  void MarkReady();
+  void MarkReady() {
+    if (!in_service_ && !ready_) BecomeReady();
+  }
+  void BecomeReady();
   bool alive() const {
     return state_ == ConnectionState::kOpen || state_ == ConnectionState::kConnecting;
   }
 
-  // Steps of Service; each returns true when it ran a callback or moved bytes.
+  void Serve();
+  // A step of Serve: false when there is nothing left to do without another event.
   bool Step();
-  bool FinishConnect();
-  void Flush();
+  [[gnu::cold]] bool FinishConnect();
+  // One callback each, if one is due; true when it ran.
   bool RunWriteDone();
   bool RunReadDone();
   bool RunExtras();
+  // What of a callback's doing the next step would see to.
+  bool HasMore() const {
+    return !tx_.empty() || first_write_.done != nullptr || extras_ != nullptr ||
+           write_side_ == WriteSide::kShutdownQueued || state_ != ConnectionState::kOpen;
+  }
+  void Flush();
   void Settle();
 
-  void DeliverRead(absl::StatusOr<Buffer>&& result);
-  void FailSending(int error);
-  void FinishShutdown();
-  void AddWrite(DoneCallback&& done);
+  // The same for one that ends with an error.
+  [[gnu::cold]] bool RunWriteFailed();
+  [[gnu::cold]] bool RunReadFailed();
+  [[gnu::cold]] void FailSending(int error);
+  [[gnu::cold]] void FinishShutdown();
+  // Whether `data` may be queued; if not, RefuseWrite says why.
+  bool MayWrite(const BufferChain& data) const {
+    return write_side_ == WriteSide::kOpen && write_end_.ok() &&
+           tx_.size() + data.size() <= send_queue_max_;
+  }
+  [[gnu::cold]] void RefuseWrite(size_t size, DoneCallback&& done);
+  [[gnu::cold]] void RefuseRead(ReadCallback&& done);
+  // To the writes after first_write_, and from there.
+  [[gnu::noinline]] void QueueWrite(PendingWrite&& write);
+  [[gnu::noinline]] void UnqueueWrite();
   void AddRefusedWrite(DoneCallback&& done, absl::Status refusal);
   void Close(bool reset);
   // Whether bytes that were written will never arrive: then the peer must not see an end of stream.
   bool BytesLost() const { return !tx_.empty() || !write_end_.ok(); }
-  void UpdatePinned();
+  void UpdatePinned() {
+    if (pinned_ != 0 || pinned_reads_ || !rx_.empty() || !tx_.empty()) CountPinned();
+  }
+  void CountPinned();
   // Before the engine knows the connection.
   void PinReads();
   size_t pinned_buffer_size() const {
@@ -213,13 +252,16 @@ class Connection : private TimerNode {
 
   // Deadlines: one timer for the earliest; it re-arms itself lazily. The clock is read only for
   // connections that have one.
-  bool has_deadlines() const {
-    return (read_deadline_ms_ & write_deadline_ms_ & idle_deadline_ms_) != kNever;
+  void NoteDeadlines() {
+    has_deadlines_ = (read_deadline_ms_ & write_deadline_ms_ & idle_deadline_ms_) != kNever;
   }
   void SetDeadline(uint32_t& deadline_ms, uint64_t& since, absl::Duration after);
   static void OnTimer(TimerNode* node);
   void CheckDeadlines();
-  void ArmDeadlines();
+  void ArmDeadlines() {
+    if (has_deadlines_) ArmTimer();
+  }
+  void ArmTimer();
   uint64_t NextDeadline() const;
 
   alignas(void*) unsigned char handle_storage_[kHandleSize];
@@ -240,6 +282,8 @@ class Connection : private TimerNode {
   bool read_shut_ : 1 = false;
   bool connect_ready_ : 1 = false;  // the connecting socket has become writable
   bool close_reset_ : 1 = false;    // the peer shall see a reset
+  bool has_deadlines_ : 1 = false;
+  bool over_tcp_ : 1;
   bool pinned_reads_ : 1 = false;
   uint32_t receive_size_;
   uint32_t receive_max_;

@@ -21,8 +21,7 @@ uint64_t Connection::NextDeadline() const {
   return next;
 }
 
-void Connection::ArmDeadlines() {
-  if (!has_deadlines()) return;
+void Connection::ArmTimer() {
   if (!alive()) return;
   const uint64_t next = NextDeadline();
   if (next == UINT64_MAX) return;

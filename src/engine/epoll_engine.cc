@@ -42,25 +42,29 @@ absl::StatusOr<std::unique_ptr<Engine>> EpollEngine::Create(LoopCore& loop) {
 EpollEngine::EpollEngine(LoopCore& loop, int epoll)
     : SocketEngine(loop),
       epoll_(epoll),
-      events_(std::clamp<uint32_t>(loop.options().turn_events_max, 1, kEventsMax)) {}
+      events_max_(
+          static_cast<int>(std::clamp<uint32_t>(loop.options().turn_events_max, 1, kEventsMax))),
+      events_(static_cast<size_t>(events_max_)) {}
 
 EpollEngine::~EpollEngine() { sys_.Close(epoll_); }
 
 int EpollEngine::Wait(int64_t timeout_ns) {
   loop_.counters().syscalls.Add(1);
   const int count = timeout_ns == 0 ? Ask(0) : loop_.Sleep([&] { return Ask(timeout_ns); });
-  if (count < 0) {
-    loop_.Fault(ErrnoStatus(-count, "epoll_wait", nullptr).ToString());
-    return 0;
-  }
+  if (count < 0) [[unlikely]]
+    return WaitFailed(-count);
   for (int i = 0; i < count; ++i) Dispatch(events_[i]);
   return count;
 }
 
+int EpollEngine::WaitFailed(int error) {
+  loop_.Fault(ErrnoStatus(error, "epoll_wait", nullptr).ToString());
+  return 0;
+}
+
 int EpollEngine::Ask(int64_t timeout_ns) {
-  const int max = static_cast<int>(events_.size());
-  return direct_ ? sys_.Sys::EpollWait(epoll_, events_.data(), max, timeout_ns)
-                 : sys_.EpollWait(epoll_, events_.data(), max, timeout_ns);
+  return direct_ ? sys_.Sys::EpollWait(epoll_, events_.data(), events_max_, timeout_ns)
+                 : sys_.EpollWait(epoll_, events_.data(), events_max_, timeout_ns);
 }
 
 void EpollEngine::Dispatch(const epoll_event& event) {
@@ -183,8 +187,11 @@ bool EpollEngine::Detach(Connection& connection) {
 
 bool EpollEngine::Pull(Connection& connection) {
   Slot& slot = loop_.slots().at(connection.slot());
-  if ((slot.engine_word & (EpollBit::kReadable | EpollBit::kNeedsBuffer)) != EpollBit::kReadable)
-    return false;
+  constexpr uint64_t kMask = EpollBit::kReadable | EpollBit::kNeedsBuffer;
+  return (slot.engine_word & kMask) == EpollBit::kReadable && Receive(connection, slot);
+}
+
+bool EpollEngine::Receive(Connection& connection, Slot& slot) {
   switch (ReceiveOnce(connection)) {
     case Received::kNothing:
       slot.engine_word &= ~EpollBit::kReadable;

@@ -46,9 +46,13 @@ class EpollEngine : public SocketEngine {
   absl::Status Control(int op, int fd, uint32_t events, uint32_t slot, const char* what);
   int Ask(int64_t timeout_ns);
   void Dispatch(const epoll_event& event);
-  void AcceptBurst(Token token);
+  [[gnu::cold]] int WaitFailed(int error);
+  // The part of Pull for a connection that may have something to receive.
+  [[gnu::noinline]] bool Receive(Connection& connection, Slot& slot);
+  [[gnu::noinline]] void AcceptBurst(Token token);
 
   int epoll_;
+  int events_max_;
   std::vector<epoll_event> events_;
   // Connections whose receive waits for a buffer.
   std::vector<Token> waiting_for_room_;

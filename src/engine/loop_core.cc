@@ -108,6 +108,7 @@ LoopCore::LoopCore(LoopOptions options, Seams seams)
       pool_(options_.pool != nullptr ? options_.pool : own_pool_.get()),
       cache_(pool_->core()),
       mailbox_(std::make_shared<Mailbox>([this] { WriteWake(); })),
+      busy_poll_ns_(absl::ToInt64Nanoseconds(options_.busy_poll)),
       timers_(TimerWheel::TickAt(sys_.Now())),
       room_retry_(timers_) {
   if (!options_.log) options_.log = LogToStderr;
@@ -180,7 +181,7 @@ absl::StatusOr<Engine*> LoopCore::EngineFor(EngineKind kind) {
 
 void LoopCore::Run() {
   TurnScope scope(*this);
-  while (!stop_.exchange(false, std::memory_order_acquire)) {
+  while (!TakeFlag(stop_)) {
     Turn(true);
     if (draining_ && FinishDrain()) break;
   }
@@ -207,20 +208,27 @@ bool LoopCore::Poll() {
 }
 
 void LoopCore::Turn(bool may_sleep) {
-  if (std::exchange(asleep_, false)) mailbox_->FinishSleep();
+  if (asleep_) {
+    asleep_ = false;
+    mailbox_->FinishSleep();
+  }
   touched_ = false;
   ForgetNow();
   counters_.turns.Add(1);
-  tasks_left_ = RunTasks();
-  RunReady();
+  tasks_left_ = mailbox_->has_work() && RunTasks();
+  if (HasReady()) RunReady();
   may_sleep = may_sleep && !HasWork() && !(draining_ && Empty());
   int events = 0;
-  if (may_sleep && options_.busy_poll > absl::ZeroDuration()) events = WaitBusily();
+  if (may_sleep && busy_poll_ns_ > 0) events = WaitBusily();
   if (events == 0) events = Wait(may_sleep && !HasWork());
   events_left_ = events >= static_cast<int>(options_.turn_events_max);
   // After the wait: bytes that came in time are seen before the deadline that waits for them.
   RunTimers();
-  WatchForQuiet();
+  if (trim_at_ns_ == INT64_MAX) {
+    BeginQuietWatch();
+  } else if (alarm_) {
+    TrimWhenQuiet();
+  }
 }
 
 int LoopCore::Wait(bool may_sleep) {
@@ -231,13 +239,13 @@ int LoopCore::Wait(bool may_sleep) {
   ForgetNow();  // what the events of this wait do happens after it
   int events = primary_->Wait(may_sleep ? -1 : 0);
   if (may_sleep) mailbox_->FinishSleep();
-  if (std::exchange(secondary_ready_, false)) {
+  if (secondary_ready_) {
     const int more = secondary_->Wait(0);
     events += more;
     // Its descriptor tells only of new events, so go on until it has none left.
     secondary_ready_ = more > 0 || secondary_->HasUnsubmitted();
   }
-  if (room_.exchange(false, std::memory_order_acquire)) TakeUpRoom();
+  if (TakeFlag(room_)) TakeUpRoom();
   return events;
 }
 
@@ -249,7 +257,7 @@ void LoopCore::TakeUpRoom() {
 }
 
 int LoopCore::WaitBusily() {
-  const int64_t until = now_ns() + absl::ToInt64Nanoseconds(options_.busy_poll);
+  const int64_t until = now_ns() + busy_poll_ns_;
   int events = 0;
   do {
     events = Wait(false);
@@ -312,7 +320,10 @@ bool LoopCore::ArmWakeTimer() {
   const int64_t at = NextWake();
   // A time limit on every wait would cost a kernel timer each; this one is set only when something
   // is due earlier than it. Too early an alarm is a turn for nothing.
-  if (at == INT64_MAX || (timer_at_ns_ != 0 && timer_at_ns_ <= at)) return true;
+  return at == INT64_MAX || (timer_at_ns_ != 0 && timer_at_ns_ <= at) || SetWakeTimer(at);
+}
+
+bool LoopCore::SetWakeTimer(int64_t at) {
   if (at <= now_ns()) {
     alarm_ = true;  // as if it had been set in time
     return false;
@@ -329,11 +340,7 @@ uint64_t LoopCore::Traffic() const {
 
 // Once a period while there is traffic, and not once a turn: nothing here reads the clock until the
 // alarm comes.
-void LoopCore::WatchForQuiet() {
-  if (trim_at_ns_ != INT64_MAX) {
-    if (alarm_) TrimWhenQuiet();
-    return;
-  }
+void LoopCore::BeginQuietWatch() {
   if (Traffic() == traffic_seen_ || options_.idle_trim == absl::InfiniteDuration()) return;
   traffic_seen_ = Traffic();
   trim_at_ns_ = now_ns() + absl::ToInt64Nanoseconds(options_.idle_trim);

@@ -55,6 +55,7 @@ class SlotTable {
     } else {
       index = static_cast<uint32_t>(slots_.size());
       slots_.emplace_back();
+      ++count_;
       slots_.back().generation = first_generation_ & Token::kGenerationMask;
     }
     Slot& slot = slots_[index];
@@ -83,6 +84,7 @@ class SlotTable {
     if (slots_.size() - keep < kTrimMin) return;
     slots_.resize(keep);
     slots_.shrink_to_fit();
+    count_ = static_cast<uint32_t>(keep);
     free_head_ = kNone;
     for (size_t i = keep; i-- > 0;) {
       if (slots_[i].kind() != SlotKind::kFree) continue;
@@ -97,20 +99,21 @@ class SlotTable {
 
   // The slot `token` names, or null when it has been freed since.
   Slot* Find(Token token) {
-    if (token.index() >= slots_.size()) return nullptr;
+    if (token.index() >= count_) return nullptr;
     Slot& slot = slots_[token.index()];
     if (slot.generation != token.generation() || slot.kind() == SlotKind::kFree) return nullptr;
     return &slot;
   }
 
   Slot& at(uint32_t index) { return slots_[index]; }
-  uint32_t size() const { return static_cast<uint32_t>(slots_.size()); }
+  uint32_t size() const { return count_; }
 
  private:
   static constexpr uint32_t kNone = UINT32_MAX;
   static constexpr size_t kTrimMin = 256;
 
   std::vector<Slot> slots_;
+  uint32_t count_ = 0;  // of slots_, without a division by their size
   uint32_t free_head_ = kNone;
   uint32_t first_generation_ = 0;
 };

@@ -205,7 +205,7 @@ SocketEngine::Received SocketEngine::ReceiveOnce(Connection& connection) {
     return ReceivePinned(connection);
   const size_t size = connection.receive_size();
   Buffer buffer = loop_.cache().TryAllocate(size, BufferTag::kReceive);
-  if (!buffer) {
+  if (!buffer) [[unlikely]] {
     loop_.WaitForRoom();
     return Received::kNoRoom;
   }
@@ -213,26 +213,29 @@ SocketEngine::Received SocketEngine::ReceiveOnce(Connection& connection) {
   char* const data = BufferAccess::Node(buffer)->data;
   const int64_t result = direct_ ? sys_.Sys::Receive(connection.fd(), data, size)
                                  : sys_.Receive(connection.fd(), data, size);
-  if (result == -EAGAIN) return Received::kNothing;
-  if (result <= 0) {
+  if (result <= 0) [[unlikely]] {
+    if (result == -EAGAIN) return Received::kNothing;
     connection.OnReceiveEnded(static_cast<int>(-result));
     return Received::kSome;
   }
   const auto received = static_cast<size_t>(result);
   connection.AdaptReceiveSize(received);
-  // On a Unix socket a receive also stops short where descriptors were passed (unix(7)).
-  const bool drained = received < size && IsTcp(connection.peer().family());
-  if (received <= kCopyMax && size > kSmallBlock) {
-    if (Buffer small = loop_.cache().TryAllocate(received, BufferTag::kReceive)) {
-      std::memcpy(small.mutable_data(), buffer.data(), received);
-      NodeExtend(*BufferAccess::Node(small), received);
-      connection.OnReceived(std::move(small));
-      return drained ? Received::kDrained : Received::kSome;
-    }
-  }
   NodeExtend(*BufferAccess::Node(buffer), received);
+  if (received <= kCopyMax && size > kSmallBlock) [[unlikely]] {  // receives adapt to the traffic
+    if (Buffer small = CopySmall(data, received)) buffer = std::move(small);
+  }
   connection.OnReceived(std::move(buffer));
-  return drained ? Received::kDrained : Received::kSome;
+  // On a Unix socket a receive also stops short where descriptors were passed (unix(7)).
+  return received < size && connection.over_tcp() ? Received::kDrained : Received::kSome;
+}
+
+Buffer SocketEngine::CopySmall(const char* data, size_t size) {
+  Buffer small = loop_.cache().TryAllocate(size, BufferTag::kReceive);
+  if (small) {
+    std::memcpy(BufferAccess::Node(small)->data, data, size);
+    NodeExtend(*BufferAccess::Node(small), size);
+  }
+  return small;
 }
 
 SocketEngine::Received SocketEngine::ReceivePinned(Connection& connection) {
@@ -254,10 +257,8 @@ SocketEngine::Received SocketEngine::ReceivePinned(Connection& connection) {
   const auto received = static_cast<size_t>(result);
   NodeExtend(*BufferAccess::Node(buffer), received);
   Buffer small;
-  if (received <= kCopyMax) small = loop_.cache().TryAllocate(received, BufferTag::kReceive);
+  if (received <= kCopyMax) small = CopySmall(buffer.data(), received);
   if (small) {
-    NodeExtend(*BufferAccess::Node(small), received);
-    std::memcpy(small.mutable_data(), buffer.data(), received);
     buffer.Truncate(0);
     connection.KeepPinnedBuffer(std::move(buffer));
     connection.OnReceived(std::move(small));
@@ -265,8 +266,7 @@ SocketEngine::Received SocketEngine::ReceivePinned(Connection& connection) {
     connection.KeepPinnedBuffer(Buffer());
     connection.OnReceived(std::move(buffer));
   }
-  return received < size && IsTcp(connection.peer().family()) ? Received::kDrained
-                                                              : Received::kSome;
+  return received < size && connection.over_tcp() ? Received::kDrained : Received::kSome;
 }
 
 void SocketEngine::RefuseOne(Acceptor& acceptor) {

@@ -53,7 +53,9 @@ class SocketEngine : public Engine {
   // One recv(2) into a buffer sized to the connection's traffic.
   Received ReceiveOnce(Connection& connection);
   // The same into the buffer that the connection holds (StreamOptions::pinned_reads).
-  Received ReceivePinned(Connection& connection);
+  [[gnu::cold]] Received ReceivePinned(Connection& connection);
+  // A buffer of its own for a piece of at most kCopyMax bytes; empty when the pool has no room.
+  Buffer CopySmall(const char* data, size_t size);
   // One accept(2), whose failure is reported; false when no connection waits.
   bool AcceptOnce(Acceptor& acceptor);
   SocketAddress PeerAddress(int fd);

@@ -46,7 +46,7 @@ absl::Status BufferRing::Register(io_uring* ring, uint32_t entries, size_t bytes
   return absl::OkStatus();
 }
 
-void BufferRing::Refill(PoolCache& cache) {
+void BufferRing::LendMore(PoolCache& cache) {
   if (std::exchange(grow_, false)) wanted_ = std::min(wanted_ * 2, most_);
   while (in_kernel_ < wanted_) {
     Buffer buffer = cache.TryAllocate(kBufferSize, BufferTag::kRing);
@@ -55,8 +55,6 @@ void BufferRing::Refill(PoolCache& cache) {
     free_ids_.pop_back();
     Lend(std::move(buffer), id);
   }
-  if (unpublished_ > 0) Publish();
-  starved_ = in_kernel_ == 0;
 }
 
 void BufferRing::Lend(Buffer buffer, uint16_t id) {
@@ -74,14 +72,10 @@ Buffer BufferRing::Take(uint16_t id, size_t size) {
   return buffer;
 }
 
-void BufferRing::Relend(uint16_t id) {
-  if (in_kernel_ > wanted_) {
-    lent_[id].Reset();
-    free_ids_.push_back(id);
-    --in_kernel_;
-    return;
-  }
-  AddRaw(lent_[id].mutable_data(), kBufferSize, id);
+void BufferRing::TakeBack(uint16_t id) {
+  lent_[id].Reset();
+  free_ids_.push_back(id);
+  --in_kernel_;
 }
 
 void BufferRing::Trim() {
@@ -90,16 +84,6 @@ void BufferRing::Trim() {
     // The last page stays: debug builds keep the block's guard there.
     if (buffer) sys_.Advise(buffer.mutable_data(), kBufferSize - kPage, MADV_DONTNEED);
   }
-}
-
-void BufferRing::AddRaw(void* data, uint32_t size, uint16_t id) {
-  io_uring_buf_ring_add(ring_, data, size, id, io_uring_buf_ring_mask(entries_),
-                        static_cast<int>(unpublished_));
-  ++unpublished_;
-}
-
-void BufferRing::Publish() {
-  io_uring_buf_ring_advance(ring_, static_cast<int>(std::exchange(unpublished_, 0)));
 }
 
 }  // namespace internal

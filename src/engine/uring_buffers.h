@@ -14,6 +14,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -41,15 +42,24 @@ class BufferRing {
   // Buffers the kernel has.
   uint32_t lent() const { return in_kernel_; }
   // Lends buffers until the kernel has as many as the ring now wants, or the pool refuses.
-  void Refill(PoolCache& cache);
+  void Refill(PoolCache& cache) {
+    if (grow_ || in_kernel_ < wanted_) [[unlikely]]
+      LendMore(cache);
+    if (unpublished_ > 0) Publish();
+    starved_ = in_kernel_ == 0;
+  }
   // The last Refill left the kernel none: a receive armed now would fail at once, data or not.
   bool starved() const { return starved_; }
   // The buffer `id`, filled with `size` bytes by the kernel; it is the caller's.
   Buffer Take(uint16_t id, size_t size);
   // What the kernel has put into buffer `id`, which stays lent; follow with Relend.
-  const char* Peek(uint16_t id) const { return lent_[id].data(); }
+  const char* Peek(uint16_t id) const { return BufferAccess::Node(lent_[id])->data; }
   // Lends buffer `id` again as it is.
-  void Relend(uint16_t id);
+  void Relend(uint16_t id) {
+    if (in_kernel_ > wanted_) [[unlikely]]
+      return TakeBack(id);
+    AddRaw(BufferAccess::Node(lent_[id])->data, kBufferSize, id);
+  }
   // The kernel ran out: the next Refill lends twice as many.
   void Grow() { grow_ = true; }
   // Quiet: want fewer, and give the pages of those lent back to the kernel. Only while the kernel
@@ -57,11 +67,19 @@ class BufferRing {
   void Trim();
 
   // For the self-test, which has memory of its own.
-  void AddRaw(void* data, uint32_t size, uint16_t id);
-  void Publish();
+  void AddRaw(void* data, uint32_t size, uint16_t id) {
+    io_uring_buf_ring_add(ring_, data, size, id, io_uring_buf_ring_mask(entries_),
+                          static_cast<int>(unpublished_));
+    ++unpublished_;
+  }
+  void Publish() {
+    io_uring_buf_ring_advance(ring_, static_cast<int>(std::exchange(unpublished_, 0)));
+  }
 
  private:
+  void LendMore(PoolCache& cache);
   void Lend(Buffer buffer, uint16_t id);
+  void TakeBack(uint16_t id);
 
   Sys& sys_;
   io_uring_buf_ring* ring_ = nullptr;

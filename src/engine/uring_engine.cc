@@ -200,12 +200,8 @@ void UringEngine::Disarm(Slot& slot, RingOp op) {
 // --- Waiting ---
 
 int UringEngine::Wait(int64_t timeout_ns) {
-  if (!enabled_) {
-    enabled_ = true;
-    if (const int r = EnableRing(&ring_); r < 0) {
-      loop_.Fault(ErrnoStatus(-r, "io_uring: enable the ring", nullptr).ToString());
-    }
-  }
+  if (!enabled_) [[unlikely]]
+    Enable();
   if (features_.multishot_receive && !loop_.waiting_for_room()) {
     buffers_.Refill(loop_.cache());
     if (buffers_.starved()) loop_.WaitForRoom();
@@ -214,21 +210,39 @@ int UringEngine::Wait(int64_t timeout_ns) {
     uint64_t count;
     sys_.Read(notify_fd_, &count, sizeof count);
   }
-  SubmitBacklog();
+  if (!backlog_.empty()) [[unlikely]]
+    SubmitBacklog();
   if (io_uring_cq_ready(&ring_) > 0) timeout_ns = 0;
-  const int result = Enter(timeout_ns);
-  if (result < 0 && result != -ETIME && result != -EINTR && result != -EAGAIN && result != -EBUSY) {
-    loop_.Fault(ErrnoStatus(-result, "io_uring_enter", nullptr).ToString());
-  }
+  if (const int result = Enter(timeout_ns); result < 0) [[unlikely]]
+    EnterFailed(-result);
   return DispatchCompletions();
 }
 
+void UringEngine::Enable() {
+  enabled_ = true;
+  if (const int r = EnableRing(&ring_); r < 0) {
+    loop_.Fault(ErrnoStatus(-r, "io_uring: enable the ring", nullptr).ToString());
+  }
+}
+
+void UringEngine::EnterFailed(int error) {
+  if (error == ETIME || error == EINTR || error == EAGAIN || error == EBUSY) return;
+  loop_.Fault(ErrnoStatus(error, "io_uring_enter", nullptr).ToString());
+}
+
 int UringEngine::Enter(int64_t timeout_ns) {
-  if (const int refused = sys_.RingEnter(); refused < 0) return refused;
+  if (!direct_) {
+    if (const int refused = sys_.RingEnter(); refused < 0) return refused;
+  }
   loop_.counters().syscalls.Add(1);
   if (timeout_ns == 0) return io_uring_submit_and_get_events(&ring_);
+  if (timeout_ns > 0) return EnterFor(timeout_ns);
   const PoolCache::Parked parked(loop_.cache());
-  if (timeout_ns < 0) return io_uring_submit_and_wait(&ring_, 1);
+  return io_uring_submit_and_wait(&ring_, 1);
+}
+
+int UringEngine::EnterFor(int64_t timeout_ns) {
+  const PoolCache::Parked parked(loop_.cache());
   io_uring_cqe* cqe = nullptr;
   __kernel_timespec timeout{.tv_sec = timeout_ns / 1'000'000'000,
                             .tv_nsec = timeout_ns % 1'000'000'000};
@@ -236,39 +250,36 @@ int UringEngine::Enter(int64_t timeout_ns) {
 }
 
 int UringEngine::DispatchCompletions() {
-  constexpr unsigned kBatch = 64;
   const int limit = static_cast<int>(std::max<uint32_t>(loop_.options().turn_events_max, 1));
   int dispatched = 0;
-  while (dispatched < limit) {
-    io_uring_cqe* cqes[kBatch];
-    const unsigned wanted = std::min<unsigned>(kBatch, static_cast<unsigned>(limit - dispatched));
-    const unsigned count = io_uring_peek_batch_cqe(&ring_, cqes, wanted);
-    if (count == 0) break;
-    loop_.counters().cqes.Add(count);
-    for (unsigned i = 0; i < count; ++i) {
-      Completion completion{Token(cqes[i]->user_data), cqes[i]->res, cqes[i]->flags};
-      // Callbacks may submit: the queue's head moves on before they run.
-      io_uring_cq_advance(&ring_, 1);
-      const auto op = static_cast<RingOp>(completion.token.op() & ~kCancelBit);
-      sys_.RingCompletion(completion.token.op() & kCancelBit ? RingOp::kCancel : op,
-                          &completion.result, &completion.flags);
-      Dispatch(completion);
+  for (; dispatched < limit; ++dispatched) {
+    const unsigned head = *ring_.cq.khead;
+    if (head == io_uring_smp_load_acquire(ring_.cq.ktail)) {
+      // What did not fit waits in the kernel until we ask.
+      if (!io_uring_cq_has_overflow(&ring_)) break;
+      if (io_uring_get_events(&ring_) < 0 || io_uring_cq_ready(&ring_) == 0) break;
     }
-    dispatched += static_cast<int>(count);
+    const io_uring_cqe& cqe = ring_.cq.cqes[io_uring_cqe_index(&ring_, head, ring_.cq.ring_mask)];
+    Completion completion{Token(cqe.user_data), cqe.res, cqe.flags};
+    // Callbacks may submit: the queue's head moves on before they run.
+    io_uring_cq_advance(&ring_, 1);
+    if (!direct_) ShowCompletion(completion);
+    Dispatch(completion);
   }
+  loop_.counters().cqes.Add(static_cast<uint64_t>(dispatched));
   return dispatched;
 }
 
 void UringEngine::ShowCompletion(Completion& completion) {
   const bool cancel = completion.token.op() & kCancelBit;
-  const auto op = static_cast<RingOp>(completion.token.op());
+  const auto op = static_cast<RingOp>(completion.token.op() & ~kCancelBit);
   sys_.RingCompletion(cancel ? RingOp::kCancel : op, &completion.result, &completion.flags);
 }
 
 void UringEngine::Dispatch(const Completion& completion) {
   if (completion.token.op() & kCancelBit) return OnCancelled(completion);
   Slot* const slot = loop_.slots().Find(completion.token);
-  if (slot == nullptr) {
+  if (slot == nullptr) [[unlikely]] {
     // Slots live until the terminal completion, so this is a fault of ours; keep the books
     // straight.
     loop_.Fault("io_uring: a completion for a slot that has gone");

@@ -80,7 +80,10 @@ class UringEngine : public SocketEngine {
   void Submit(const Submission& submission);
   void Prepare(io_uring_sqe* sqe, const Submission& submission);
   void SubmitBacklog();
+  [[gnu::cold]] void Enable();
   int Enter(int64_t timeout_ns);
+  [[gnu::cold]] int EnterFor(int64_t timeout_ns);
+  [[gnu::cold]] void EnterFailed(int error);
   int DispatchCompletions();
   // To the seam, which may change it.
   void ShowCompletion(Completion& completion);
@@ -94,6 +97,9 @@ class UringEngine : public SocketEngine {
   void OnCancelled(const Completion& completion);
 
   void OnReceive(const Completion& completion, Slot& slot);
+  [[gnu::cold]] void OnReceiveFailed(const Completion& completion, Slot& slot);
+  // The part of Pull for a connection that may have something to receive.
+  [[gnu::noinline]] bool Receive(Connection& connection, Slot& slot);
   void OnPoll(const Completion& completion, Slot& slot);
   void OnAccept(const Completion& completion, Slot& slot);
   void AcceptBurst(Token token);

@@ -106,7 +106,7 @@ void UringEngine::AcceptBurst(Token token) {
 
 absl::Status UringEngine::Attach(Connection& connection) {
   // A lent buffer must not hold more than the stream takes at once, nor replace one of its own.
-  const bool poll_only = !features_.multishot_receive || !IsTcp(connection.peer().family()) ||
+  const bool poll_only = !features_.multishot_receive || !connection.over_tcp() ||
                          connection.receive_max() < BufferRing::kBufferSize ||
                          connection.pinned_reads();
   if (poll_only)
@@ -157,7 +157,10 @@ bool UringEngine::Pull(Connection& connection) {
   const UringWord word = UringWordOf(slot);
   if ((word.flags & (UringBit::kReadable | UringBit::kNeedsBuffer)) != UringBit::kReadable)
     return false;
-  if (word.armed & BitOf(RingOp::kReceive)) return false;
+  return !(word.armed & BitOf(RingOp::kReceive)) && Receive(connection, slot);
+}
+
+bool UringEngine::Receive(Connection& connection, Slot& slot) {
   const uint64_t before = connection.bytes_in();
   const Received outcome = ReceiveOnce(connection);
   ChooseStrategy(slot, connection, connection.bytes_in() - before);
@@ -234,35 +237,36 @@ void UringEngine::OnReceive(const Completion& completion, Slot& slot) {
     connection->OnReceived(TakeReceived(completion));
     ChooseStrategy(slot, *connection, static_cast<size_t>(completion.result));
   } else {
-    DropBuffer(completion);
-    switch (-completion.result) {
-      case 0:
-        connection->OnReceiveEnded(0);
-        break;
-      case ENOBUFS:
-        // The bytes are still in the socket: a plain receive takes them, and more buffers are lent.
-        loop_.counters().ring_exhausted.Add(1);
-        buffers_.Grow();
-        SetFlag(slot, UringBit::kReadable);
-        break;
-      case ECANCELED:
-      case EINTR:
-      case EAGAIN:
-        break;  // armed again when the connection still wants to read
-      default:
-        connection->OnReceiveEnded(-completion.result);
-    }
+    OnReceiveFailed(completion, slot);
   }
   connection->OnReady();
+}
+
+void UringEngine::OnReceiveFailed(const Completion& completion, Slot& slot) {
+  auto* const connection = static_cast<Connection*>(slot.object);
+  DropBuffer(completion);
+  switch (-completion.result) {
+    case 0:
+      return connection->OnReceiveEnded(0);
+    case ENOBUFS:
+      // The bytes are still in the socket: a plain receive takes them, and more buffers are lent.
+      loop_.counters().ring_exhausted.Add(1);
+      buffers_.Grow();
+      return SetFlag(slot, UringBit::kReadable);
+    case ECANCELED:
+    case EINTR:
+    case EAGAIN:
+      return;  // armed again when the connection still wants to read
+    default:
+      return connection->OnReceiveEnded(-completion.result);
+  }
 }
 
 Buffer UringEngine::TakeReceived(const Completion& completion) {
   const auto id = static_cast<uint16_t>(completion.flags >> IORING_CQE_BUFFER_SHIFT);
   const auto size = static_cast<size_t>(completion.result);
   if (size <= kCopyMax) {
-    if (Buffer small = loop_.cache().TryAllocate(size, BufferTag::kReceive)) {
-      std::memcpy(small.mutable_data(), buffers_.Peek(id), size);
-      NodeExtend(*BufferAccess::Node(small), size);
+    if (Buffer small = CopySmall(buffers_.Peek(id), size)) {
       buffers_.Relend(id);
       return small;
     }
