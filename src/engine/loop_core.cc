@@ -181,7 +181,7 @@ absl::StatusOr<Engine*> LoopCore::EngineFor(EngineKind kind) {
 
 void LoopCore::Run() {
   TurnScope scope(*this);
-  while (!TakeFlag(stop_)) {
+  while (!TakeStop()) {
     Turn(true);
     if (draining_ && FinishDrain()) break;
   }
@@ -245,7 +245,6 @@ int LoopCore::Wait(bool may_sleep) {
     // Its descriptor tells only of new events, so go on until it has none left.
     secondary_ready_ = more > 0 || secondary_->HasUnsubmitted();
   }
-  if (TakeFlag(room_)) TakeUpRoom();
   return events;
 }
 
@@ -368,8 +367,8 @@ void LoopCore::WriteWake() {
 }
 
 void LoopCore::OnRoom() {
-  room_.store(true, std::memory_order_release);
-  Post([] {});
+  // A task, and no flag beside it that a turn could look at too early and then sleep on.
+  Post([this] { TakeUpRoom(); });
 }
 
 void LoopCore::WaitForRoom() {

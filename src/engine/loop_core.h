@@ -206,10 +206,10 @@ class LoopCore : private RoomWaiter {
   void WriteWake();
   bool HasReady() const { return ready_head_ != nullptr || !deferred_.empty(); }
   bool HasWork() const { return HasReady() || tasks_left_; }
-  // Whether another thread has set `flag`, which is then cleared. The exchange costs a locked
-  // instruction; most turns find nothing.
-  static bool TakeFlag(std::atomic<bool>& flag) {
-    return flag.load(std::memory_order_relaxed) && flag.exchange(false, std::memory_order_acquire);
+  // The exchange costs a locked instruction; most turns find nothing.
+  bool TakeStop() {
+    return stop_.load(std::memory_order_relaxed) &&
+           stop_.exchange(false, std::memory_order_acquire);
   }
   bool FinishDrain();
   [[gnu::cold]] void TakeUpRoom();
@@ -248,7 +248,6 @@ class LoopCore : private RoomWaiter {
   bool alarm_ = false;   // the timerfd has fired
   bool asleep_ = false;  // Poll left posters to wake us
   std::atomic<bool> stop_{false};
-  std::atomic<bool> room_{false};
   bool waiting_for_room_ = false;
 
   LoopCounters counters_;

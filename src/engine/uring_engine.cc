@@ -257,6 +257,7 @@ int UringEngine::DispatchCompletions() {
     if (head == io_uring_smp_load_acquire(ring_.cq.ktail)) {
       // What did not fit waits in the kernel until we ask.
       if (!io_uring_cq_has_overflow(&ring_)) break;
+      loop_.counters().syscalls.Add(1);
       if (io_uring_get_events(&ring_) < 0 || io_uring_cq_ready(&ring_) == 0) break;
     }
     const io_uring_cqe& cqe = ring_.cq.cqes[io_uring_cqe_index(&ring_, head, ring_.cq.ring_mask)];

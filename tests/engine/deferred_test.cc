@@ -188,13 +188,19 @@ TEST_P(LoopDeferred, RunsAtTheLoopsEndWhatWaitsForIt) {
 // What a layer keeps with a loop.
 class Keepsake : public LoopAttachment {
  public:
-  explicit Keepsake(std::vector<const char*>& story) : story_(story) {}
+  // Stops `stops`, when given, on hearing of room.
+  explicit Keepsake(std::vector<const char*>& story, Loop* stops = nullptr)
+      : story_(story), stops_(stops) {}
   ~Keepsake() override { story_.push_back("destroyed"); }
-  void OnRoom() override { story_.push_back("room"); }
+  void OnRoom() override {
+    story_.push_back("room");
+    if (stops_ != nullptr) stops_->Stop();
+  }
   void OnLoopGone() override { story_.push_back("gone"); }
 
  private:
   std::vector<const char*>& story_;
+  Loop* stops_;
 };
 
 TEST_P(LoopDeferred, AnAttachmentLivesAsLongAsTheLoop) {
@@ -226,6 +232,34 @@ TEST_P(LoopDeferred, AnAttachmentHearsThatThePoolHasRoomAgain) {
   EXPECT_TRUE(story.empty());
   all.clear();
   for (int i = 0; i < 1000 && story.empty(); ++i) (*loop)->Poll();
+  ASSERT_EQ(story.size(), 1u);
+  EXPECT_STREQ(story[0], "room");
+}
+
+TEST_P(LoopDeferred, RoomMadeByATimerIsTakenUpBeforeTheLoopSleeps) {
+  std::vector<const char*> story;
+  BufferPool pool({.bytes_max = 4 << 20});
+  LoopOptions options;
+  options.engine = GetParam();
+  options.pool = &pool;
+  options.idle_trim = absl::InfiniteDuration();
+  absl::StatusOr<std::unique_ptr<Loop>> loop = Loop::Create(std::move(options));
+  ASSERT_TRUE(loop.ok()) << loop.status();
+  LoopCore& core = (*loop)->core();
+  core.Attach(std::make_unique<Keepsake>(story, loop->get()));
+  std::vector<Buffer> all;
+  while (Buffer block = pool.TryAllocate(64 * 1024)) all.push_back(std::move(block));
+  core.WaitForRoom();
+  const int64_t begin = core.now_ns();
+  {
+    CallbackTimer frees(core.timers());
+    frees.Arm(core.now_tick() + 1, [&] { all.clear(); });
+    // Ends the wait of a loop that has not heard of the room.
+    CallbackTimer gives_up(core.timers());
+    gives_up.Arm(TimerWheel::DeadlineTick(begin, absl::Seconds(60)), [&] { (*loop)->Stop(); });
+    (*loop)->Run();
+  }
+  EXPECT_LT(core.now_ns() - begin, absl::ToInt64Nanoseconds(absl::Seconds(30)));
   ASSERT_EQ(story.size(), 1u);
   EXPECT_STREQ(story[0], "room");
 }

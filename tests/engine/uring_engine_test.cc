@@ -1,0 +1,77 @@
+#include "engine/uring_engine.h"
+
+#include <gtest/gtest.h>
+#include <penstock/loop.h>
+#include <poll.h>
+
+#include <deque>
+#include <memory>
+#include <utility>
+
+#include "base/sys.h"
+#include "engine/loop_core.h"
+#include "testing/patient_poll.h"
+#include "testing/plain_socket.h"
+
+namespace penstock::internal {
+namespace {
+
+class CountingAcceptor : public Acceptor {
+ public:
+  explicit CountingAcceptor(int& accepted) : accepted_(accepted) {}
+  void OnAccepted(int fd, const SocketAddress&) override {
+    ++accepted_;
+    RealSys().Close(fd);
+  }
+  void OnAcceptFailed(int error) override { ADD_FAILURE() << error; }
+
+ private:
+  int& accepted_;
+};
+
+// The completion queue holds 4,096, and a cancellation completes as it is submitted. Each accept
+// that it ends is armed again, so that something is submitted while the queue is being read.
+TEST(UringEngine, LosesNoneOfMoreCompletionsThanItsQueueHolds) {
+  constexpr uint64_t kAcceptors = 6'000;
+  LoopOptions options;
+  options.engine = EngineKind::kUring;
+  options.turn_events_max = 4 * kAcceptors;
+  absl::StatusOr<std::unique_ptr<Loop>> loop = Loop::Create(std::move(options));
+  if (absl::IsUnimplemented(loop.status())) GTEST_SKIP() << loop.status();
+  ASSERT_TRUE(loop.ok()) << loop.status();
+  const auto poll_until = [&](auto done) {
+    while (!done()) {
+      if (!(*loop)->Poll() && !done() && !PatientPoll((*loop)->fd(), POLLIN, 10'000)) return false;
+    }
+    return true;
+  };
+  Engine& engine = (*loop)->core().primary();
+  const PlainSocket listener = PlainSocket::Listen(*SocketAddress::Parse("127.0.0.1:0"), 16);
+  int accepted = 0;
+  std::deque<CountingAcceptor> acceptors;
+  for (uint64_t i = 0; i < kAcceptors; ++i) {
+    CountingAcceptor& acceptor = acceptors.emplace_back(accepted);
+    acceptor.fd = listener.fd();
+    ASSERT_TRUE(engine.Add(acceptor).ok());
+    engine.Accept(acceptor);
+  }
+  while ((*loop)->Poll()) {
+  }
+  const LoopSnapshot before = (*loop)->Snapshot();
+  for (CountingAcceptor& acceptor : acceptors) {
+    engine.StopAccepting(acceptor);
+    engine.Accept(acceptor);
+  }
+  // Of each the cancellation and what it ended; and the accept that follows.
+  EXPECT_TRUE(poll_until([&] {
+    const LoopSnapshot now = (*loop)->Snapshot();
+    return now.cqes - before.cqes >= 2 * kAcceptors && now.sqes - before.sqes >= 2 * kAcceptors;
+  }));
+  const PlainSocket client = PlainSocket::Connect(listener.local());
+  EXPECT_TRUE(poll_until([&] { return accepted > 0; }));
+  EXPECT_EQ(accepted, 1);
+  EXPECT_EQ((*loop)->Snapshot().faults, 0u);
+}
+
+}  // namespace
+}  // namespace penstock::internal
