@@ -69,6 +69,10 @@ class PENSTOCK_EXPORT Listener {
   // already accepted may still be delivered after Pause.
   virtual void Pause() = 0;
   virtual void Resume() = 0;
+  // Has `to` accept, and serve the streams accepted from now on; kAuto: the loop's own engine. The
+  // socket stays open and no peer is refused: what the old engine still accepts is delivered.
+  // Errors of Loop::EnableEngine; FailedPrecondition once its loop is gone.
+  virtual absl::Status SwitchEngine(EngineKind to) = 0;
   virtual ListenerStats stats() const = 0;
 };
 

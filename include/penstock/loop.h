@@ -28,6 +28,7 @@ PENSTOCK_BEGIN_NAMESPACE
 
 namespace internal {
 class CallbackTimer;
+class Connection;
 class LoopCore;
 class Mailbox;
 }  // namespace internal
@@ -73,9 +74,12 @@ class PENSTOCK_EXPORT LoopHandle {
   bool Post(absl::AnyInvocable<void() &&> task) const;
 
  private:
+  friend class internal::Connection;
   friend class internal::LoopCore;
-  explicit LoopHandle(std::shared_ptr<internal::Mailbox> mailbox) : mailbox_(std::move(mailbox)) {}
+  LoopHandle(std::shared_ptr<internal::Mailbox> mailbox, internal::LoopCore* core)
+      : mailbox_(std::move(mailbox)), core_(core) {}
   std::shared_ptr<internal::Mailbox> mailbox_;
+  internal::LoopCore* core_ = nullptr;  // for tasks of the loop: it may be gone for others
 };
 
 class PENSTOCK_EXPORT Loop {

@@ -9,11 +9,16 @@
 #include <penstock/export.h>
 #include <penstock/pool_stats.h>
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
 
 PENSTOCK_BEGIN_NAMESPACE
+
+// Buckets of LoopSnapshot::move_pauses.
+inline constexpr size_t kPauseBuckets = 24;
 
 struct LoopSnapshot {
   // Connections, by state.
@@ -54,6 +59,20 @@ struct LoopSnapshot {
   uint64_t peer_resets = 0;
   uint64_t deadlines = 0;  // read, write, idle and connect deadlines that passed
   uint64_t faults = 0;     // errors that are no peer's doing: the count to alarm on
+
+  // Moves (penstock/move.h), by direction and outcome.
+  uint64_t switches_to_epoll = 0;
+  uint64_t switches_to_uring = 0;
+  uint64_t moves_in = 0;       // streams that came from another loop
+  uint64_t moves_out = 0;      // streams that left for one
+  uint64_t moves_back = 0;     // of these, came back: the target refused or was gone
+  uint64_t moves_refused = 0;  // the old engine, or loop, kept the stream; counted by who refused
+  uint64_t stranded = 0;       // ended because no engine took them any more: stays 0
+  uint64_t late_completions = 0;  // receives that completed after their cancel, and were kept
+  uint64_t bytes_carried = 0;     // unread and unsent, taken along by moves
+  // How long moves kept streams from being served: bucket i counts those below 2^i us, and not
+  // below half of that; the last one all longer ones.
+  std::array<uint64_t, kPauseBuckets> move_pauses{};
 
   uint64_t timers = 0;  // armed now
   PoolStats pool;       // of the loop's pool, which other loops may share

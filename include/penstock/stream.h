@@ -84,6 +84,8 @@ struct StreamOptions {
   // sealed stream one of 33,280 bytes, as grpc-go's does. PENSTOCK_PINNED_READS=1 in the
   // environment turns it on for every stream.
   bool pinned_reads = false;
+  // SwitchAll and the controllers of penstock/move.h leave the stream with the engine it began on.
+  bool pinned_engine = false;
 };
 
 // Figures of one stream. Loop's thread.
@@ -107,6 +109,10 @@ struct SendBounds {
   uint32_t high = 0;
   uint32_t max = 0;
 };
+
+namespace internal {
+class Connection;
+}  // namespace internal
 
 class PENSTOCK_EXPORT Stream {
  public:
@@ -152,6 +158,10 @@ class PENSTOCK_EXPORT Stream {
   virtual Loop& loop() const = 0;
   virtual StreamStats stats() const = 0;
   virtual SendBounds send_bounds() const = 0;
+
+  // What carries the bytes in the end, for penstock/move.h; a stream made upon another one gives
+  // that one's. Null: not a stream of Penstock's sockets.
+  virtual internal::Connection* connection() { return nullptr; }
 };
 
 using StreamPtr = std::unique_ptr<Stream>;

@@ -50,6 +50,7 @@ Connection::Connection(LoopCore& loop, Engine& engine, int fd, const SocketAddre
       engine_(&engine),
       fd_(fd),
       over_tcp_(peer.family() == AF_INET || peer.family() == AF_INET6),
+      pinned_engine_(options.pinned_engine),
       receive_size_(std::min(kReceiveStart, options.receive_max)),
       receive_max_(options.receive_max),
       observer_(std::move(observer)),
@@ -507,7 +508,7 @@ Connection::Extras& Connection::extras() {
 
 Connection::Callbacks Connection::TakeCallbacks() {
   return Callbacks{std::exchange(read_done_, nullptr), std::exchange(first_write_, {}),
-                   std::move(extras_)};
+                   std::move(extras_), std::move(parcel_)};
 }
 
 void Connection::BecomeReady() {
@@ -536,6 +537,7 @@ void Connection::Close(bool reset) {
   close_reset_ = reset;
   Apply(ConnectionEvent::kEnd);
   loop_->timers().Cancel(*this);
+  EndMove();
   // Destroyed last: releasing an external buffer runs the caller's code.
   const BufferChain unsent = std::move(tx_);
   if (extras_ != nullptr) extras_->pinned_buffer.Reset();

@@ -22,6 +22,7 @@
 #include "base/fifo.h"
 #include "base/timer_wheel.h"
 #include "engine/engine.h"
+#include "engine/parcel.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -94,6 +95,17 @@ class Connection : private TimerNode {
   void SetIdleDeadline(absl::Duration after);
   StreamStats stats() const;
   SendBounds send_bounds() const { return {send_queue_low_, send_queue_high_, send_queue_max_}; }
+  // Of penstock/move.h: SwitchEngine, and with `target` Migrate.
+  void Move(EngineKind engine, const LoopHandle* target, DoneCallback&& done);
+  bool moving() const { return parcel_ != nullptr; }
+  // By a layer whose owner has gone while the connection lives on: to be destroyed unrun.
+  Parcel::Callbacks TakeMoveCallbacks();
+  // In the loop's list of all its connections.
+  Connection* next() const { return next_; }
+  bool pinned_engine() const { return pinned_engine_; }
+  // Layers come and go on the loop's thread, and go before this does.
+  void AddLayer(Layer& layer);
+  void RemoveLayer(Layer& layer);
   // The owner has gone: pending callbacks are destroyed unrun, the socket is closed, abortively
   // when bytes are queued.
   void ReleaseOwner();
@@ -116,6 +128,9 @@ class Connection : private TimerNode {
   [[gnu::cold]] void OnReceiveEnded(int error);
   void OnWritable();
   void OnDetached();
+  // Engine::Release is done, or cannot be done.
+  void OnReleased();
+  [[gnu::cold]] void OnNotReleased();
 
   // The receive size that suits this stream's traffic, and the feedback that adapts it.
   uint32_t receive_size() const { return receive_size_; }
@@ -136,7 +151,7 @@ class Connection : private TimerNode {
   // --- The loop's side ---
   // Does what there is to do: sends, completes, receives, delivers; bounded (I9).
   void Service() {
-    if (!in_service_) Serve();
+    if (!in_service_ && !suspended_) Serve();
   }
   // The loop is going: closes and destroys the callbacks unrun. The owner may outlive the loop, and
   // LoopCore clears loop_ at the very end.
@@ -180,7 +195,9 @@ class Connection : private TimerNode {
     ReadCallback read_done;
     PendingWrite first_write;
     std::unique_ptr<Extras> extras;
+    std::unique_ptr<Parcel> parcel;
   };
+  class Transit;
 
   // Stands for an infinite deadline. Points in time are ticks of the loop's timer wheel.
   static constexpr uint32_t kNever = UINT32_MAX;
@@ -196,7 +213,7 @@ class Connection : private TimerNode {
   Extras& extras();
   Callbacks TakeCallbacks();
   void MarkReady() {
-    if (!in_service_ && !ready_) BecomeReady();
+    if (!in_service_ && !suspended_ && !ready_) BecomeReady();
   }
   void BecomeReady();
   bool alive() const {
@@ -247,6 +264,26 @@ class Connection : private TimerNode {
   size_t pinned_buffer_size() const {
     return pinned_reads_ && extras_ != nullptr ? extras_->pinned_buffer.block_size() : 0;
   }
+  // Moving: connection_move.cc.
+  void BeginMove();
+  void Proceed();
+  absl::Status AttachTo(Engine& engine);
+  // An engine has it: the one it was to go to, or with an error the old one.
+  void Settled(absl::Status status);
+  void Stay(absl::Status why);
+  // No engine takes it: it ends, and counts as stranded.
+  [[gnu::cold]] void Strand(const absl::Status& why);
+  void FinishMove(absl::Status status);
+  [[gnu::cold]] void EndMove();
+  void HandOver();
+  // Those layers that are below `first_not` leave as well.
+  void LeaveLoop(const Layer* first_not);
+  absl::Status JoinLoop(LoopCore& loop, EngineKind kind);
+  void Arrive(LoopCore& loop);
+  void ComeBack(LoopCore& loop);
+  void EndInTransit();
+  absl::Status MoveError(const absl::Status& why) const;
+
   void CheckThread() const;  // debug builds
   absl::Status Refusal(std::string_view operation, std::string_view reason) const;
 
@@ -274,6 +311,7 @@ class Connection : private TimerNode {
   WriteSide write_side_ = WriteSide::kOpen;
   uint8_t holds_ = 1;
   bool in_service_ : 1 = false;
+  bool suspended_ : 1 = false;      // on its way: no engine serves it
   bool ready_ : 1 = false;          // on the loop's ready list
   bool write_blocked_ : 1 = false;  // WantWrite is out
   bool busy_ : 1 = false;           // counted as holding bytes
@@ -285,6 +323,8 @@ class Connection : private TimerNode {
   bool has_deadlines_ : 1 = false;
   bool over_tcp_ : 1;
   bool pinned_reads_ : 1 = false;
+  bool pinned_engine_ : 1;
+  bool observer_is_remote_ : 1 = false;
   uint32_t receive_size_;
   uint32_t receive_max_;
 
@@ -302,6 +342,8 @@ class Connection : private TimerNode {
   Connection* next_ready_ = nullptr;
   Connection* next_ = nullptr;  // the loop's list of all its connections
   Connection* previous_ = nullptr;
+  std::unique_ptr<Parcel> parcel_;  // of a move that was asked for
+  Layer* layers_ = nullptr;         // from the lowest up
   std::shared_ptr<CloseObserver> observer_;
   SocketAddress peer_;
 

@@ -45,6 +45,8 @@ class Acceptor {
   // accept(2) failed with `error` (positive errno). The engine may have stopped: answer with
   // Engine::Accept to go on, or with StopAccepting.
   virtual void OnAcceptFailed(int error) = 0;
+  // After Engine::Release that could not be done at once: the engine has let go.
+  virtual void OnReleased() = 0;
 
   Engine* engine = nullptr;
   int fd = -1;
@@ -113,6 +115,10 @@ class Engine {
   // The acceptor is about to go: closes its socket and frees its slot, now or when the kernel has
   // let go of it.
   virtual void Forget(Acceptor& acceptor) = 0;
+  // Lets go of an acceptor that lives on elsewhere, its socket open. True: done, and its slot is
+  // free. False: the kernel still holds an operation; connections that it accepts until it has let
+  // go are reported, then Acceptor::OnReleased. Only Forget may be called in between.
+  virtual bool Release(Acceptor& acceptor) = 0;
 
   // --- Connections ---
   // Takes `connection` (its fd is set, its slot taken) under this engine (I4).
@@ -120,6 +126,11 @@ class Engine {
   // Ends that. True: the kernel holds nothing. False: it still does; the engine calls
   // Connection::OnDetached when it has let go, and reports nothing else from now on.
   virtual bool Detach(Connection& connection) = 0;
+  // Lets go of a connection that lives on elsewhere (I4, I5). True: the kernel holds nothing.
+  // False: it still does; what it delivers until it has let go is reported by OnReceived and
+  // OnReceiveEnded, and then Connection::OnReleased, or OnNotReleased when the kernel would not.
+  // Only Detach and Shutdown may be called in between.
+  virtual bool Release(Connection& connection) = 0;
   // Takes bytes that wait, if there may be any: at most one buffer into the connection
   // (Connection::OnReceived) or the way receiving ended (OnReceiveEnded). False: nothing there.
   virtual bool Pull(Connection& connection) = 0;

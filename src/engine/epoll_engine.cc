@@ -161,9 +161,14 @@ void EpollEngine::StopAccepting(Acceptor& acceptor) {
 }
 
 void EpollEngine::Forget(Acceptor& acceptor) {
+  Release(acceptor);
+  sys_.Close(acceptor.fd);
+}
+
+bool EpollEngine::Release(Acceptor& acceptor) {
   sys_.EpollControl(epoll_, EPOLL_CTL_DEL, acceptor.fd, nullptr);
   loop_.slots().Free(acceptor.slot);
-  sys_.Close(acceptor.fd);
+  return true;
 }
 
 // --- Connections ---

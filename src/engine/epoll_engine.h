@@ -32,9 +32,11 @@ class EpollEngine : public SocketEngine {
   void Accept(Acceptor& acceptor) override;
   void StopAccepting(Acceptor& acceptor) override;
   void Forget(Acceptor& acceptor) override;
+  bool Release(Acceptor& acceptor) override;
 
   absl::Status Attach(Connection& connection) override;
   bool Detach(Connection& connection) override;
+  bool Release(Connection& connection) override { return Detach(connection); }
   bool Pull(Connection& connection) override;
   void WantRead(Connection&) override {}  // registered for life
   void StopRead(Connection&) override {}  // nothing is received but by Pull

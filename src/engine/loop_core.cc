@@ -399,10 +399,7 @@ absl::StatusOr<Connection*> LoopCore::NewConnection(Engine& engine, int fd,
                                                     const StreamOptions& options, bool open,
                                                     std::shared_ptr<CloseObserver> observer) {
   auto* const connection = new Connection(*this, engine, fd, peer, options, std::move(observer));
-  connection->next_ = connections_;
-  if (connections_ != nullptr) connections_->previous_ = connection;
-  connections_ = connection;
-  connection->slot_ = slots_.Take(SlotKind::kConnection, connection);
+  Link(*connection);
   counters_.connecting.Add(1);
   if (options.pinned_reads || pinned_reads_) connection->PinReads();
   connection->Hold();  // the engine's
@@ -417,6 +414,52 @@ absl::StatusOr<Connection*> LoopCore::NewConnection(Engine& engine, int fd,
   if (!open) engine.WantWrite(*connection);
   connection->ArmDeadlines();
   return connection;
+}
+
+absl::Status LoopCore::AdmitMove() {
+  if (draining_) return absl::UnavailableError("the target loop is draining");
+  return AdmitConnection();
+}
+
+absl::Status LoopCore::SwitchAll(EngineKind to, SwitchSweep::Done done) {
+  const absl::StatusOr<Engine*> engine = EngineFor(to);
+  if (!engine.ok()) return engine.status();
+  to = (*engine)->kind();
+  const std::vector<LoopObserver*> observers = observers_;
+  for (LoopObserver* observer : observers) observer->OnSwitchAll(to);
+  if (sweep_ != nullptr) {
+    sweep_->Stop();
+    Post([stopped = std::move(sweep_)] { stopped->Tell(); });
+  }
+  sweep_ = std::make_unique<SwitchSweep>(*this, to, connections_, std::move(done));
+  return absl::OkStatus();
+}
+
+void LoopCore::Link(Connection& connection) {
+  connection.next_ = connections_;
+  connection.previous_ = nullptr;
+  if (connections_ != nullptr) connections_->previous_ = &connection;
+  connections_ = &connection;
+  connection.slot_ = slots_.Take(SlotKind::kConnection, &connection);
+}
+
+void LoopCore::Join(Connection& connection) {
+  Link(connection);
+  counters_.open.Add(1);
+  connection.UpdatePinned();
+  connection.ArmDeadlines();
+}
+
+void LoopCore::Leave(Connection& connection) {
+  timers_.Cancel(connection);
+  if (connection.busy_) counters_.busy.Sub(1);
+  connection.busy_ = false;
+  counters_.pinned_bytes.Sub(std::exchange(connection.pinned_, 0));
+  counters_.open.Sub(1);
+  slots_.Free(connection.slot_);
+  Unlink(connection);
+  const std::vector<LoopObserver*> observers = observers_;
+  for (LoopObserver* observer : observers) observer->OnConnectionClosed();
 }
 
 void LoopCore::ForEachConnection(absl::FunctionRef<void(Connection&)> visit) {
@@ -437,6 +480,7 @@ void LoopCore::OnClosed(Connection& connection) {
 }
 
 void LoopCore::Unlink(Connection& connection) {
+  if (sweep_ != nullptr) sweep_->OnUnlink(connection);
   if (connection.previous_ != nullptr) {
     connection.previous_->next_ = connection.next_;
   } else {
@@ -496,6 +540,7 @@ void LoopCore::CloseEverything() {
   TurnScope scope(*this);
   const std::vector<LoopObserver*> observers = std::exchange(observers_, {});
   for (LoopObserver* observer : observers) observer->OnLoopGone();
+  sweep_ = nullptr;
   // The layer above the attachment's goes first.
   while (!at_end_.empty()) at_end_.Run(std::numeric_limits<size_t>::max());
   if (attachment_ != nullptr) attachment_->OnLoopGone();
@@ -568,6 +613,16 @@ LoopSnapshot LoopCore::Snapshot() const {
   s.peer_resets = c.peer_resets.value();
   s.deadlines = c.deadlines.value();
   s.faults = c.faults.value();
+  s.switches_to_epoll = c.switches_to_epoll.value();
+  s.switches_to_uring = c.switches_to_uring.value();
+  s.moves_in = c.moves_in.value();
+  s.moves_out = c.moves_out.value();
+  s.moves_back = c.moves_back.value();
+  s.moves_refused = c.moves_refused.value();
+  s.stranded = c.stranded.value();
+  s.late_completions = c.late_completions.value();
+  s.bytes_carried = c.bytes_carried.value();
+  for (size_t i = 0; i < kPauseBuckets; ++i) s.move_pauses[i] = c.pauses[i].value();
   s.timers = c.timers.value();
   s.pool = pool_->Stats();
   return s;

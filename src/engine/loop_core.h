@@ -9,6 +9,7 @@
 #include <penstock/export.h>
 #include <penstock/loop.h>
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -31,6 +32,7 @@
 #include "engine/deferred.h"
 #include "engine/engine.h"
 #include "engine/slot_table.h"
+#include "engine/switch_sweep.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -43,6 +45,9 @@ struct LoopCounters {
   Counter syscalls, sqes, cqes, buffer_waits, ring_exhausted;
   Counter accept_errors, fd_exhausted, connections_refused, writes_refused, peer_resets, deadlines;
   Counter faults, timers;
+  Counter switches_to_epoll, switches_to_uring, moves_in, moves_out, moves_back, moves_refused;
+  Counter stranded, late_completions, bytes_carried;
+  std::array<Counter, kPauseBuckets> pauses;
 };
 
 // What a listener hears of its loop.
@@ -53,6 +58,8 @@ class LoopObserver {
   virtual void OnConnectionClosed() = 0;
   // A drain began: take no more connections.
   virtual void OnDrain() = 0;
+  // Every listener and connection is to be served by `to`.
+  virtual void OnSwitchAll(EngineKind to) = 0;
   // The loop is being destroyed first: forget it.
   virtual void OnLoopGone() = 0;
 };
@@ -92,7 +99,7 @@ class LoopCore : private RoomWaiter {
   bool Poll();
   int fd() { return primary_->fd(); }
   bool Post(absl::AnyInvocable<void() &&> task) { return mailbox_->Push(std::move(task)); }
-  LoopHandle handle() const { return LoopHandle(mailbox_); }
+  LoopHandle handle() { return LoopHandle(mailbox_, this); }
   // The engine for `kind`, made now if need be.
   absl::StatusOr<Engine*> EngineFor(EngineKind kind);
   LoopSnapshot Snapshot() const;
@@ -136,6 +143,18 @@ class LoopCore : private RoomWaiter {
   bool HasRoom() const;
   // The same, counted and explained when refused.
   absl::Status AdmitConnection();
+  // The same for one that comes from another loop: Unavailable when draining.
+  absl::Status AdmitMove();
+  // An open connection, of no engine and no loop, becomes this loop's; and the way back.
+  void Join(Connection& connection);
+  void Leave(Connection& connection);
+  // penstock/move.h.
+  absl::Status SwitchAll(EngineKind to, SwitchSweep::Done done);
+  // By the sweep: it is done, and destroyed by this.
+  void EndSweep() {
+    const std::unique_ptr<SwitchSweep> done = std::move(sweep_);
+    done->Tell();
+  }
   void PushReady(Connection& connection);
   // Runs `node` in the ready step of a later turn.
   void Defer(Deferred& node) {
@@ -218,6 +237,7 @@ class LoopCore : private RoomWaiter {
   bool Empty() const { return counters_.open.value() + counters_.connecting.value() == 0; }
   absl::Status ChoosePrimary();
   void CloseEverything();
+  void Link(Connection& connection);
 
   LoopOptions options_;
   Sys& sys_;
@@ -263,6 +283,7 @@ class LoopCore : private RoomWaiter {
   DeferredList at_end_;
   bool pinned_reads_ = false;  // for every stream
   std::unique_ptr<LoopAttachment> attachment_;
+  std::unique_ptr<SwitchSweep> sweep_;
   std::vector<LoopObserver*> observers_;
   int64_t drain_until_ns_ = 0;
   std::atomic<uint32_t> stoppers_{0};           // in Stop now

@@ -74,6 +74,13 @@ class SlotTable {
     free_head_ = index;
   }
 
+  // As Free and Take at the same place: tokens of before find nothing (P6), the engine word is new.
+  void Renew(uint32_t index) {
+    Slot& slot = slots_[index];
+    slot.generation = (slot.generation + 1) & Token::kGenerationMask;
+    slot.engine_word = 0;
+  }
+
   // Gives memory back after a crowd: drops the free slots at the end. Slots made later start from a
   // generation that no dropped one had, so a late event still finds nothing.
   void Trim() {

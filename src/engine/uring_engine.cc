@@ -310,9 +310,7 @@ void UringEngine::OnCancelled(const Completion& completion) {
   // ENOENT, EALREADY: the target was ending or being run just then. Its terminal completion is on
   // the way, or it lives on and must be told again.
   UringWordRef word(*slot);
-  if (++word->cancels > kCancelMax) {
-    return loop_.Fault("io_uring: an operation cannot be cancelled; its connection stays closing");
-  }
+  if (++word->cancels > kCancelMax) return CannotCancel(*slot, op);
   int by_fd = -1;
   if (word->cancels > kCancelByToken && slot->kind() == SlotKind::kConnection) {
     by_fd = static_cast<Connection*>(slot->object)->fd();

@@ -52,9 +52,11 @@ class UringEngine : public SocketEngine {
   void Accept(Acceptor& acceptor) override;
   void StopAccepting(Acceptor& acceptor) override;
   void Forget(Acceptor& acceptor) override;
+  bool Release(Acceptor& acceptor) override;
 
   absl::Status Attach(Connection& connection) override;
   bool Detach(Connection& connection) override;
+  bool Release(Connection& connection) override;
   bool Pull(Connection& connection) override;
   void WantRead(Connection& connection) override;
   void StopRead(Connection& connection) override;
@@ -96,12 +98,20 @@ class UringEngine : public SocketEngine {
   void Disarm(Slot& slot, RingOp op);
   void OnCancelled(const Completion& completion);
 
+  // Tells what is armed for a connection to end. True: nothing is.
+  bool Part(Connection& connection, uint8_t how);
+  // An operation of a connection that is parting has come to an end, perhaps the last one.
+  void Parted(Connection& connection, Slot& slot);
+  void CannotCancel(Slot& slot, RingOp op);
+
   void OnReceive(const Completion& completion, Slot& slot);
+  [[gnu::cold]] void OnLateReceive(const Completion& completion, Slot& slot);
   [[gnu::cold]] void OnReceiveFailed(const Completion& completion, Slot& slot);
   // The part of Pull for a connection that may have something to receive.
   [[gnu::noinline]] bool Receive(Connection& connection, Slot& slot);
   void OnPoll(const Completion& completion, Slot& slot);
   void OnAccept(const Completion& completion, Slot& slot);
+  [[gnu::cold]] void OnLateAccept(const Completion& completion, Acceptor& acceptor);
   void AcceptBurst(Token token);
   void FinishForget(uint32_t slot);
   bool MayUseRing(const Slot& slot) const;

@@ -62,6 +62,18 @@ void UringEngine::Forget(Acceptor& acceptor) {
   }
 }
 
+bool UringEngine::Release(Acceptor& acceptor) {
+  Slot& slot = loop_.slots().at(acceptor.slot);
+  if (made_ && UringWordOf(slot).armed != 0) {
+    ClearFlag(slot, UringBit::kAccepting);
+    SetFlag(slot, UringBit::kReleasing);
+    Cancel(acceptor.slot, RingOp::kAccept);
+    return false;
+  }
+  loop_.slots().Free(acceptor.slot);
+  return true;
+}
+
 void UringEngine::FinishForget(uint32_t slot) {
   const auto it = std::find_if(forgotten_.begin(), forgotten_.end(),
                                [slot](const Forgotten& f) { return f.slot == slot; });
@@ -85,10 +97,25 @@ void UringEngine::OnAccept(const Completion& completion, Slot& slot) {
   if (terminal && HasFlag(slot, UringBit::kAccepting) && (result >= 0 || result == -ECANCELED)) {
     Arm(index, RingOp::kAccept, acceptor->fd);
   }
+  if (HasFlag(slot, UringBit::kReleasing)) return OnLateAccept(completion, *acceptor);
   if (result == -ECANCELED) return;
   if (!features_.multishot_accept && result > 0) return AcceptBurst(completion.token);
   if (result < 0) return acceptor->OnAcceptFailed(-result);
   acceptor->OnAccepted(result, PeerAddress(result));
+}
+
+void UringEngine::OnLateAccept(const Completion& completion, Acceptor& acceptor) {
+  const int result = completion.result;
+  const bool accepted = features_.multishot_accept && result >= 0;
+  if (!(completion.flags & IORING_CQE_F_MORE)) {
+    // Before the connection is reported, which may end the acceptor.
+    loop_.slots().Free(completion.token.index());
+    const SocketAddress peer = accepted ? PeerAddress(result) : SocketAddress();
+    acceptor.OnReleased();
+    if (accepted) acceptor.OnAccepted(result, peer);
+  } else if (accepted) {
+    acceptor.OnAccepted(result, PeerAddress(result));
+  }
 }
 
 void UringEngine::AcceptBurst(Token token) {
@@ -114,14 +141,41 @@ absl::Status UringEngine::Attach(Connection& connection) {
   return absl::OkStatus();
 }
 
-bool UringEngine::Detach(Connection& connection) {
+bool UringEngine::Detach(Connection& connection) { return Part(connection, UringBit::kLeaving); }
+
+bool UringEngine::Release(Connection& connection) { return Part(connection, UringBit::kReleasing); }
+
+bool UringEngine::Part(Connection& connection, uint8_t how) {
   Slot& slot = loop_.slots().at(connection.slot());
   if (!made_ || UringWordOf(slot).armed == 0) return true;
-  SetFlag(slot, UringBit::kLeaving);
+  SetFlag(slot, how);
   for (RingOp op : {RingOp::kReceive, RingOp::kPollRead, RingOp::kPollWrite}) {
     Cancel(connection.slot(), op);
   }
   return false;
+}
+
+void UringEngine::Parted(Connection& connection, Slot& slot) {
+  if (UringWordOf(slot).armed != 0) return;
+  if (HasFlag(slot, UringBit::kLeaving)) {
+    connection.OnDetached();
+  } else {
+    connection.OnReleased();
+  }
+}
+
+void UringEngine::CannotCancel(Slot& slot, RingOp op) {
+  if (slot.kind() == SlotKind::kConnection && !HasFlag(slot, UringBit::kLeaving) &&
+      HasFlag(slot, UringBit::kReleasing)) {
+    {
+      UringWordRef word(slot);
+      word->flags &= static_cast<uint8_t>(~UringBit::kReleasing);
+      word->cancelling &= static_cast<uint8_t>(~BitOf(op));
+      word->cancels = 0;
+    }
+    return static_cast<Connection*>(slot.object)->OnNotReleased();
+  }
+  loop_.Fault("io_uring: an operation cannot be cancelled; its connection stays closing");
 }
 
 bool UringEngine::MayUseRing(const Slot& slot) const {
@@ -207,10 +261,7 @@ void UringEngine::OnPoll(const Completion& completion, Slot& slot) {
   const auto op = static_cast<RingOp>(completion.token.op());
   auto* const connection = static_cast<Connection*>(slot.object);
   if (!(completion.flags & IORING_CQE_F_MORE)) Disarm(slot, op);
-  if (HasFlag(slot, UringBit::kLeaving)) {
-    if (UringWordOf(slot).armed == 0) connection->OnDetached();
-    return;
-  }
+  if (HasFlag(slot, UringBit::kParting)) return Parted(*connection, slot);
   if (op == RingOp::kPollWrite) return connection->OnWritable();
   if (completion.result != -ECANCELED) {
     SetFlag(slot, UringBit::kReadable);
@@ -226,11 +277,7 @@ void UringEngine::OnReceive(const Completion& completion, Slot& slot) {
   auto* const connection = static_cast<Connection*>(slot.object);
   const bool terminal = !(completion.flags & IORING_CQE_F_MORE);
   if (terminal) Disarm(slot, RingOp::kReceive);
-  if (HasFlag(slot, UringBit::kLeaving)) {
-    DropBuffer(completion);
-    if (UringWordOf(slot).armed == 0) connection->OnDetached();
-    return;
-  }
+  if (HasFlag(slot, UringBit::kParting)) return OnLateReceive(completion, slot);
   // A terminal completion may carry bytes, so the result is looked at first (completion queue
   // full).
   if (completion.result > 0) {
@@ -240,6 +287,20 @@ void UringEngine::OnReceive(const Completion& completion, Slot& slot) {
     OnReceiveFailed(completion, slot);
   }
   connection->OnReady();
+}
+
+void UringEngine::OnLateReceive(const Completion& completion, Slot& slot) {
+  auto* const connection = static_cast<Connection*>(slot.object);
+  if (HasFlag(slot, UringBit::kLeaving)) {
+    DropBuffer(completion);
+  } else if (completion.result > 0) {
+    // Received before the kernel saw the cancel; dropping it would lose bytes of the stream (I5).
+    loop_.counters().late_completions.Add(1);
+    connection->OnReceived(TakeReceived(completion));
+  } else {
+    OnReceiveFailed(completion, slot);
+  }
+  Parted(*connection, slot);
 }
 
 void UringEngine::OnReceiveFailed(const Completion& completion, Slot& slot) {

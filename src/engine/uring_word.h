@@ -33,6 +33,8 @@ struct UringBit {
   static constexpr uint8_t kLeaving = 16;      // detaching, or its acceptor forgotten
   static constexpr uint8_t kNeedsBuffer = 32;  // on waiting_for_room_
   static constexpr uint8_t kAccepting = 64;    // an acceptor that takes connections
+  static constexpr uint8_t kReleasing = 128;   // on its way to another engine
+  static constexpr uint8_t kParting = kLeaving | kReleasing;
 };
 
 inline UringWord UringWordOf(const Slot& slot) {

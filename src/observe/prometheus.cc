@@ -35,6 +35,11 @@ constexpr char kConnectionsHelp[] = "Connections by state.";
 constexpr char kPinned[] = "penstock_pinned_bytes";
 constexpr char kPinnedHelp[] = "Memory that streams hold, by the layer that holds it.";
 
+constexpr char kSwitches[] = "penstock_engine_switches_total";
+constexpr char kSwitchesHelp[] = "Streams that changed engine, by where they went.";
+constexpr char kMoves[] = "penstock_loop_moves_total";
+constexpr char kMovesHelp[] = "Streams that changed loop, by direction.";
+
 // A name that ends in _total is a counter, any other a gauge.
 constexpr Series kSeries[] = {
     {kConnections, kConnectionsHelp, "state=\"connecting\"", Of<&LoopSnapshot::connecting>},
@@ -85,6 +90,20 @@ constexpr Series kSeries[] = {
      Of<&LoopSnapshot::peer_resets>},
     {"penstock_deadlines_total", "Deadlines that passed.", "", Of<&LoopSnapshot::deadlines>},
     {"penstock_faults_total", "Errors that are no peer's doing.", "", Of<&LoopSnapshot::faults>},
+
+    {kSwitches, kSwitchesHelp, "to=\"epoll\"", Of<&LoopSnapshot::switches_to_epoll>},
+    {kSwitches, kSwitchesHelp, "to=\"uring\"", Of<&LoopSnapshot::switches_to_uring>},
+    {kMoves, kMovesHelp, "way=\"in\"", Of<&LoopSnapshot::moves_in>},
+    {kMoves, kMovesHelp, "way=\"out\"", Of<&LoopSnapshot::moves_out>},
+    {kMoves, kMovesHelp, "way=\"back\"", Of<&LoopSnapshot::moves_back>},
+    {"penstock_moves_refused_total", "Moves that left the stream where it was.", "",
+     Of<&LoopSnapshot::moves_refused>},
+    {"penstock_moves_stranded_total", "Streams that no engine took any more.", "",
+     Of<&LoopSnapshot::stranded>},
+    {"penstock_moves_late_completions_total", "Receives completed after their cancel, and kept.",
+     "", Of<&LoopSnapshot::late_completions>},
+    {"penstock_moves_carried_bytes_total", "Bytes taken along by moves.", "",
+     Of<&LoopSnapshot::bytes_carried>},
 
     {"penstock_pool_live_bytes", "Pool memory in buffers. Loops may share a pool.", "",
      OfPool<&Pool::live>},

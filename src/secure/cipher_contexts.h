@@ -103,6 +103,13 @@ class RecordCipher {
     if (contexts_ != nullptr) contexts_->Release(lease_);
   }
 
+  // Gives the context up, on the thread of the loop that is left, and takes those of another loop.
+  void Leave() {
+    if (contexts_ != nullptr) contexts_->Release(lease_);
+    contexts_ = nullptr;
+  }
+  void Join(std::shared_ptr<CipherContexts> contexts) { contexts_ = std::move(contexts); }
+
   KeySchedule& keys() { return keys_; }
   const KeySchedule& keys() const { return keys_; }
 

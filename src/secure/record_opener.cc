@@ -33,7 +33,7 @@ absl::Status Refused() {
 RecordOpener::RecordOpener(RecordCipher cipher, BufferPool& pool, RecordMode mode,
                            uint32_t frame_max)
     : cipher_(std::move(cipher)),
-      pool_(pool),
+      pool_(&pool),
       mode_(mode),
       frame_max_(std::clamp<uint32_t>(frame_max, kRecordOverhead, kRecordFrameMax)) {}
 
@@ -138,7 +138,7 @@ RecordOpener::Result RecordOpener::OpenGathered(Buffer& out) {
   if (wire_.size() < payload + kAeadTagSize) return Result::kNeedMore;
   Buffer own;
   if (payload > 0 && (foreign_ || Scattered(payload))) {
-    own = pool_.TryAllocate(payload, BufferTag::kSeal);
+    own = pool_->TryAllocate(payload, BufferTag::kSeal);
     if (!own && foreign_) return Result::kNoRoom;
     if (own) own.Extend(payload);
   }
@@ -243,14 +243,14 @@ absl::Status RecordOpener::OnWireEnd() {
 void RecordOpener::Rest() {
   if (header_size_ < kRecordHeaderSize) return;
   while (!wire_.empty()) resting_.Append(wire_.PopFront());
-  resting_.Rest(pool_, BufferTag::kSeal);
+  resting_.Rest(*pool_, BufferTag::kSeal);
 }
 
 bool RecordOpener::Wake() {
   // Next had said kNeedMore, so the header is in.
   const size_t payload = RecordPayloadSize({header_, kRecordHeaderSize});
   if (resting_.size() < payload + kAeadTagSize) return false;
-  wire_ = resting_.SplitFront(resting_.size(), pool_, BufferTag::kSeal);
+  wire_ = resting_.SplitFront(resting_.size(), *pool_, BufferTag::kSeal);
   // Without room in the pool the first bytes come back in memory of the heap.
   if (BufferAccess::Head(wire_)->block->core == nullptr) foreign_ = true;
   return true;

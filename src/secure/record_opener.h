@@ -17,7 +17,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string_view>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "buffer/compact_chain.h"
@@ -72,6 +74,14 @@ class RecordOpener {
   RecordMode mode() const { return mode_; }
   KeySchedule& keys() { return cipher_.keys(); }
 
+  // Changes loops: between the two, on the one thread and then the other, nothing else may be
+  // called.
+  void Leave() { cipher_.Leave(); }
+  void Join(std::shared_ptr<CipherContexts> contexts, BufferPool& pool) {
+    cipher_.Join(std::move(contexts));
+    pool_ = &pool;
+  }
+
  private:
   enum class End : uint8_t { kNone, kOpened, kTold };  // of the stream, in native mode
 
@@ -90,7 +100,7 @@ class RecordOpener {
   Result Fail(absl::Status status);
 
   RecordCipher cipher_;
-  BufferPool& pool_;
+  BufferPool* pool_;
   const RecordMode mode_;
   End end_ = End::kNone;
   bool foreign_ = false;  // there are, or were since there was nothing, bytes that others may see

@@ -22,7 +22,7 @@ constexpr size_t kRecordMin = kRecordOverhead + 1;
 RecordSealer::RecordSealer(RecordCipher cipher, BufferPool& pool, RecordMode mode,
                            uint32_t frame_max)
     : cipher_(std::move(cipher)),
-      pool_(pool),
+      pool_(&pool),
       mode_(mode),
       frame_max_(std::clamp<uint32_t>(frame_max, kRecordMin, kRecordFrameMax)) {}
 
@@ -92,7 +92,7 @@ BufferChain RecordSealer::AllocateWire(size_t size) {
       // The tag is written in one piece: it lies in the last block whole.
       if (size - n < kAeadTagSize) n -= kAeadTagSize;
     }
-    Buffer block = pool_.TryAllocate(n, BufferTag::kSeal);
+    Buffer block = pool_->TryAllocate(n, BufferTag::kSeal);
     if (!block) return BufferChain();
     block.Extend(n);
     wire.Append(std::move(block));

@@ -13,6 +13,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "secure/chain_cursor.h"
@@ -51,6 +53,14 @@ class RecordSealer {
   RecordMode mode() const { return mode_; }
   KeySchedule& keys() { return cipher_.keys(); }
 
+  // Changes loops: between the two, on the one thread and then the other, nothing else may be
+  // called.
+  void Leave() { cipher_.Leave(); }
+  void Join(std::shared_ptr<CipherContexts> contexts, BufferPool& pool) {
+    cipher_.Join(std::move(contexts));
+    pool_ = &pool;
+  }
+
  private:
   // The bytes of whole records that the next blocks shall hold.
   size_t PlanBatch(size_t plain, size_t wire_max) const;
@@ -60,7 +70,7 @@ class RecordSealer {
   Result Fail(absl::Status status);
 
   RecordCipher cipher_;
-  BufferPool& pool_;
+  BufferPool* pool_;
   const RecordMode mode_;
   bool ended_ = false;  // the end record was made
   const uint32_t frame_max_;

@@ -77,6 +77,7 @@ SealState::SealState(SealLoop& seal_loop, StreamPtr plain, SealOptions options, 
     : Deferred([](Deferred* node) { static_cast<SealState*>(node)->Run(); }),
       seal_loop_(seal_loop),
       plain_(std::move(plain)),
+      anchor_(plain_->connection()),
       options_(std::move(options)),
       done_(std::move(done)),
       deadline_(seal_loop.core().timers()) {}
@@ -250,6 +251,7 @@ void SealState::Finish() {
     absl::StatusOr<Buffer> copy = seal_loop_.core().pool().Copy(rest_, BufferTag::kSeal);
     first.Append(copy.ok() ? *std::move(copy) : HeapBuffer(std::move(rest_)));
   }
+  anchor_.Lift();
   absl::StatusOr<StreamPtr> sealed =
       SealedStream::Create(seal_loop_, std::move(plain_), std::move(keys), std::move(first));
   End(sealed.ok() ? std::move(sealed) : Explain(sealed.status()));
@@ -299,6 +301,7 @@ void SealState::End(absl::StatusOr<StreamPtr> result) {
   Leave();
   handshaker_ = nullptr;
   ticket_ = SealTicket();
+  anchor_.Lift();
   const StreamPtr plain = std::move(plain_);
   if (done_) CallDone(std::move(result));
 }
@@ -318,6 +321,7 @@ void SealState::OnLoopGone() {
   handshaker_ = nullptr;
   ticket_ = SealTicket();
   const SealCallback unrun = std::move(done_);
+  anchor_.Lift();
   const StreamPtr plain = std::move(plain_);
 }
 

@@ -17,16 +17,42 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/timer_wheel.h"
+#include "engine/connection.h"
 #include "engine/deferred.h"
+#include "engine/parcel.h"
 #include "secure/seal_loop.h"
 #include "secure/seal_queue.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
+
+// Keeps the connection of a handshake on its loop, where the handshake's timers and bounds are.
+class LoopAnchor final : private Layer {
+ public:
+  explicit LoopAnchor(Connection* connection) : connection_(connection) {
+    if (connection_ != nullptr) connection_->AddLayer(*this);
+  }
+  ~LoopAnchor() { Lift(); }
+  // Before the stream goes.
+  void Lift() {
+    if (connection_ != nullptr) std::exchange(connection_, nullptr)->RemoveLayer(*this);
+  }
+
+ private:
+  absl::Status MayLeave() const override {
+    return absl::FailedPreconditionError("a handshake is running on it");
+  }
+  void OnLeave() override {}
+  absl::Status OnJoin(LoopCore&) override { return absl::OkStatus(); }
+  void OnLost() override {}
+
+  Connection* connection_;
+};
 
 class SealState final : public std::enable_shared_from_this<SealState>,
                         private SealMember,
@@ -80,6 +106,7 @@ class SealState final : public std::enable_shared_from_this<SealState>,
   SealLoop& seal_loop_;
   std::shared_ptr<SealState> self_;
   StreamPtr plain_;
+  LoopAnchor anchor_;
   std::unique_ptr<Handshaker> handshaker_;
   SealOptions options_;
   SealCallback done_;

@@ -37,6 +37,7 @@ absl::StatusOr<StreamPtr> SealedStream::Create(SealLoop& seal_loop, StreamPtr be
   auto* const stream = ::new (::operator new(sizeof(SealedStream))) SealedStream(
       seal_loop, std::move(below), keys, RecordCipher(seal_loop.contexts(), *std::move(send)),
       RecordCipher(seal_loop.contexts(), *std::move(receive)));
+  if (Connection* const connection = stream->connection()) connection->AddLayer(*stream);
   stream->hungry_ = first.empty();
   while (!first.empty()) stream->opener_->Feed(first.PopFront());
   stream->UpdatePinned();
@@ -169,6 +170,8 @@ void SealedStream::ReleaseOwner() {
   // Destroyed last: a callback may own other streams, and releasing an external buffer runs the
   // caller's code.
   const Callbacks unrun = TakeCallbacks();
+  Connection* const below = connection();
+  const Parcel::Callbacks unmoved = below ? below->TakeMoveCallbacks() : Parcel::Callbacks();
   const BufferChain unsent = std::exchange(plain_, {});
   released_ = true;
   if (EndsInOrder()) {
@@ -184,11 +187,19 @@ void SealedStream::ReleaseOwner() {
   DropReceived();
   UpdatePinned();
   if (written_ > bytes_out_ + batch_) below_->Abort();
-  below_ = nullptr;
+  ReleaseBelow();
   Drop();
 }
 
-void SealedStream::OnLoopGone() {
+void SealedStream::ReleaseBelow() {
+  if (below_ == nullptr) return;
+  if (Connection* const connection = below_->connection()) connection->RemoveLayer(*this);
+  below_ = nullptr;
+}
+
+void SealedStream::OnLoopGone() { EndWithLoop(); }
+
+void SealedStream::EndWithLoop() {
   Hold();
   {
     const Callbacks unrun = TakeCallbacks();
@@ -205,9 +216,34 @@ void SealedStream::OnLoopGone() {
   Drop();
 }
 
+// --- Changing loops ---
+
+void SealedStream::OnLeave() {
+  Cancel();
+  seal_loop_->core().counters().sealed_pinned_bytes.Sub(std::exchange(pinned_, 0));
+  if (opener_.has_value()) opener_->Leave();
+  if (sealer_.has_value()) sealer_->Leave();
+  SealMember::Leave();
+  seal_loop_ = nullptr;
+}
+
+absl::Status SealedStream::OnJoin(LoopCore& loop) {
+  const absl::StatusOr<SealLoop*> joined = SealLoop::Of(loop);
+  if (!joined.ok()) return joined.status();
+  seal_loop_ = *joined;
+  seal_loop_->Join(*this);
+  if (opener_.has_value()) opener_->Join(seal_loop_->contexts(), loop.pool());
+  if (sealer_.has_value()) sealer_->Join(seal_loop_->contexts(), loop.pool());
+  UpdatePinned();
+  MarkReady();
+  return absl::OkStatus();
+}
+
+void SealedStream::OnLost() { EndWithLoop(); }
+
 void SealedStream::FinishLinger() {
   lingering_ = false;
-  below_ = nullptr;
+  ReleaseBelow();
   Drop();
 }
 

@@ -32,6 +32,7 @@
 #include "base/fifo.h"
 #include "engine/deferred.h"
 #include "engine/loop_core.h"
+#include "engine/parcel.h"
 #include "secure/record_opener.h"
 #include "secure/record_sealer.h"
 #include "secure/seal_loop.h"
@@ -39,7 +40,7 @@
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 
-class SealedStream final : public Stream, private SealMember, private Deferred {
+class SealedStream final : public Stream, private SealMember, private Deferred, private Layer {
  public:
   // `below` has no operation pending but writes. `keys` are wiped; `first` came after the
   // handshake. InvalidArgument for keys of the wrong size.
@@ -68,6 +69,7 @@ class SealedStream final : public Stream, private SealMember, private Deferred {
   // Of the plaintext, but for the blocks that the stream below holds.
   StreamStats stats() const override;
   SendBounds send_bounds() const override { return bounds_; }
+  Connection* connection() override { return below_->connection(); }
 
  private:
   // Due when plaintext byte number `end` has been taken by the stream below, or sending has failed.
@@ -106,6 +108,12 @@ class SealedStream final : public Stream, private SealMember, private Deferred {
   bool EndsInOrder() const;
   void OnRoom() override { MarkReady(); }
   void OnLoopGone() override;
+  void OnLeave() override;
+  absl::Status OnJoin(LoopCore& loop) override;
+  void OnLost() override;
+  void ReleaseBelow();
+  // Ends without a loop: callbacks are destroyed unrun.
+  void EndWithLoop();
 
   void MarkReady();
   void Service();

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/fifo.h"
 #include "buffer/compact_chain.h"
+#include "engine/connection.h"
 #include "engine/deferred.h"
 #include "engine/loop_core.h"
 
@@ -45,7 +46,7 @@ FrameFormat FrameFormat::Grpc(size_t body_max) { return {5, GrpcBodySize, body_m
 FrameFormat FrameFormat::Http2(size_t body_max) { return {9, Http2BodySize, body_max}; }
 
 // Stays where it is: the stream's callback and the loop's lists point at it.
-class FramedReader::Core {
+class FramedReader::Core final : private internal::Layer {
  public:
   Core(StreamPtr stream, const FrameFormat& format);
   ~Core();
@@ -76,6 +77,9 @@ class FramedReader::Core {
   void OnRead(absl::StatusOr<Buffer> bytes);
   void OnStreamEnd(absl::Status status);
   void OnLoopEnd();
+  void OnLeave() override;
+  absl::Status OnJoin(LoopCore& loop) override;
+  void OnLost() override;
   void TakeHeader();
   Frame TakeFrame();
   void End(absl::Status status);
@@ -126,6 +130,7 @@ FramedReader::Core::Core(StreamPtr stream, const FrameFormat& format)
                                 " bytes and a body_size function"));
   }
   loop_->AtEnd(loop_end_);
+  if (internal::Connection* const connection = stream_->connection()) connection->AddLayer(*this);
   if (const uint32_t size = stream_->stats().pinned_read_size; size > 0) {
     pinned_buffer_ = loop_->pool().TryAllocate(size, BufferTag::kFrame);
     pinned_reads_ = true;
@@ -135,6 +140,9 @@ FramedReader::Core::Core(StreamPtr stream, const FrameFormat& format)
 
 FramedReader::Core::~Core() {
   if (gone_ != nullptr) *gone_ = true;
+  if (internal::Connection* const connection = stream_->connection()) {
+    connection->RemoveLayer(*this);
+  }
   if (loop_ != nullptr) GiveUpMemory();
 }
 
@@ -189,6 +197,29 @@ void FramedReader::Core::OnLoopEnd() {
   GiveUpMemory();
   turn_.Cancel();
   loop_ = nullptr;
+  // Destroyed last: a callback may own the reader.
+  const internal::Fifo<ReadCallback> refused = std::move(refused_);
+  const ReadCallback done = std::exchange(done_, nullptr);
+}
+
+void FramedReader::Core::OnLeave() {
+  turn_.Cancel();
+  loop_end_.Cancel();
+  loop_->counters().framed_pinned_bytes.Sub(std::exchange(pinned_, 0));
+  loop_ = nullptr;
+}
+
+absl::Status FramedReader::Core::OnJoin(LoopCore& loop) {
+  loop_ = &loop;
+  loop_->AtEnd(loop_end_);
+  UpdatePinned();
+  if (HasWork()) loop_->Defer(turn_);
+  return absl::OkStatus();
+}
+
+void FramedReader::Core::OnLost() {
+  held_.Clear();
+  pinned_buffer_.Reset();
   // Destroyed last: a callback may own the reader.
   const internal::Fifo<ReadCallback> refused = std::move(refused_);
   const ReadCallback done = std::exchange(done_, nullptr);

@@ -73,7 +73,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
       chosen.CloseSocket(std::exchange(fd, -1), false);
       return Explain(status, kOperation, wanted);
     }
-    engine = &chosen;
+    engine = stream_engine_ = &chosen;
     core_->counters().listeners.Add(1);
     core_->AddObserver(this);
     if (core_->draining()) {
@@ -98,7 +98,39 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     return stats;
   }
 
+  absl::Status SwitchEngine(EngineKind to) override {
+    if (fd < 0) {
+      return PeerStatus(absl::StatusCode::kFailedPrecondition, kOperation, &address_,
+                        "the listener is closed");
+    }
+    const absl::StatusOr<Engine*> chosen = core_->EngineFor(to);
+    if (!chosen.ok()) return Explain(chosen.status(), kOperation, address_);
+    stream_engine_ = *chosen;
+    if (hold_ != Hold::kEngine || engine == stream_engine_) return absl::OkStatus();
+    hold_ = Hold::kReleasing;
+    if (engine->Release(*this)) OnReleased();
+    return absl::OkStatus();
+  }
+
   // --- Acceptor ---
+  void OnReleased() override {
+    hold_ = Hold::kNone;
+    absl::Status status = stream_engine_->Add(*this);
+    if (!status.ok()) {
+      core_->Fault(status.ToString());
+      std::swap(engine, stream_engine_);  // as it was
+      status = stream_engine_->Add(*this);
+    }
+    if (!status.ok()) {
+      retry_timer_.Arm(TimerWheel::DeadlineTick(core_->sys().Now(), kRetryMax),
+                       [this] { OnReleased(); });
+      return;
+    }
+    hold_ = Hold::kEngine;
+    engine = stream_engine_;
+    if (reasons_ == 0) engine->Accept(*this);
+  }
+
   void OnAccepted(int accepted, const SocketAddress& peer) override {
     ++stats_.accepted;
     core_->counters().accepted.Add(1);
@@ -129,7 +161,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
         // The peer's or the network's doing (accept(2)): the next connection may do better.
         ++stats_.errors;
         core_->counters().accept_errors.Add(1);
-        if (reasons_ == 0) engine->Accept(*this);
+        if (reasons_ == 0 && hold_ == Hold::kEngine) engine->Accept(*this);
     }
   }
 
@@ -151,6 +183,10 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     TakeUpRoom();
   }
   void OnDrain() override { SetReason(kDraining, true); }
+  void OnSwitchAll(EngineKind to) override {
+    if (options_.stream.pinned_engine) return;
+    if (absl::Status status = SwitchEngine(to); !status.ok()) core_->Fault(status.ToString());
+  }
   void OnLoopGone() override {
     Close();
     core_ = nullptr;
@@ -170,7 +206,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
   void Admit(int accepted, const SocketAddress& peer) {
     ++count_->open;
     absl::StatusOr<Connection*> connection =
-        core_->NewConnection(*engine, accepted, peer, options_.stream, true, count_);
+        core_->NewConnection(*stream_engine_, accepted, peer, options_.stream, true, count_);
     if (!connection.ok()) {
       --count_->open;
       ++stats_.errors;
@@ -199,10 +235,10 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     if ((before == 0) == (reasons_ == 0)) return;
     if (reasons_ == 0) {
       core_->counters().listeners_paused.Sub(1);
-      engine->Accept(*this);
+      if (hold_ == Hold::kEngine) engine->Accept(*this);
     } else {
       core_->counters().listeners_paused.Add(1);
-      engine->StopAccepting(*this);
+      if (hold_ == Hold::kEngine) engine->StopAccepting(*this);
     }
   }
 
@@ -229,7 +265,11 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     retry_timer_.Cancel();
     if (reasons_ != 0) core_->counters().listeners_paused.Sub(1);
     core_->counters().listeners.Sub(1);
-    engine->Forget(*this);
+    if (hold_ == Hold::kNone) {
+      engine->CloseSocket(fd, false);
+    } else {
+      engine->Forget(*this);
+    }
     fd = -1;
     while (!parked_.empty()) engine->CloseSocket(parked_.pop().fd, true);
     if (address_.family() == AF_UNIX && options_.unlink_path && !address_.path().starts_with('@')) {
@@ -237,6 +277,8 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     }
   }
 
+  // Who has the socket: its engine; the same, but letting go of it; or nobody.
+  enum class Hold : uint8_t { kEngine, kReleasing, kNone };
   struct Parked {
     int fd = -1;
     SocketAddress peer;
@@ -249,6 +291,8 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
   Fifo<Parked> parked_;
   SocketAddress address_;
   ListenerStats stats_;
+  Engine* stream_engine_ = nullptr;  // of streams to come; other than `engine` during a switch
+  Hold hold_ = Hold::kEngine;
   uint8_t reasons_ = 0;
   bool* destroyed_ = nullptr;  // set while on_accept_ runs
   CallbackTimer retry_timer_;

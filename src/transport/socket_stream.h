@@ -51,7 +51,7 @@ class SocketStream final : public Stream {
   StreamStats stats() const override { return connection_.stats(); }
   SendBounds send_bounds() const override { return connection_.send_bounds(); }
 
-  Connection& connection() { return connection_; }
+  Connection* connection() override { return &connection_; }
 
  private:
   explicit SocketStream(Connection& connection) : connection_(connection) {}

@@ -126,6 +126,8 @@ TEST_P(BulkTest, APoolThatIsTooSmallSlowsStreamsDownAndFailsNone) {
 
 INSTANTIATE_TEST_SUITE_P(Environments, BulkTest, ::testing::ValuesIn(AllEnvironments()),
                          EnvironmentName);
+INSTANTIATE_TEST_SUITE_P(Moving, BulkTest, ::testing::ValuesIn(MovingEnvironments()),
+                         EnvironmentName);
 INSTANTIATE_TEST_SUITE_P(Sealed, BulkTest, ::testing::ValuesIn(SealedEnvironments()),
                          EnvironmentName);
 

@@ -365,6 +365,8 @@ TEST_P(FramedTest, MayOutliveItsLoopWithFramesAtHand) {
 
 INSTANTIATE_TEST_SUITE_P(Environments, FramedTest, ::testing::ValuesIn(AllEnvironments()),
                          EnvironmentName);
+INSTANTIATE_TEST_SUITE_P(Moving, FramedTest, ::testing::ValuesIn(MovingEnvironments()),
+                         EnvironmentName);
 
 }  // namespace
 }  // namespace penstock::internal

@@ -344,6 +344,8 @@ TEST_P(ReadingTest, WritingGoesOnAfterShutdownRead) {
 
 INSTANTIATE_TEST_SUITE_P(Environments, ReadingTest, ::testing::ValuesIn(AllEnvironments()),
                          EnvironmentName);
+INSTANTIATE_TEST_SUITE_P(Moving, ReadingTest, ::testing::ValuesIn(MovingEnvironments()),
+                         EnvironmentName);
 INSTANTIATE_TEST_SUITE_P(Sealed, ReadingTest, ::testing::ValuesIn(SealedEnvironments()),
                          EnvironmentName);
 

@@ -327,6 +327,8 @@ TEST_P(WritingTest, AStreamMayBeDestroyedInItsShutdownAndWritableCallbacks) {
 
 INSTANTIATE_TEST_SUITE_P(Environments, WritingTest, ::testing::ValuesIn(AllEnvironments()),
                          EnvironmentName);
+INSTANTIATE_TEST_SUITE_P(Moving, WritingTest, ::testing::ValuesIn(MovingEnvironments()),
+                         EnvironmentName);
 INSTANTIATE_TEST_SUITE_P(Sealed, WritingTest, ::testing::ValuesIn(SealedEnvironments()),
                          EnvironmentName);
 

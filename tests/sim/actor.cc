@@ -1,5 +1,7 @@
 #include "sim/actor.h"
 
+#include <penstock/move.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -342,7 +344,7 @@ void Actor::Destroy() {
 void Actor::Trick() {
   SimRandom& random = scenario_.random();
   if (random.Chance(plan_.rough)) return RoughTrick();
-  switch (random.Below(7)) {
+  switch (random.Below(9)) {
     case 0: {
       read_cancelled_ |= read_pending_;
       const InCall call(*this);
@@ -369,9 +371,29 @@ void Actor::Trick() {
     case 5:
       paused_ = true;
       return;
+    case 6:
+    case 7:
+      return Switch();
     default:
       return CheckStats();
   }
+}
+
+void Actor::Switch() {
+  const EngineKind to =
+      scenario_.random().Chance(500) ? EngineKind::kAuto : scenario_.second_engine();
+  scenario_.world().Note("switch", link_->id, static_cast<uint64_t>(side_));
+  const InCall call(*this);
+  SwitchEngine(*stream_, to,
+               [this, ticket = Ticket(*this, Ticket::Op::kSwitch)](absl::Status status) mutable {
+                 ticket.Use();
+                 ++scenario_.result().switches;
+                 const bool replaced = absl::IsCancelled(status);
+                 if (!status.ok() && !replaced && !scenario_.scarce() && !HasCause(status)) {
+                   Wrong("a switch failed without a cause: " + status.ToString());
+                 }
+                 Step();
+               });
 }
 
 void Actor::RoughTrick() {

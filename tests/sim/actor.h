@@ -53,7 +53,7 @@ struct ActorPlan {
 // In a callback: sees that it runs once, where it should, or dies with its stream.
 class Ticket {
  public:
-  enum class Op : uint8_t { kRead, kExtraRead, kWrite, kShutdown, kWritable, kConnect };
+  enum class Op : uint8_t { kRead, kExtraRead, kWrite, kShutdown, kWritable, kConnect, kSwitch };
   Ticket(Actor& actor, Op op) : actor_(&actor), op_(op) {}
   Ticket(Ticket&& other) noexcept : actor_(std::exchange(other.actor_, nullptr)), op_(other.op_) {}
   Ticket& operator=(Ticket&&) = delete;
@@ -121,6 +121,7 @@ class Actor {
   void ShutdownWrite();
   void AskWritable();
   void SetDeadline();
+  void Switch();
   void CheckStats();
   BufferChain Bytes(size_t size);
   Buffer Piece(uint64_t position, size_t size);

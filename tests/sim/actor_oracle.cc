@@ -11,8 +11,8 @@ namespace {
 
 using Phase = Scenario::Phase;
 
-constexpr const char* kOpNames[] = {"read",     "extra read", "write",
-                                    "shutdown", "writable",   "connect"};
+constexpr const char* kOpNames[] = {"read",     "extra read", "write", "shutdown",
+                                    "writable", "connect",    "switch"};
 
 }  // namespace
 
@@ -155,6 +155,8 @@ bool Actor::HasCause(const absl::Status& status) const {
     case absl::StatusCode::kUnavailable:
       return mine.failed;
     case absl::StatusCode::kResourceExhausted:
+      // SimFaults::send_error; or no engine took it, SimFaults::attach_failure.
+      return mine.failed || scenario_.scarce();
     case absl::StatusCode::kInternal:
       return mine.failed;  // SimFaults::send_error
     case absl::StatusCode::kDeadlineExceeded:

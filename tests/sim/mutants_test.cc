@@ -23,6 +23,8 @@ constexpr Mutant kMutants[] = {
     {"RepeatBytes", SimMutant::kRepeatBytes, "wrong bytes"},
     {"LoseWakeup", SimMutant::kLoseWakeup, "does not end"},
     {"LeakBuffer", SimMutant::kLeakBuffer, "pool"},
+    {"SkipTerminal", SimMutant::kSkipTerminal, "wrong bytes"},
+    {"TwoOwners", SimMutant::kTwoOwners, "wrong bytes"},
 };
 
 class SimMutants : public ::testing::TestWithParam<Mutant> {};

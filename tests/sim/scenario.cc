@@ -1,5 +1,7 @@
 #include "sim/scenario.h"
 
+#include <penstock/move.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <system_error>
@@ -184,7 +186,7 @@ void Scenario::PlanChaos() {
 
 void Scenario::Chaos() {
   LoopState& state = *loops_[RandomLoop()];
-  const uint64_t what = random_.Below(12);
+  const uint64_t what = random_.Below(14);
   world_.Note("chaos", what, state.index);
   if (what < 4) {
     if (!world_.wire().links().empty()) {
@@ -206,6 +208,13 @@ void Scenario::Chaos() {
     state.loop->Drain(grace);
   } else if (what < 11) {
     state.loop->Stop();
+  } else if (what < 13) {
+    const EngineKind to = random_.Chance(500) ? EngineKind::kAuto : second_engine_;
+    const absl::Status begun = SwitchAll(*state.loop, to, [this](SwitchCount count) {
+      result_.switches += count.switched;
+      if (count.failed > 0 && !scarce_) Violation("a sweep of switches failed without a cause");
+    });
+    if (!begun.ok() && !scarce_) Violation("a sweep of switches: " + begun.ToString());
   } else {
     DestroyLoop(state.index);
   }

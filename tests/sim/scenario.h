@@ -38,6 +38,7 @@ struct ScenarioResult {
   uint64_t resets = 0;
   uint64_t deadlines = 0;
   uint64_t refused_connects = 0;
+  uint64_t switches = 0;
 };
 
 class Scenario {

@@ -60,6 +60,7 @@ TEST_P(SimSeeds, HoldTheContract) {
     sum.resets += result.resets;
     sum.deadlines += result.deadlines;
     sum.refused_connects += result.refused_connects;
+    sum.switches += result.switches;
   }
   if (failed > 0 || to - from < 50) return;
   // The stories are not empty.
@@ -69,6 +70,7 @@ TEST_P(SimSeeds, HoldTheContract) {
   EXPECT_GT(sum.resets, 0u);
   EXPECT_GT(sum.deadlines, 0u);
   EXPECT_GT(sum.refused_connects, 0u);
+  EXPECT_GT(sum.switches, to - from);
 }
 
 INSTANTIATE_TEST_SUITE_P(Parts, SimSeeds, ::testing::Range<uint64_t>(0, kParts));

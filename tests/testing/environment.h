@@ -40,6 +40,8 @@ class Environment {
   virtual EngineKind connect_engine() const = 0;
   // True when the streams are kernel sockets, which a plain socket can connect to and understand.
   virtual bool has_kernel() const = 0;
+  // True when streams change engine as they please.
+  virtual bool moves() const { return false; }
   // Bytes that a stream must have received before it can pass any of them on.
   virtual size_t unit_max() const { return 1; }
   // Makes a stream of the kind under test from one that was connected or accepted: at once, or in a
@@ -69,6 +71,9 @@ std::vector<EnvironmentCase> KernelEnvironments();
 std::vector<EnvironmentCase> AllEnvironments();
 // One per engine, over IPv4: for tests that addresses make no difference to.
 std::vector<EnvironmentCase> KernelEngines();
+
+// Some of all these, of every kind, with streams that change engine all the time.
+std::vector<EnvironmentCase> MovingEnvironments();
 
 // Sealed streams over some of the above, in both record modes. None in a build without them.
 std::vector<EnvironmentCase> SealedEnvironments();

@@ -153,7 +153,7 @@ void SimEngine::DispatchReady(Event& event, Slot& slot) {
   if (slot.kind() == SlotKind::kAcceptor) return AcceptBurst(event.token);
   auto* const connection = static_cast<Connection*>(slot.object);
   State& state = StateOf(event.token.index());
-  if (state.leaving) return;
+  if (state.leaving || state.releasing) return;
   if (!completes() && (event.events & (kSimIn | kSimEnd))) state.readable = true;
   if (event.events & (kSimOut | kSimEnd)) {
     connection->OnWritable();
@@ -170,13 +170,12 @@ void SimEngine::DispatchReceive(Event& event, Slot& slot) {
     state.armed &= static_cast<uint8_t>(~kReceive);
     state.cancelling &= static_cast<uint8_t>(~kReceive);
   }
-  if (state.leaving) {
-    event.bytes.Reset();
-    if (state.armed == 0) FinishDetach(*connection);
-    return;
-  }
   const SimMutant mutant = world_.mutant();
   if (mutant == SimMutant::kDropLateData && late) event.bytes.Reset();
+  if (state.leaving) {
+    event.bytes.Reset();
+    return Parted(*connection);
+  }
   if (mutant == SimMutant::kLeakBuffer && event.bytes) leaked_.push_back(event.bytes.Share());
   if (mutant == SimMutant::kEndOvertakes && event.bytes &&
       (world_.wire().Ready(connection->fd()) & kSimEnd)) {
@@ -197,7 +196,7 @@ void SimEngine::DispatchReceive(Event& event, Slot& slot) {
     const bool hide = mutant == SimMutant::kResetAsEof;
     connection->OnReceiveEnded(hide ? 0 : static_cast<int>(-event.result));
   }
-  connection->OnReady();
+  state.releasing ? Parted(*connection) : connection->OnReady();
 }
 
 void SimEngine::DispatchPollWrite(Event& event, Slot& slot) {
@@ -205,8 +204,7 @@ void SimEngine::DispatchPollWrite(Event& event, Slot& slot) {
   State& state = StateOf(event.token.index());
   state.armed &= static_cast<uint8_t>(~kPollWrite);
   state.cancelling &= static_cast<uint8_t>(~kPollWrite);
-  if (!state.leaving) return connection->OnWritable();
-  if (state.armed == 0) FinishDetach(*connection);
+  state.leaving || state.releasing ? Parted(*connection) : connection->OnWritable();
 }
 
 void SimEngine::DispatchAccept(Event& event, Slot* slot) {
@@ -224,6 +222,14 @@ void SimEngine::DispatchAccept(Event& event, Slot* slot) {
   }
   if (event.terminal && state.accepting && (event.result >= 0 || event.result == -ECANCELED)) {
     Arm(event.token.index(), kAccept);
+  }
+  if (state.releasing) {
+    if (event.terminal) {
+      loop_.slots().Free(event.token.index());
+      acceptor->OnReleased();
+    }
+    if (event.result >= 0) acceptor->OnAccepted(static_cast<int>(event.result), event.peer);
+    return;
   }
   if (event.result == -ECANCELED) return;
   if (event.result < 0) return acceptor->OnAcceptFailed(static_cast<int>(-event.result));
@@ -461,6 +467,19 @@ void SimEngine::RefuseOne(Acceptor& acceptor) {
   reserve_ = world_.OpenFd();
 }
 
+bool SimEngine::Release(Acceptor& acceptor) {
+  State& state = StateOf(acceptor.slot);
+  state.accepting = false;
+  world_.UnwatchFd(acceptor.fd);
+  if (!released_ && state.armed != 0) {
+    state.releasing = true;
+    Cancel(acceptor.slot, kAccept);
+    return false;
+  }
+  loop_.slots().Free(acceptor.slot);
+  return true;
+}
+
 void SimEngine::Forget(Acceptor& acceptor) {
   State& state = StateOf(acceptor.slot);
   state.accepting = false;
@@ -504,10 +523,26 @@ bool SimEngine::Detach(Connection& connection) {
   return false;
 }
 
-void SimEngine::FinishDetach(Connection& connection) {
-  StateOf(connection.slot()).leaving = false;
+bool SimEngine::Release(Connection& connection) {
+  State& state = StateOf(connection.slot());
+  if (released_ || state.armed == 0) {
+    world_.UnwatchFd(connection.fd());
+    return true;
+  }
+  const SimMutant mutant = world_.mutant();
+  if (mutant == SimMutant::kTwoOwners) return true;
+  state.releasing = true;
+  Cancel(connection.slot(), kReceive);
+  Cancel(connection.slot(), kPollWrite);
+  return mutant == SimMutant::kSkipTerminal;
+}
+
+void SimEngine::Parted(Connection& connection) {
+  State& state = StateOf(connection.slot());
+  if (state.armed != 0) return;
   world_.UnwatchFd(connection.fd());
-  connection.OnDetached();
+  if (std::exchange(state.leaving, false)) return connection.OnDetached();
+  connection.OnReleased();
 }
 
 bool SimEngine::WaitForRoom(Connection& connection) {

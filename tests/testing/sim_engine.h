@@ -54,8 +54,10 @@ class SimEngine final : public internal::Engine, public SimWatcher {
   void StopAccepting(internal::Acceptor& acceptor) override;
   void RefuseOne(internal::Acceptor& acceptor) override;
   void Forget(internal::Acceptor& acceptor) override;
+  bool Release(internal::Acceptor& acceptor) override;
   absl::Status Attach(internal::Connection& connection) override;
   bool Detach(internal::Connection& connection) override;
+  bool Release(internal::Connection& connection) override;
   bool Pull(internal::Connection& connection) override;
   void WantRead(internal::Connection& connection) override;
   void StopRead(internal::Connection& connection) override;
@@ -80,6 +82,7 @@ class SimEngine final : public internal::Engine, public SimWatcher {
     bool watches_out = false;
     bool accepting = false;
     bool leaving = false;
+    bool releasing = false;
     uint8_t armed = 0;       // operations whose terminal completion has not been dispatched
     uint8_t cancelling = 0;  // of these, told to end
     uint8_t kernel = 0;      // of these, still live in the kernel
@@ -123,7 +126,8 @@ class SimEngine final : public internal::Engine, public SimWatcher {
   void ProgressReceive(Token token, internal::Connection& connection);
   void ProgressAccept(Token token, internal::Acceptor& acceptor);
 
-  void FinishDetach(internal::Connection& connection);
+  // An operation of a connection that is leaving or being released has ended.
+  void Parted(internal::Connection& connection);
   bool WaitForRoom(internal::Connection& connection);
   void Discard(Event& event);
 

@@ -19,6 +19,8 @@ enum class SimMutant : uint8_t {
   kRepeatBytes,   // a receive delivers its last byte again
   kLoseWakeup,    // an event is forgotten
   kLeakBuffer,    // a received buffer is never given back
+  kSkipTerminal,  // a connection is let go of while the kernel still holds an operation of it
+  kTwoOwners,     // the same, and the operation is not even told to end
 };
 
 // Chances are in thousandths, times in nanoseconds; zero: never, at once.

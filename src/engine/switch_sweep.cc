@@ -1,0 +1,64 @@
+#include "engine/switch_sweep.h"
+
+#include <utility>
+
+#include "engine/connection.h"
+#include "engine/loop_core.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+namespace {
+
+// Moves begun in one turn: some 300 us of it.
+constexpr int kSweepSlice = 256;
+
+}  // namespace
+
+SwitchSweep::SwitchSweep(LoopCore& loop, EngineKind to, Connection* first, Done done)
+    : Deferred([](Deferred* node) { static_cast<SwitchSweep*>(node)->Run(); }),
+      loop_(loop),
+      to_(to),
+      next_(first),
+      tally_(std::make_shared<Tally>()),
+      done_(std::move(done)) {
+  tally_->sweep = this;
+  loop_.Defer(*this);
+}
+
+void SwitchSweep::Stop() {
+  Cancel();
+  tally_->sweep = nullptr;
+}
+
+void SwitchSweep::Tell() {
+  if (done_) std::move(done_)(tally_->count);
+}
+
+void SwitchSweep::OnUnlink(const Connection& connection) {
+  if (next_ == &connection) next_ = connection.next();
+}
+
+void SwitchSweep::Run() {
+  for (int i = 0; i < kSweepSlice && next_ != nullptr; ++i) {
+    Connection& connection = *std::exchange(next_, next_->next());
+    if (connection.state() != ConnectionState::kOpen || connection.pinned_engine() ||
+        connection.engine()->kind() == to_ || connection.moving()) {
+      continue;
+    }
+    ++tally_->under_way;
+    connection.Move(to_, nullptr, [tally = tally_](absl::Status status) {
+      ++(status.ok() ? tally->count.switched : tally->count.failed);
+      --tally->under_way;
+      if (tally->sweep != nullptr) tally->sweep->FinishIfDone();
+    });
+  }
+  if (next_ != nullptr) return loop_.Defer(*this);
+  FinishIfDone();
+}
+
+void SwitchSweep::FinishIfDone() {
+  if (next_ == nullptr && tally_->under_way == 0) loop_.EndSweep();
+}
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE

@@ -1,0 +1,42 @@
+#include <penstock/move.h>
+
+#include <utility>
+
+#include "base/error.h"
+#include "engine/connection.h"
+#include "engine/loop_core.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace {
+
+void MoveStream(Stream& stream, EngineKind engine, const LoopHandle* target,
+                Stream::DoneCallback done) {
+  if (internal::Connection* const connection = stream.connection()) {
+    return connection->Move(engine, target, std::move(done));
+  }
+  if (!done) return;
+  const SocketAddress peer = stream.peer();
+  stream.loop().Post([done = std::move(done),
+                      status = internal::PeerStatus(
+                          absl::StatusCode::kUnimplemented, "move the connection to", &peer,
+                          "this stream is not made upon a socket of Penstock's")]() mutable {
+    std::move(done)(std::move(status));
+  });
+}
+
+}  // namespace
+
+void SwitchEngine(Stream& stream, EngineKind to, Stream::DoneCallback done) {
+  MoveStream(stream, to, nullptr, std::move(done));
+}
+
+absl::Status SwitchAll(Loop& loop, EngineKind to, absl::AnyInvocable<void(SwitchCount) &&> done) {
+  return loop.core().SwitchAll(to, std::move(done));
+}
+
+void Migrate(Stream& stream, const LoopHandle& target, Stream::DoneCallback done,
+             EngineKind engine) {
+  MoveStream(stream, engine, &target, std::move(done));
+}
+
+PENSTOCK_END_NAMESPACE

@@ -1,0 +1,351 @@
+// The contract of changing loops: move.h, Migrate. Both loops run on the test's thread, one turn at
+// a time; tests/transport/migrate_threads_test.cc has them on threads of their own.
+#include <penstock/framed_reader.h>
+#include <penstock/move.h>
+
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include <gtest/gtest.h>
+
+#include "testing/harness.h"
+#include "testing/pattern.h"
+
+namespace penstock::internal {
+namespace {
+
+class MigrateTest : public Harness {
+ protected:
+  void SetUp() override {
+    Harness::SetUp();
+    if (!IsSkipped()) MakeOther({});
+  }
+  void MakeOther(LoopOptions options) {
+    DestroyOther();
+    absl::StatusOr<std::unique_ptr<Loop>> made = environment().NewLoop(std::move(options));
+    ASSERT_TRUE(made.ok()) << made.status();
+    other_ = *std::move(made);
+    AlsoDrive(other_.get());
+  }
+  void DestroyOther() {
+    if (other_ == nullptr) return;
+    StopDriving(other_.get());
+    other_ = nullptr;
+  }
+  void TearDown() override {
+    accepted().clear();
+    if (other_ != nullptr) {
+      EXPECT_TRUE(Drive([&] { return other_->Snapshot().open == 0; }));
+      EXPECT_EQ(other_->Snapshot().pinned_bytes, 0u);
+      EXPECT_EQ(other_->Snapshot().sealed_pinned_bytes, 0u);
+      EXPECT_EQ(other_->Snapshot().framed_pinned_bytes, 0u);
+      EXPECT_EQ(other_->Snapshot().pool.live, 0u);
+      EXPECT_EQ(other_->Snapshot().stranded, 0u);
+    }
+    // What waits in it goes back, or ends, before the loop that it came from is looked at.
+    DestroyOther();
+    Harness::TearDown();
+  }
+
+  Loop& other() { return *other_; }
+  void Move(Stream& stream, Loop& to) {
+    Fate moved;
+    Migrate(stream, to.handle(), moved.OnDone());
+    ASSERT_TRUE(Drive([&] { return moved.ended(); }));
+    ASSERT_TRUE(moved.status().ok()) << moved.status();
+    EXPECT_EQ(&stream.loop(), &to);
+  }
+  // Runs `loop` alone, until `done`.
+  bool DriveAlone(Loop& loop, absl::FunctionRef<bool()> done) {
+    Loop* const alone[] = {&loop};
+    return environment().Drive(alone, done);
+  }
+  static StreamOptions SmallBuffers() {
+    StreamOptions options;
+    options.send_buffer = 16 * 1024;
+    options.receive_buffer = 16 * 1024;
+    return options;
+  }
+
+ private:
+  std::unique_ptr<Loop> other_;
+};
+
+TEST_P(MigrateTest, TheStreamGoesOnThereAndComesBack) {
+  StreamPair pair = Pair();
+  for (int i = 0; i < 10; ++i) {
+    Move(*pair.server, i % 2 == 0 ? other() : loop());
+    Exchange(*pair.client, *pair.server, "to the one that moved");
+    Exchange(*pair.server, *pair.client, "and from it");
+  }
+  EXPECT_EQ(loop().Snapshot().moves_out, 5u);
+  EXPECT_EQ(loop().Snapshot().moves_in, 5u);
+  EXPECT_EQ(other().Snapshot().moves_out, 5u);
+  EXPECT_EQ(loop().Snapshot().open + other().Snapshot().open, 2u);
+}
+
+TEST_P(MigrateTest, ToItsOwnLoopIsOk) {
+  StreamPair pair = Pair();
+  Move(*pair.server, loop());
+  EXPECT_EQ(loop().Snapshot().moves_out, 0u);
+}
+
+TEST_P(MigrateTest, APendingReadEndsOnTheTarget) {
+  StreamPair pair = Pair();
+  Loop* ran_on = nullptr;
+  std::string got;
+  pair.server->ReadReady([&](absl::StatusOr<Buffer> data) {
+    ASSERT_TRUE(data.ok()) << data.status();
+    got = std::string(data->view());
+    ran_on = &pair.server->loop();
+  });
+  Settle();
+  Move(*pair.server, other());
+  EXPECT_EQ(ran_on, nullptr);
+  pair.client->Write(Chain("late"));
+  ASSERT_TRUE(Drive([&] { return ran_on != nullptr; }));
+  EXPECT_EQ(ran_on, &other());
+  EXPECT_EQ(got, "late");
+}
+
+TEST_P(MigrateTest, UnreadAndUnsentBytesGoAlong) {
+  StreamPair pair = Pair(SmallBuffers(), SmallBuffers());
+  constexpr size_t kTotal = 1 << 20;
+  Fate there, back;
+  pair.client->Write(Chain(PatternBytes(1, 0, kTotal)), there.OnDone());
+  pair.server->Write(Chain(PatternBytes(2, 0, kTotal)), back.OnDone());
+  std::string at_server = Read(*pair.server).value_or("");
+  Settle();
+  ASSERT_FALSE(there.ended());
+  ASSERT_FALSE(back.ended());
+  Move(*pair.server, other());
+  at_server += ReadUpTo(*pair.server, kTotal / 2).data;
+  Move(*pair.server, loop());
+  at_server += ReadUpTo(*pair.server, kTotal - at_server.size()).data;
+  const std::string at_client = ReadUpTo(*pair.client, kTotal).data;
+  EXPECT_EQ(at_server.size(), kTotal);
+  EXPECT_EQ(at_client.size(), kTotal);
+  EXPECT_FALSE(FirstMismatch(at_server, 1, 0).has_value());
+  EXPECT_FALSE(FirstMismatch(at_client, 2, 0).has_value());
+  ASSERT_TRUE(Drive([&] { return there.ended() && back.ended(); }));
+  EXPECT_TRUE(there.status().ok() && back.status().ok());
+}
+
+TEST_P(MigrateTest, ATargetThatDrainsSendsItBack) {
+  StreamPair pair = Pair();
+  other().Drain(absl::InfiniteDuration());
+  Fate moved;
+  Migrate(*pair.server, other().handle(), moved.OnDone());
+  ASSERT_TRUE(Drive([&] { return moved.ended(); }));
+  EXPECT_TRUE(absl::IsUnavailable(moved.status())) << moved.status();
+  EXPECT_EQ(&pair.server->loop(), &loop());
+  EXPECT_EQ(loop().Snapshot().moves_back, 1u);
+  Exchange(*pair.client, *pair.server, "it goes on where it was");
+}
+
+TEST_P(MigrateTest, ATargetThatIsFullSendsItBack) {
+  LoopOptions options;
+  options.connections_max = 1;
+  MakeOther(std::move(options));
+  StreamPair first = Pair();
+  StreamPair second = Pair();
+  Move(*first.server, other());
+  Fate read;
+  second.server->ReadReady(read.OnRead());
+  Fate moved;
+  Migrate(*second.server, other().handle(), moved.OnDone());
+  ASSERT_TRUE(Drive([&] { return moved.ended(); }));
+  EXPECT_TRUE(absl::IsResourceExhausted(moved.status())) << moved.status();
+  EXPECT_FALSE(read.ended());
+  second.client->Write(Chain("still reading"));
+  ASSERT_TRUE(Drive([&] { return read.ended(); }));
+  EXPECT_EQ(read.data(), "still reading");
+}
+
+TEST_P(MigrateTest, ATargetThatIsGoneSendsItBack) {
+  StreamPair pair = Pair();
+  const LoopHandle gone = other().handle();
+  DestroyOther();
+  Fate moved;
+  Migrate(*pair.server, gone, moved.OnDone());
+  ASSERT_TRUE(Drive([&] { return moved.ended(); }));
+  EXPECT_TRUE(absl::IsUnavailable(moved.status())) << moved.status();
+  Exchange(*pair.client, *pair.server, "it goes on");
+}
+
+TEST_P(MigrateTest, ATargetThatGoesMeanwhileSendsItBackWithEveryByte) {
+  StreamPair pair = Pair();
+  Fate read, moved;
+  pair.server->ReadReady(read.OnRead());
+  Settle();
+  Migrate(*pair.server, other().handle(), moved.OnDone());
+  ASSERT_TRUE(DriveAlone(loop(), [&] { return loop().Snapshot().moves_out == 1; }));
+  pair.client->Write(Chain("on its way"));
+  DestroyOther();
+  ASSERT_TRUE(Drive([&] { return moved.ended() && read.ended(); }));
+  EXPECT_TRUE(absl::IsUnavailable(moved.status())) << moved.status();
+  EXPECT_EQ(read.data(), "on its way");
+}
+
+TEST_P(MigrateTest, WhenBothLoopsGoItIsClosedAndItsCallbacksAreDropped) {
+  StreamPair pair = Pair();
+  Fate read, write, moved;
+  pair.server->ReadReady(read.OnRead());
+  Settle();
+  pair.server->NotifyWritable(write.OnDone());
+  Migrate(*pair.server, other().handle(), moved.OnDone());
+  ASSERT_TRUE(DriveAlone(loop(), [&] { return loop().Snapshot().moves_out == 1; }));
+  pair.client.reset();
+  TakeLoop().reset();
+  EXPECT_FALSE(read.ended() || moved.ended());
+  DestroyOther();
+  EXPECT_EQ(read.dropped(), 1);
+  EXPECT_EQ(moved.dropped(), 1);
+  EXPECT_EQ(write.runs() + write.dropped(), 1);
+  pair.server.reset();
+}
+
+TEST_P(MigrateTest, TheSourceMayGoOnceItHasLeft) {
+  StreamPair pair = Pair();
+  Move(*pair.server, other());
+  Move(*pair.client, other());
+  TakeLoop().reset();
+  Fate read;
+  pair.server->ReadReady(read.OnRead());
+  absl::StatusOr<Buffer> bytes = other().pool().Copy("alone");
+  ASSERT_TRUE(bytes.ok());
+  pair.client->Write(*std::move(bytes));
+  ASSERT_TRUE(Drive([&] { return read.ended(); }));
+  EXPECT_EQ(read.data(), "alone");
+}
+
+TEST_P(MigrateTest, ADeadlineFiresOnTheTarget) {
+  StreamPair pair = Pair();
+  pair.server->SetReadDeadline(absl::Milliseconds(30));
+  Fate read;
+  pair.server->ReadReady(read.OnRead());
+  Move(*pair.server, other());
+  ASSERT_TRUE(Drive([&] { return read.ended(); }));
+  EXPECT_TRUE(absl::IsDeadlineExceeded(read.status())) << read.status();
+  EXPECT_EQ(other().Snapshot().deadlines, 1u);
+  EXPECT_EQ(loop().Snapshot().deadlines, 0u);
+}
+
+TEST_P(MigrateTest, ItsListenerHearsOfItsEnd) {
+  std::unique_ptr<Listener> listener = Listen();
+  absl::StatusOr<StreamPtr> client = ConnectTo(listener->address(), Connecting());
+  ASSERT_TRUE(client.ok());
+  ASSERT_TRUE(Drive([&] { return !accepted().empty(); }));
+  StreamPtr server = std::move(accepted().front());
+  accepted().pop_front();
+  Move(*server, other());
+  EXPECT_EQ(listener->stats().open, 1u);
+  server.reset();
+  ASSERT_TRUE(Drive([&] { return listener->stats().open == 0; }));
+}
+
+TEST_P(MigrateTest, AnEndIsCarriedAlong) {
+  StreamPair pair = Pair();
+  pair.client->Write(Chain("and out"));
+  pair.client->ShutdownWrite();
+  Move(*pair.server, other());
+  const Received all = ReadToEnd(*pair.server);
+  EXPECT_EQ(all.data, "and out");
+  EXPECT_TRUE(IsEof(all.end)) << all.end;
+  Move(*pair.server, loop());
+  EXPECT_TRUE(IsEof(Read(*pair.server).status()));
+  Exchange(*pair.server, *pair.client, "half open");
+}
+
+TEST_P(MigrateTest, AFramedReaderGoesAlongInTheMiddleOfAFrame) {
+  StreamPair pair = Pair();
+  FramedReader reader(std::move(pair.server), FrameFormat::Grpc());
+  const std::string body = PatternBytes(5, 0, 3000);
+  std::string frame = std::string("\0\0\0\x0b\xb8", 5) + body;
+  std::string got;
+  int frames = 0;
+  std::function<void(absl::StatusOr<Frame>)> next = [&](absl::StatusOr<Frame> result) {
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_EQ(result->body.ToString(), body);
+    ++frames;
+    reader.ReadFrame(next);
+  };
+  reader.ReadFrame(next);
+  for (int i = 0; i < 20; ++i) {
+    const size_t cut = static_cast<size_t>(i) * 157 % frame.size();
+    pair.client->Write(Chain(frame.substr(0, cut)));
+    Settle();
+    Move(reader.stream(), i % 2 == 0 ? other() : loop());
+    pair.client->Write(Chain(frame.substr(cut)));
+    ASSERT_TRUE(Drive([&] { return frames == i + 1; }));
+  }
+}
+
+TEST_P(MigrateTest, SaturatedBothWaysThroughManyMoves) {
+  StreamPair pair = Pair(SmallBuffers(), SmallBuffers());
+  const int wanted = Scaled(environment().has_kernel() ? 500 : 100);
+  int moves = 0;
+  Stream* const server = pair.server.get();
+  std::function<void(absl::Status)> again = [&](absl::Status status) {
+    ASSERT_TRUE(status.ok()) << status;
+    if (++moves >= wanted) return;
+    Migrate(*server, (&server->loop() == &loop() ? other() : loop()).handle(), again);
+  };
+  constexpr uint64_t kEndless = uint64_t{1} << 40;
+  PatternWriter from_client(*pair.client, 1, kEndless, 30'000);
+  PatternWriter from_server(*pair.server, 2, kEndless, 30'000);
+  PatternReader at_server(std::move(pair.server), 1);
+  PatternReader at_client(std::move(pair.client), 2);
+  at_server.Start();
+  at_client.Start();
+  from_client.Start();
+  from_server.Start();
+  Migrate(*server, other().handle(), again);
+  ASSERT_TRUE(Drive([&] { return moves >= wanted; })) << moves;
+  const uint64_t at = at_server.received() + at_client.received();
+  ASSERT_TRUE(Drive([&] { return at_server.received() + at_client.received() > at + 500'000; }));
+  EXPECT_TRUE(at_server.intact());
+  EXPECT_TRUE(at_client.intact());
+}
+
+TEST_P(MigrateTest, ASwitchAskedForMeanwhileTakesItsPlace) {
+  StreamPair pair = Pair();
+  Fate move, stay;
+  Migrate(*pair.server, other().handle(), move.OnDone());
+  SwitchEngine(*pair.server, EngineKind::kAuto, stay.OnDone());
+  ASSERT_TRUE(Drive([&] { return move.ended() && stay.ended(); }));
+  EXPECT_TRUE(absl::IsCancelled(move.status())) << move.status();
+  EXPECT_TRUE(stay.status().ok()) << stay.status();
+  EXPECT_EQ(&pair.server->loop(), &loop());
+}
+
+TEST_P(MigrateTest, MayBeDestroyedInTheCallback) {
+  StreamPair pair = Pair();
+  bool destroyed = false;
+  Migrate(*pair.server, other().handle(), [&](absl::Status status) {
+    EXPECT_TRUE(status.ok()) << status;
+    pair.server.reset();
+    destroyed = true;
+  });
+  ASSERT_TRUE(Drive([&] { return destroyed; }));
+}
+
+TEST_P(MigrateTest, DestroyedBeforeItLeavesItIsGone) {
+  StreamPair pair = Pair();
+  Fate moved;
+  Migrate(*pair.server, other().handle(), moved.OnDone());
+  pair.server.reset();
+  EXPECT_EQ(moved.dropped(), 1);
+  EXPECT_FALSE(Read(*pair.client).ok());
+}
+
+INSTANTIATE_TEST_SUITE_P(Environments, MigrateTest, ::testing::ValuesIn(AllEnvironments()),
+                         EnvironmentName);
+INSTANTIATE_TEST_SUITE_P(Sealed, MigrateTest, ::testing::ValuesIn(SealedEnvironments()),
+                         EnvironmentName);
+
+}  // namespace
+}  // namespace penstock::internal

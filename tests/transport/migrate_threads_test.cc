@@ -1,0 +1,277 @@
+// Streams that change threads: each loop runs on its own, and streams hop from one to the next
+// while bytes flow and others post to them. TSan judges the hand-over (I4), the pattern the bytes
+// (I5).
+#include <penstock/connect.h>
+#include <penstock/listener.h>
+#include <penstock/move.h>
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <future>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "testing/environment.h"
+#include "testing/pattern.h"
+
+namespace penstock::internal {
+namespace {
+
+// Loops with a thread each and one pool.
+class Threads {
+ public:
+  Threads(size_t count, EngineKind engine) {
+    for (size_t i = 0; i < count; ++i) {
+      LoopOptions options;
+      options.engine = engine;
+      options.pool = &pool_;
+      loops_.push_back(std::move(Loop::Create(std::move(options))).value());
+    }
+    for (auto& loop : loops_) threads_.emplace_back([&loop] { loop->Run(); });
+  }
+  ~Threads() { Stop(); }
+  void Stop() {
+    for (auto& loop : loops_) loop->Stop();
+    for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
+    loops_.clear();
+  }
+  Loop& loop(size_t i) { return *loops_[i % loops_.size()]; }
+  size_t size() const { return loops_.size(); }
+
+  // Runs `what` on the thread of loop `i` and waits for it.
+  void On(size_t i, absl::AnyInvocable<void() &&> what) {
+    std::promise<void> done;
+    loop(i).Post([&] {
+      std::move(what)();
+      done.set_value();
+    });
+    done.get_future().wait();
+  }
+
+ private:
+  BufferPool pool_;
+  std::vector<std::unique_ptr<Loop>> loops_;
+  std::vector<std::thread> threads_;
+};
+
+// Echoes what it reads, and asks for the next loop every few reads. Its fields belong to whichever
+// thread has the stream.
+class Hopper {
+ public:
+  Hopper(Threads& threads, StreamPtr stream, std::atomic<uint64_t>& hops)
+      : threads_(threads), stream_(std::move(stream)), hops_(hops) {}
+  void Next() {
+    stream_->ReadReady([this](absl::StatusOr<Buffer> data) {
+      ASSERT_TRUE(stream_->loop().InLoopThread());
+      if (!data.ok()) return stream_->ShutdownWrite();
+      stream_->Write(*std::move(data));
+      if (++reads_ % 3 == 0) {
+        Migrate(*stream_, threads_.loop(++at_).handle(), [this](absl::Status moved) {
+          EXPECT_TRUE(moved.ok()) << moved;
+          EXPECT_TRUE(stream_->loop().InLoopThread());
+          hops_.fetch_add(1, std::memory_order_relaxed);
+        });
+      }
+      Next();
+    });
+  }
+
+ private:
+  Threads& threads_;
+  StreamPtr stream_;
+  std::atomic<uint64_t>& hops_;
+  uint64_t reads_ = 0;
+  size_t at_ = 0;
+};
+
+class MigrateThreadsTest : public ::testing::TestWithParam<EngineKind> {
+ protected:
+  void SetUp() override {
+    if (const std::string why = MissingEngine(GetParam()); !why.empty()) GTEST_SKIP() << why;
+  }
+};
+
+// Sends a pattern in pieces, each when the echo of the one before is back, and checks every byte.
+struct PingPong {
+  StreamPtr stream;
+  uint64_t seed = 0;
+  uint64_t total = 0;
+  uint64_t sent = 0;
+  uint64_t received = 0;
+  std::promise<bool> intact;
+
+  void Send() {
+    const size_t size = 1 + static_cast<size_t>(sent * 31 % 3000);
+    stream->Write(*stream->loop().pool().Copy(PatternBytes(seed, sent, size)));
+    sent += size;
+  }
+  void Next() {
+    stream->ReadReady([this](absl::StatusOr<Buffer> data) {
+      if (!data.ok() || FirstMismatch(data->view(), seed, received).has_value()) {
+        return intact.set_value(false);
+      }
+      received += data->size();
+      if (received == sent) {
+        if (received >= total) return intact.set_value(true);
+        Send();
+      }
+      Next();
+    });
+  }
+};
+
+TEST_P(MigrateThreadsTest, StreamsHopAndLoseNothing) {
+  constexpr int kStreams = 6;
+  const uint64_t total = Scaled(3'000'000);
+  std::atomic<uint64_t> hops{0};
+  Threads threads(3, GetParam());
+  std::vector<std::unique_ptr<Hopper>> hoppers;
+  std::unique_ptr<Listener> listener;
+  threads.On(0, [&] {
+    listener = Listener::Listen(
+                   threads.loop(0), *SocketAddress::Parse("127.0.0.1:0"), {},
+                   [&](StreamPtr stream) {
+                     hoppers.push_back(std::make_unique<Hopper>(threads, std::move(stream), hops));
+                     hoppers.back()->Next();
+                   })
+                   .value();
+  });
+  std::vector<PingPong> clients(kStreams);
+  for (int i = 0; i < kStreams; ++i) {
+    PingPong& client = clients[static_cast<size_t>(i)];
+    client.seed = static_cast<uint64_t>(i);
+    client.total = total;
+    const size_t at = static_cast<size_t>(i);
+    threads.On(at, [&, at] {
+      Connect(threads.loop(at), listener->address(), {}, [&](absl::StatusOr<StreamPtr> stream) {
+        if (!stream.ok()) return client.intact.set_value(false);
+        client.stream = *std::move(stream);
+        client.Send();
+        client.Next();
+      });
+    });
+  }
+  for (PingPong& client : clients) EXPECT_TRUE(client.intact.get_future().get());
+  uint64_t stranded = 0, carried = 0;
+  for (size_t i = 0; i < threads.size(); ++i) {
+    stranded += threads.loop(i).Snapshot().stranded;
+    carried += threads.loop(i).Snapshot().moves_in;
+  }
+  EXPECT_EQ(stranded, 0u);
+  EXPECT_GT(carried, 100u);
+  threads.On(0, [&] { listener = nullptr; });
+  threads.Stop();
+  EXPECT_GT(hops.load(), 100u);
+}
+
+TEST_P(MigrateThreadsTest, WhatIsPostedToAStreamKeepsItsOrderAcrossMoves) {
+  constexpr int kPosters = 4;
+  const int tasks = Scaled(2000);
+  Threads threads(3, GetParam());
+  StreamPtr stream;
+  std::unique_ptr<StreamMailbox> mailbox;
+  std::unique_ptr<Listener> listener;
+  std::vector<StreamPtr> accepted;
+  std::promise<void> connected;
+  threads.On(0, [&] {
+    listener = Listener::Listen(threads.loop(0), *SocketAddress::Parse("127.0.0.1:0"), {},
+                                [&](StreamPtr peer) { accepted.push_back(std::move(peer)); })
+                   .value();
+    Connect(threads.loop(0), listener->address(), {}, [&](absl::StatusOr<StreamPtr> made) {
+      stream = *std::move(made);
+      mailbox = std::make_unique<StreamMailbox>(*stream);
+      connected.set_value();
+    });
+  });
+  connected.get_future().wait();
+  const StreamHandle handle = mailbox->handle();
+
+  // Of the thread that has the stream.
+  std::vector<int> last(kPosters, -1);
+  uint64_t ran = 0, wrong_thread = 0, out_of_order = 0, hops = 0;
+  bool posting = true;
+  std::promise<void> done, settled;
+  std::function<void(absl::Status)> hop = [&](absl::Status status) {
+    EXPECT_TRUE(status.ok()) << status;
+    if (!posting) return settled.set_value();
+    Migrate(*stream, threads.loop(++hops).handle(), hop);
+  };
+  handle.Post([&](Stream&) { hop(absl::OkStatus()); });
+  std::vector<std::thread> posters;
+  for (int poster = 0; poster < kPosters; ++poster) {
+    posters.emplace_back([&, poster] {
+      for (int i = 0; i < tasks; ++i) {
+        EXPECT_TRUE(handle.Post([&, poster, i](Stream& at) {
+          if (!at.loop().InLoopThread()) ++wrong_thread;
+          if (last[static_cast<size_t>(poster)] != i - 1) ++out_of_order;
+          last[static_cast<size_t>(poster)] = i;
+          if (++ran < static_cast<uint64_t>(kPosters) * static_cast<uint64_t>(tasks)) return;
+          posting = false;
+          done.set_value();
+        }));
+      }
+    });
+  }
+  for (std::thread& poster : posters) poster.join();
+  done.get_future().wait();
+  settled.get_future().wait();
+  std::promise<void> closed;
+  handle.Post([&](Stream&) {
+    mailbox = nullptr;
+    stream = nullptr;
+    closed.set_value();
+  });
+  closed.get_future().wait();
+  EXPECT_EQ(wrong_thread, 0u);
+  EXPECT_EQ(out_of_order, 0u);
+  EXPECT_GT(hops, 0u);
+  EXPECT_FALSE(handle.Post([](Stream&) {})) << "the mailbox is gone";
+  threads.On(0, [&] {
+    listener = nullptr;
+    accepted.clear();
+  });
+}
+
+TEST_P(MigrateThreadsTest, LoopsThatStopInTheMiddleLeaveNothingBehind) {
+  for (int round = 0; round < Scaled(20); ++round) {
+    std::atomic<uint64_t> hops{0};
+    Threads threads(2, GetParam());
+    std::vector<std::unique_ptr<Hopper>> hoppers;
+    std::unique_ptr<Listener> listener;
+    threads.On(0, [&] {
+      listener = Listener::Listen(threads.loop(0), *SocketAddress::Parse("127.0.0.1:0"), {},
+                                  [&](StreamPtr stream) {
+                                    hoppers.push_back(
+                                        std::make_unique<Hopper>(threads, std::move(stream), hops));
+                                    hoppers.back()->Next();
+                                  })
+                     .value();
+    });
+    PingPong client;
+    client.total = UINT64_MAX;
+    threads.On(1, [&] {
+      Connect(threads.loop(1), listener->address(), {}, [&](absl::StatusOr<StreamPtr> stream) {
+        client.stream = *std::move(stream);
+        client.Send();
+        client.Next();
+      });
+    });
+    while (hops.load() < 3) std::this_thread::yield();
+    threads.On(0, [&] { listener = nullptr; });
+    threads.Stop();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Engines, MigrateThreadsTest,
+                         ::testing::Values(EngineKind::kEpoll, EngineKind::kUring),
+                         [](const auto& info) { return std::string(EngineKindName(info.param)); });
+
+}  // namespace
+}  // namespace penstock::internal
