@@ -124,9 +124,11 @@ class PENSTOCK_EXPORT Loop {
   void Post(absl::AnyInvocable<void() &&> task);
   LoopHandle handle();
 
-  // The engine that new listeners and connections use by default, never kAuto.
+  // The engine that new listeners and connections use by default, never kAuto. SwitchAll changes it
+  // when it has moved everything, unless fd() was asked for.
   EngineKind engine() const;
-  // Why this engine: "requested", "io_uring available", or what kAuto found missing.
+  // Why this engine: "requested", "io_uring available", what kAuto found missing, or that
+  // SwitchAll changed it.
   const std::string& engine_reason() const;
   // Makes the other engine ready on this loop too, so that listeners and connections can ask for
   // it. Done on demand when one does; errors as for Create.

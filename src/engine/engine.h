@@ -80,8 +80,12 @@ class Engine {
   virtual int Wait(int64_t timeout_ns) = 0;
   // True when something is batched that the kernel must see before the loop sleeps.
   virtual bool HasUnsubmitted() const { return false; }
-  // Calls watch.OnReadable() on every wake-up of watch.fd (edge-triggered), for the engine's life.
+  // Calls watch.OnReadable() on every wake-up of watch.fd (edge-triggered).
   virtual absl::Status AddWatch(Watch& watch) = 0;
+  // Ends that for the watch that was given `slot`.
+  virtual void RemoveWatch(uint32_t slot, int fd) = 0;
+  // Nobody watches fd() any more.
+  virtual void StopNotifying() {}
   // The loop has been without traffic: give back what only traffic needs.
   virtual void Trim() {}
   // The loop is ending: lets go of every kernel operation without waiting and reports what was

@@ -121,6 +121,11 @@ absl::Status EpollEngine::AddWatch(Watch& watch) {
   return status;
 }
 
+void EpollEngine::RemoveWatch(uint32_t slot, int fd) {
+  sys_.EpollControl(epoll_, EPOLL_CTL_DEL, fd, nullptr);
+  loop_.slots().Free(slot);
+}
+
 void EpollEngine::OnRoom() {
   for (Token token : std::exchange(waiting_for_room_, {})) {
     Slot* const slot = loop_.slots().Find(token);

@@ -26,6 +26,7 @@ class EpollEngine : public SocketEngine {
   int fd() override { return epoll_; }
   int Wait(int64_t timeout_ns) override;
   absl::Status AddWatch(Watch& watch) override;
+  void RemoveWatch(uint32_t slot, int fd) override;
   void OnRoom() override;
 
   absl::Status Add(Acceptor& acceptor) override;

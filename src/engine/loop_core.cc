@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <iterator>
 #include <limits>
 #include <thread>
 #include <utility>
@@ -433,6 +434,43 @@ absl::Status LoopCore::SwitchAll(EngineKind to, SwitchSweep::Done done) {
   }
   sweep_ = std::make_unique<SwitchSweep>(*this, to, connections_, std::move(done));
   return absl::OkStatus();
+}
+
+void LoopCore::EndSweep(EngineKind to) {
+  // Not here, where an engine may be in its wait.
+  Post([this, to, done = std::move(sweep_)] {
+    if (to != primary_->kind()) SwapPrimary();
+    done->Tell();
+  });
+}
+
+void LoopCore::SwapPrimary() {
+  if (embedded_) return;
+  auto timer = std::make_unique<TimerWatch>(*this);
+  auto wake = std::make_unique<WakeWatch>();
+  auto other = std::make_unique<EngineWatch>(*this);
+  timer->fd = timer_watch_->fd;
+  wake->fd = wake_watch_->fd;
+  other->fd = primary_->fd();
+  Watch* const watches[] = {timer.get(), wake.get(), other.get()};
+  for (size_t added = 0; added < std::size(watches); ++added) {
+    const absl::Status status = secondary_->AddWatch(*watches[added]);
+    if (status.ok()) continue;
+    while (added-- > 0) secondary_->RemoveWatch(watches[added]->slot, watches[added]->fd);
+    return Fault(status.ToString());
+  }
+  for (const Watch* watch :
+       {static_cast<Watch*>(timer_watch_.get()), static_cast<Watch*>(wake_watch_.get()),
+        static_cast<Watch*>(engine_watch_.get())}) {
+    primary_->RemoveWatch(watch->slot, watch->fd);
+  }
+  timer_watch_ = std::move(timer);
+  wake_watch_ = std::move(wake);
+  engine_watch_ = std::move(other);
+  std::swap(primary_, secondary_);
+  primary_->StopNotifying();
+  secondary_ready_ = true;  // what is due there already raises no event
+  engine_reason_ = "every stream was switched to it";
 }
 
 void LoopCore::Link(Connection& connection) {

@@ -97,7 +97,10 @@ class LoopCore : private RoomWaiter {
   void Stop();
   void Drain(absl::Duration grace);
   bool Poll();
-  int fd() { return primary_->fd(); }
+  int fd() {
+    embedded_ = true;
+    return primary_->fd();
+  }
   bool Post(absl::AnyInvocable<void() &&> task) { return mailbox_->Push(std::move(task)); }
   LoopHandle handle() { return LoopHandle(mailbox_, this); }
   // The engine for `kind`, made now if need be.
@@ -150,11 +153,8 @@ class LoopCore : private RoomWaiter {
   void Leave(Connection& connection);
   // penstock/move.h.
   absl::Status SwitchAll(EngineKind to, SwitchSweep::Done done);
-  // By the sweep: it is done, and destroyed by this.
-  void EndSweep() {
-    const std::unique_ptr<SwitchSweep> done = std::move(sweep_);
-    done->Tell();
-  }
+  // By the sweep: everything is served by `to`. The sweep is destroyed by this.
+  void EndSweep(EngineKind to);
   void PushReady(Connection& connection);
   // Runs `node` in the ready step of a later turn.
   void Defer(Deferred& node) {
@@ -237,6 +237,8 @@ class LoopCore : private RoomWaiter {
   bool Empty() const { return counters_.open.value() + counters_.connecting.value() == 0; }
   absl::Status ChoosePrimary();
   void CloseEverything();
+  // Has the other engine wait for both, unless a host watches the descriptor of this one.
+  void SwapPrimary();
   void Link(Connection& connection);
 
   LoopOptions options_;
@@ -265,8 +267,9 @@ class LoopCore : private RoomWaiter {
   bool events_left_ = false;  // the last wait met its bound
   bool touched_ = false;
   bool draining_ = false;
-  bool alarm_ = false;   // the timerfd has fired
-  bool asleep_ = false;  // Poll left posters to wake us
+  bool embedded_ = false;  // fd() was given away
+  bool alarm_ = false;     // the timerfd has fired
+  bool asleep_ = false;    // Poll left posters to wake us
   std::atomic<bool> stop_{false};
   bool waiting_for_room_ = false;
 

@@ -57,7 +57,7 @@ void SwitchSweep::Run() {
 }
 
 void SwitchSweep::FinishIfDone() {
-  if (next_ == nullptr && tally_->under_way == 0) loop_.EndSweep();
+  if (next_ == nullptr && tally_->under_way == 0) loop_.EndSweep(to_);
 }
 
 }  // namespace internal

@@ -328,8 +328,24 @@ absl::Status UringEngine::AddWatch(Watch& watch) {
   return absl::OkStatus();
 }
 
+void UringEngine::RemoveWatch(uint32_t slot, int) {
+  // The slot is free when the poll has ended.
+  loop_.slots().at(slot).object = nullptr;
+  Cancel(slot, RingOp::kWatch);
+}
+
+void UringEngine::StopNotifying() {
+  if (notify_fd_ < 0) return;
+  io_uring_unregister_eventfd(&ring_);
+  sys_.Close(std::exchange(notify_fd_, -1));
+}
+
 void UringEngine::OnWatch(const Completion& completion, Slot& slot) {
   auto* const watch = static_cast<Watch*>(slot.object);
+  if (watch == nullptr) {
+    if (!(completion.flags & IORING_CQE_F_MORE)) loop_.slots().Free(completion.token.index());
+    return;
+  }
   if (completion.result < 0 && completion.result != -ECANCELED) {
     // Arming it again would fail again, and for ever.
     loop_.Fault(

@@ -44,6 +44,8 @@ class UringEngine : public SocketEngine {
   int Wait(int64_t timeout_ns) override;
   bool HasUnsubmitted() const override;
   absl::Status AddWatch(Watch& watch) override;
+  void RemoveWatch(uint32_t slot, int fd) override;
+  void StopNotifying() override;
   void Trim() override;
   void ReleaseAll() override;
   void OnRoom() override;

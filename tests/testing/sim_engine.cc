@@ -373,6 +373,11 @@ absl::Status SimEngine::AddWatch(Watch& watch) {
   return absl::OkStatus();
 }
 
+void SimEngine::RemoveWatch(uint32_t slot, int fd) {
+  world_.UnwatchFd(fd);
+  loop_.slots().Free(slot);
+}
+
 void SimEngine::OnRoom() {
   for (Token token : std::exchange(waiting_for_room_, {})) {
     Slot* const slot = loop_.slots().Find(token);

@@ -40,6 +40,7 @@ class SimEngine final : public internal::Engine, public SimWatcher {
   int fd() override { return fd_; }
   int Wait(int64_t timeout_ns) override;
   absl::Status AddWatch(internal::Watch& watch) override;
+  void RemoveWatch(uint32_t slot, int fd) override;
   void ReleaseAll() override;
   void OnRoom() override;
   absl::StatusOr<int> OpenListener(const SocketAddress& address,

@@ -86,6 +86,7 @@ absl::StatusOr<std::unique_ptr<Loop>> SimWorld::NewLoop(LoopOptions options, Sim
       internal::LoopCore::CreateLoop(std::move(options), std::move(seams));
   if (loop.ok()) {
     record->loop = loop->get();
+    (*loop)->fd();  // this is its host, which knows the engine that waits
     record->poll = true;
   }
   return loop;

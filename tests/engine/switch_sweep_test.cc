@@ -1,0 +1,144 @@
+// SwitchAll on a loop that runs: the engine that waits changes as well, and nothing that can wake
+// the loop is lost. What it does to streams is in tests/conformance/switch_test.cc.
+#include <penstock/connect.h>
+#include <penstock/listener.h>
+#include <penstock/loop.h>
+#include <penstock/move.h>
+
+#include <future>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include <gtest/gtest.h>
+
+#include "testing/environment.h"
+#include "testing/harness.h"
+
+namespace penstock::internal {
+namespace {
+
+EngineKind OtherOf(EngineKind kind) {
+  return kind == EngineKind::kEpoll ? EngineKind::kUring : EngineKind::kEpoll;
+}
+
+class SwitchSweepTest : public ::testing::TestWithParam<EngineKind> {
+ protected:
+  void SetUp() override {
+    for (EngineKind kind : {EngineKind::kEpoll, EngineKind::kUring}) {
+      if (const std::string why = MissingEngine(kind); !why.empty()) GTEST_SKIP() << why;
+    }
+    LoopOptions options;
+    options.engine = GetParam();
+    loop_ = Loop::Create(std::move(options)).value();
+    thread_ = std::thread([this] { loop_->Run(); });
+  }
+  void TearDown() override {
+    if (loop_ == nullptr) return;
+    On([this] { streams_.clear(); });
+    loop_->Stop();
+    thread_.join();
+    EXPECT_EQ(loop_->Snapshot().faults, 0u);
+  }
+
+  void On(absl::AnyInvocable<void() &&> what) {
+    std::promise<void> done;
+    loop_->Post([&] {
+      std::move(what)();
+      done.set_value();
+    });
+    done.get_future().wait();
+  }
+  // The engine that the loop then has.
+  EngineKind SwitchTo(EngineKind to) {
+    std::promise<void> done;
+    On([&] {
+      const absl::Status begun = SwitchAll(*loop_, to, [&](SwitchCount count) {
+        EXPECT_EQ(count.failed, 0u);
+        done.set_value();
+      });
+      EXPECT_TRUE(begun.ok()) << begun;
+    });
+    done.get_future().wait();
+    EngineKind engine = EngineKind::kAuto;
+    On([&] { engine = loop_->engine(); });
+    return engine;
+  }
+
+  std::unique_ptr<Loop> loop_;
+  std::thread thread_;
+  std::vector<StreamPtr> streams_;
+};
+
+TEST_P(SwitchSweepTest, TheOtherEngineWaitsAndIsWokenByPostsTimersAndStreams) {
+  std::promise<void> connected;
+  std::unique_ptr<Listener> listener;
+  On([&] {
+    ListenOptions options;
+    listener = Listener::Listen(*loop_, *SocketAddress::Parse("127.0.0.1:0"), options,
+                                [](StreamPtr stream) { EchoForever(std::move(stream)); })
+                   .value();
+    Connect(*loop_, listener->address(), {}, [&](absl::StatusOr<StreamPtr> stream) {
+      streams_.push_back(std::move(stream).value());
+      connected.set_value();
+    });
+  });
+  connected.get_future().wait();
+  EngineKind engine = GetParam();
+  for (int i = 0; i < Scaled(50); ++i) {
+    engine = OtherOf(engine);
+    ASSERT_EQ(SwitchTo(engine), engine);
+    std::promise<std::string> answer;
+    On([&] {
+      Stream& stream = *streams_.front();
+      EXPECT_EQ(stream.stats().engine, engine);
+      stream.Write(loop_->pool().Copy("ping").value());
+      stream.ReadReady([&](absl::StatusOr<Buffer> data) {
+        answer.set_value(data.ok() ? std::string(data->view()) : data.status().ToString());
+      });
+    });
+    EXPECT_EQ(answer.get_future().get(), "ping");
+    // Asleep in the new engine, the loop is woken by its timer.
+    std::promise<void> fired;
+    std::unique_ptr<Timer> timer;
+    On([&] {
+      timer = std::make_unique<Timer>(*loop_);
+      timer->Arm(absl::Milliseconds(2), [&] { fired.set_value(); });
+    });
+    fired.get_future().wait();
+    On([&] { timer = nullptr; });
+  }
+  On([&] { listener = nullptr; });
+}
+
+TEST_P(SwitchSweepTest, AnEmptyLoopSwitchesAndStops) {
+  EXPECT_EQ(SwitchTo(OtherOf(GetParam())), OtherOf(GetParam()));
+}
+
+TEST_P(SwitchSweepTest, ToTheEngineItHasIsDoneAtOnce) {
+  EXPECT_EQ(SwitchTo(GetParam()), GetParam());
+}
+
+TEST(SwitchSweepHost, AHostThatWatchesTheLoopsDescriptorKeepsIt) {
+  for (EngineKind kind : {EngineKind::kEpoll, EngineKind::kUring}) {
+    if (const std::string why = MissingEngine(kind); !why.empty()) GTEST_SKIP() << why;
+  }
+  LoopOptions options;
+  options.engine = EngineKind::kEpoll;
+  std::unique_ptr<Loop> loop = Loop::Create(std::move(options)).value();
+  const int fd = loop->fd();
+  bool done = false;
+  ASSERT_TRUE(SwitchAll(*loop, EngineKind::kUring, [&](SwitchCount) { done = true; }).ok());
+  Loop* const loops[] = {loop.get()};
+  ASSERT_TRUE(DriveLoops(loops, [&] { return done; }));
+  EXPECT_EQ(loop->engine(), EngineKind::kEpoll);
+  EXPECT_EQ(loop->fd(), fd);
+}
+
+INSTANTIATE_TEST_SUITE_P(Engines, SwitchSweepTest,
+                         ::testing::Values(EngineKind::kEpoll, EngineKind::kUring),
+                         [](const auto& info) { return std::string(EngineKindName(info.param)); });
+
+}  // namespace
+}  // namespace penstock::internal
