@@ -443,11 +443,7 @@ bool Connection::RunReadFailed() {
 bool Connection::RunExtras() {
   if (extras_->connect_done && state_ != ConnectionState::kConnecting) {
     DoneCallback done = std::exchange(extras_->connect_done, nullptr);
-    // Most connections need no extras after this: they shall not weigh on them while idle.
-    if (extras_->more_writes.empty() && !extras_->writable_done && !extras_->shutdown_done &&
-        extras_->refused_reads.empty() && !pinned_reads_) {
-      extras_ = nullptr;
-    }
+    FreeExtras();
     std::move(done)(state_ == ConnectionState::kOpen ? absl::OkStatus() : write_end_);
     return true;
   }
@@ -504,6 +500,15 @@ void Connection::Destroy() {
 Connection::Extras& Connection::extras() {
   if (extras_ == nullptr) extras_ = std::make_unique<Extras>();
   return *extras_;
+}
+
+void Connection::FreeExtras() {
+  if (extras_ == nullptr || pinned_reads_) return;
+  const Extras& rare = *extras_;
+  if (rare.more_writes.empty() && rare.refused_reads.empty() && rare.move_ends.empty() &&
+      !rare.writable_done && !rare.shutdown_done && !rare.connect_done) {
+    extras_ = nullptr;
+  }
 }
 
 Connection::Callbacks Connection::TakeCallbacks() {

@@ -99,7 +99,15 @@ class Connection : private TimerNode {
   void Move(EngineKind engine, const LoopHandle* target, DoneCallback&& done);
   bool moving() const { return parcel_ != nullptr; }
   // By a layer whose owner has gone while the connection lives on: to be destroyed unrun.
-  Parcel::Callbacks TakeMoveCallbacks();
+  struct MoveEnd {
+    DoneCallback done;
+    absl::Status status;
+  };
+  struct MoveCallbacks {
+    Parcel::Callbacks under_way;
+    Fifo<MoveEnd> ended;
+  };
+  MoveCallbacks TakeMoveCallbacks();
   // In the loop's list of all its connections.
   Connection* next() const { return next_; }
   bool pinned_engine() const { return pinned_engine_; }
@@ -187,6 +195,7 @@ class Connection : private TimerNode {
     DoneCallback shutdown_done;
     DoneCallback writable_done;
     DoneCallback connect_done;
+    Fifo<MoveEnd> move_ends;  // to be told before anything else
     Buffer pinned_buffer;
   };
   enum class WriteSide : uint8_t { kOpen, kShutdownQueued, kShut };
@@ -211,6 +220,8 @@ class Connection : private TimerNode {
   [[gnu::cold]] void Destroy();
   void Apply(ConnectionEvent event);
   Extras& extras();
+  // Most connections need none: they shall not weigh on them while idle.
+  [[gnu::cold]] void FreeExtras();
   Callbacks TakeCallbacks();
   void MarkReady() {
     if (!in_service_ && !suspended_ && !ready_) BecomeReady();

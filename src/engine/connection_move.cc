@@ -185,12 +185,21 @@ void Connection::FinishMove(absl::Status status) {
   suspended_ = false;
   {
     const std::unique_ptr<Parcel> parcel = std::move(parcel_);
-    Parcel::Callbacks& told = parcel->callbacks;
-    while (!told.replaced.empty()) {
-      told.replaced.pop()(MoveError(absl::CancelledError("a later move took its place")));
+    Parcel::Callbacks& callbacks = parcel->callbacks;
+    while (!callbacks.replaced.empty()) {
+      extras().move_ends.push({callbacks.replaced.pop(),
+                               MoveError(absl::CancelledError("a later move took its place"))});
     }
-    if (told.done) std::move(told.done)(std::move(status));
+    if (callbacks.done) extras().move_ends.push({std::move(callbacks.done), std::move(status)});
   }
+  // Before whatever the move has held up.
+  in_service_ = true;
+  while (extras_ != nullptr && !extras_->move_ends.empty()) {
+    MoveEnd end = extras_->move_ends.pop();
+    std::move(end.done)(std::move(end.status));
+  }
+  in_service_ = false;
+  FreeExtras();
   Service();
   Drop();
 }
@@ -299,8 +308,11 @@ void Connection::EndInTransit() {
   Drop();
 }
 
-Parcel::Callbacks Connection::TakeMoveCallbacks() {
-  return parcel_ == nullptr ? Parcel::Callbacks() : std::exchange(parcel_->callbacks, {});
+Connection::MoveCallbacks Connection::TakeMoveCallbacks() {
+  MoveCallbacks taken;
+  if (parcel_ != nullptr) taken.under_way = std::exchange(parcel_->callbacks, {});
+  if (extras_ != nullptr) taken.ended = std::exchange(extras_->move_ends, {});
+  return taken;
 }
 
 void Connection::AddLayer(Layer& layer) {

@@ -171,7 +171,7 @@ void SealedStream::ReleaseOwner() {
   // caller's code.
   const Callbacks unrun = TakeCallbacks();
   Connection* const below = connection();
-  const Parcel::Callbacks unmoved = below ? below->TakeMoveCallbacks() : Parcel::Callbacks();
+  const auto unmoved = below ? below->TakeMoveCallbacks() : Connection::MoveCallbacks();
   const BufferChain unsent = std::exchange(plain_, {});
   released_ = true;
   if (EndsInOrder()) {

@@ -15,7 +15,10 @@ constexpr size_t kMailInARow = 64;
 }  // namespace
 
 StreamMail::StreamMail(Stream& stream)
-    : stream_(&stream), loop_end_(*this), mailbox_([this] { SendToken(); }) {}
+    : stream_(&stream),
+      turn_([](Deferred* hook) { static_cast<Hook*>(hook)->mail.Run(); }, *this),
+      loop_end_([](Deferred* hook) { static_cast<Hook*>(hook)->mail.OnLost(); }, *this),
+      mailbox_([this] { SendToken(); }) {}
 
 void StreamMail::Open() {
   if (Connection* const connection = stream_->connection()) connection->AddLayer(*this);
@@ -28,6 +31,7 @@ void StreamMail::Open() {
 void StreamMail::Close() {
   if (Connection* const connection = stream_->connection()) connection->RemoveLayer(*this);
   stream_ = nullptr;
+  turn_.Cancel();
   loop_end_.Cancel();
   SetLoop(nullptr);
   mailbox_.Close();
@@ -51,21 +55,27 @@ void StreamMail::SendToken() {
     loop = loop_;
     at = at_;
   }
-  if (at != nullptr) loop.Post([self = shared_from_this(), at] { self->Run(at); });
+  if (at != nullptr) loop.Post([self = shared_from_this(), at] { self->OnToken(at); });
 }
 
-void StreamMail::Run(const LoopCore* at) {
+void StreamMail::OnToken(const LoopCore* at) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (at_ != at) return;
   }
   // Only this thread changes at_ from here on.
+  Run();
+}
+
+void StreamMail::Run() {
+  const std::shared_ptr<StreamMail> self = shared_from_this();
   mailbox_.FinishSleep();
   mailbox_.Drain(kMailInARow);
-  if (stream_ != nullptr && !mailbox_.PrepareToSleep()) SendToken();
+  if (stream_ != nullptr && !mailbox_.PrepareToSleep()) stream_->loop().core().Defer(turn_);
 }
 
 void StreamMail::OnLeave() {
+  turn_.Cancel();
   loop_end_.Cancel();
   SetLoop(nullptr);
 }
@@ -73,7 +83,7 @@ void StreamMail::OnLeave() {
 absl::Status StreamMail::OnJoin(LoopCore& loop) {
   loop.AtEnd(loop_end_);
   SetLoop(&loop);
-  SendToken();
+  loop.Defer(turn_);
   return absl::OkStatus();
 }
 

@@ -2,8 +2,8 @@
 //
 // Shared by a StreamMailbox and its handles. Posters push from any thread; the thread of the loop
 // that has the stream runs what was pushed. The push that finds the mailbox asleep posts a token to
-// that loop; a token that arrives where the stream is no more is void, for joining a loop always
-// brings one. While the stream is between loops, mail waits.
+// that loop; a token that arrives where the stream is no more is void, for mail is always looked
+// at after joining a loop. While the stream is between loops, mail waits.
 #ifndef PENSTOCK_TRANSPORT_STREAM_MAIL_H_
 #define PENSTOCK_TRANSPORT_STREAM_MAIL_H_
 
@@ -41,16 +41,18 @@ class StreamMail final : public std::enable_shared_from_this<StreamMail>, privat
   void SetLoop(LoopCore* core);
   void SendToken();
   // A token has arrived at `at`, which may not be where the stream is.
-  void Run(const LoopCore* at);
+  void OnToken(const LoopCore* at);
+  void Run();
 
   Stream* stream_;  // null once closed
-  // The loop is going: nobody will run what is posted.
-  struct LoopEnd : Deferred {
-    explicit LoopEnd(StreamMail& mail)
-        : Deferred([](Deferred* node) { static_cast<LoopEnd*>(node)->mail.OnLost(); }),
-          mail(mail) {}
+  // What the loop is to run: the mail, after joining, before the stream can leave again; and the
+  // end, when the loop is going and nobody will run what is posted.
+  struct Hook : Deferred {
+    Hook(Run run, StreamMail& mail) : Deferred(run), mail(mail) {}
     StreamMail& mail;
-  } loop_end_;
+  };
+  Hook turn_;
+  Hook loop_end_;
   Mailbox mailbox_;
   std::mutex mutex_;              // of what follows
   LoopHandle loop_;               // where tokens go

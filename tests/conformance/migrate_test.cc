@@ -177,6 +177,7 @@ TEST_P(MigrateTest, ATargetThatIsGoneSendsItBack) {
 }
 
 TEST_P(MigrateTest, ATargetThatGoesMeanwhileSendsItBackWithEveryByte) {
+  if (!environment().drives_alone()) GTEST_SKIP() << "the simulator has such moves by its seeds";
   StreamPair pair = Pair();
   Fate read, moved;
   pair.server->ReadReady(read.OnRead());
@@ -191,6 +192,7 @@ TEST_P(MigrateTest, ATargetThatGoesMeanwhileSendsItBackWithEveryByte) {
 }
 
 TEST_P(MigrateTest, WhenBothLoopsGoItIsClosedAndItsCallbacksAreDropped) {
+  if (!environment().drives_alone()) GTEST_SKIP() << "the simulator has such moves by its seeds";
   StreamPair pair = Pair();
   Fate read, write, moved;
   pair.server->ReadReady(read.OnRead());

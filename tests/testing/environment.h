@@ -42,6 +42,8 @@ class Environment {
   virtual bool has_kernel() const = 0;
   // True when streams change engine as they please.
   virtual bool moves() const { return false; }
+  // False when driving a loop also runs the others.
+  virtual bool drives_alone() const { return true; }
   // Bytes that a stream must have received before it can pass any of them on.
   virtual size_t unit_max() const { return 1; }
   // Makes a stream of the kind under test from one that was connected or accepted: at once, or in a

@@ -55,6 +55,7 @@ class SealedEnvironment final : public Environment {
   EngineKind listen_engine() const override { return below_->listen_engine(); }
   EngineKind connect_engine() const override { return below_->connect_engine(); }
   bool has_kernel() const override { return false; }
+  bool drives_alone() const override { return below_->drives_alone(); }
   size_t unit_max() const override {
     return mode_ == RecordMode::kNative ? kRecordFrameNative : kRecordFrameGrpc;
   }

@@ -32,6 +32,7 @@ class SimulatedEnvironment final : public Environment {
   EngineKind listen_engine() const override { return EngineKind::kSimulated; }
   EngineKind connect_engine() const override { return EngineKind::kSimulated; }
   bool has_kernel() const override { return false; }
+  bool drives_alone() const override { return false; }
 
   bool Drive(std::span<Loop* const> loops, absl::FunctionRef<bool()> done) override {
     for (Loop* loop : loops) world_.Touch(*loop);
