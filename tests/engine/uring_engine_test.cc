@@ -24,6 +24,7 @@ class CountingAcceptor : public Acceptor {
     RealSys().Close(fd);
   }
   void OnAcceptFailed(int error) override { ADD_FAILURE() << error; }
+  void OnReleased() override {}
 
  private:
   int& accepted_;
