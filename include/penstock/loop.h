@@ -151,6 +151,13 @@ class PENSTOCK_EXPORT Loop {
   std::unique_ptr<internal::LoopCore> core_;
 };
 
+// How many streams SwitchAll (penstock/move.h) has moved, and how many stayed where they were for
+// an error.
+struct SwitchCount {
+  uint64_t switched = 0;
+  uint64_t failed = 0;
+};
+
 // A one-shot timer of 1 ms resolution, owned by the caller. Never fires early. Arm and Cancel
 // allocate nothing. Destroying it cancels it. Loop's thread only; must not outlive the loop.
 class PENSTOCK_EXPORT Timer {

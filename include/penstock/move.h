@@ -39,12 +39,6 @@ class StreamMail;
 PENSTOCK_EXPORT void SwitchEngine(Stream& stream, EngineKind to,
                                   Stream::DoneCallback done = nullptr);
 
-// How many streams a sweep has moved, and how many stayed where they were for an error.
-struct SwitchCount {
-  uint64_t switched = 0;
-  uint64_t failed = 0;
-};
-
 // SwitchEngine for every open stream of `loop`, idle or busy, except those of
 // StreamOptions::pinned_engine; 256 in a turn, so that the others are served meanwhile. Listeners
 // switch too, and with them the streams they accept, without closing: no connection is refused.

@@ -417,33 +417,6 @@ absl::StatusOr<Connection*> LoopCore::NewConnection(Engine& engine, int fd,
   return connection;
 }
 
-absl::Status LoopCore::AdmitMove() {
-  if (draining_) return absl::UnavailableError("the target loop is draining");
-  return AdmitConnection();
-}
-
-absl::Status LoopCore::SwitchAll(EngineKind to, SwitchSweep::Done done) {
-  const absl::StatusOr<Engine*> engine = EngineFor(to);
-  if (!engine.ok()) return engine.status();
-  to = (*engine)->kind();
-  const std::vector<LoopObserver*> observers = observers_;
-  for (LoopObserver* observer : observers) observer->OnSwitchAll(to);
-  if (sweep_ != nullptr) {
-    sweep_->Stop();
-    Post([stopped = std::move(sweep_)] { stopped->Tell(); });
-  }
-  sweep_ = std::make_unique<SwitchSweep>(*this, to, connections_, std::move(done));
-  return absl::OkStatus();
-}
-
-void LoopCore::EndSweep(EngineKind to) {
-  // Not here, where an engine may be in its wait.
-  Post([this, to, done = std::move(sweep_)] {
-    if (to != primary_->kind()) SwapPrimary();
-    done->Tell();
-  });
-}
-
 void LoopCore::SwapPrimary() {
   if (embedded_) return;
   auto timer = std::make_unique<TimerWatch>(*this);
@@ -479,25 +452,6 @@ void LoopCore::Link(Connection& connection) {
   if (connections_ != nullptr) connections_->previous_ = &connection;
   connections_ = &connection;
   connection.slot_ = slots_.Take(SlotKind::kConnection, &connection);
-}
-
-void LoopCore::Join(Connection& connection) {
-  Link(connection);
-  counters_.open.Add(1);
-  connection.UpdatePinned();
-  connection.ArmDeadlines();
-}
-
-void LoopCore::Leave(Connection& connection) {
-  timers_.Cancel(connection);
-  if (connection.busy_) counters_.busy.Sub(1);
-  connection.busy_ = false;
-  counters_.pinned_bytes.Sub(std::exchange(connection.pinned_, 0));
-  counters_.open.Sub(1);
-  slots_.Free(connection.slot_);
-  Unlink(connection);
-  const std::vector<LoopObserver*> observers = observers_;
-  for (LoopObserver* observer : observers) observer->OnConnectionClosed();
 }
 
 void LoopCore::ForEachConnection(absl::FunctionRef<void(Connection&)> visit) {
@@ -616,54 +570,6 @@ void LoopCore::Touch() {
   if (thread_.load(std::memory_order_relaxed) != std::thread::id() || touched_) return;
   touched_ = true;
   WriteWake();
-}
-
-LoopSnapshot LoopCore::Snapshot() const {
-  const LoopCounters& c = counters_;
-  LoopSnapshot s;
-  s.connecting = c.connecting.value();
-  s.open = c.open.value();
-  s.closing = c.closing.value();
-  s.idle = s.open - std::min(s.open, c.busy.value());
-  s.pinned_bytes = c.pinned_bytes.value();
-  s.sealed_pinned_bytes = c.sealed_pinned_bytes.value();
-  s.framed_pinned_bytes = c.framed_pinned_bytes.value();
-  s.listeners = c.listeners.value();
-  s.listeners_paused = c.listeners_paused.value();
-  s.accepted = c.accepted.value();
-  s.connected = c.connected.value();
-  s.closed = c.closed.value();
-  s.bytes_in = c.bytes_in.value();
-  s.bytes_out = c.bytes_out.value();
-  s.turns = c.turns.value();
-  s.tasks = c.tasks.value();
-  s.timers_fired = c.timers_fired.value();
-  s.syscalls = c.syscalls.value();
-  s.sqes = c.sqes.value();
-  s.cqes = c.cqes.value();
-  s.wakeups = mailbox_->wakeups();
-  s.buffer_waits = c.buffer_waits.value();
-  s.ring_exhausted = c.ring_exhausted.value();
-  s.accept_errors = c.accept_errors.value();
-  s.fd_exhausted = c.fd_exhausted.value();
-  s.connections_refused = c.connections_refused.value();
-  s.writes_refused = c.writes_refused.value();
-  s.peer_resets = c.peer_resets.value();
-  s.deadlines = c.deadlines.value();
-  s.faults = c.faults.value();
-  s.switches_to_epoll = c.switches_to_epoll.value();
-  s.switches_to_uring = c.switches_to_uring.value();
-  s.moves_in = c.moves_in.value();
-  s.moves_out = c.moves_out.value();
-  s.moves_back = c.moves_back.value();
-  s.moves_refused = c.moves_refused.value();
-  s.stranded = c.stranded.value();
-  s.late_completions = c.late_completions.value();
-  s.bytes_carried = c.bytes_carried.value();
-  for (size_t i = 0; i < kPauseBuckets; ++i) s.move_pauses[i] = c.pauses[i].value();
-  s.timers = c.timers.value();
-  s.pool = pool_->Stats();
-  return s;
 }
 
 void LoopCore::Log(LogSeverity severity, std::string_view message, const char* file, int line) {

@@ -7,8 +7,9 @@
 #define PENSTOCK_ENGINE_SWITCH_SWEEP_H_
 
 #include <penstock/export.h>
-#include <penstock/move.h>
+#include <penstock/loop.h>
 
+#include <cstdint>
 #include <memory>
 
 #include "absl/functional/any_invocable.h"

@@ -119,6 +119,9 @@ constexpr Series kSeries[] = {
      OfPool<&Pool::refused>},
 };
 
+constexpr char kPauses[] = "penstock_move_pauses_total";
+constexpr char kPausesHelp[] = "Moves by how long the stream was not served, each counted once.";
+
 constexpr char kTag[] = "penstock_pool_tag_bytes";
 constexpr char kTagHelp[] = "Pool memory in buffers, by what it is used for.";
 // In the order of BufferTag.
@@ -178,6 +181,15 @@ std::string PrometheusText(std::span<const LoopSnapshot> loops) {
     for (size_t tag = 0; tag < kBufferTagCount; ++tag) {
       AppendSample(text, kTag, loop, absl::StrCat("tag=\"", kTagNames[tag], "\""),
                    loops[loop].pool.live_by_tag[tag]);
+    }
+  }
+
+  AppendHead(text, kPauses, kPausesHelp);
+  for (size_t loop = 0; loop < loops.size(); ++loop) {
+    for (size_t i = 0; i < kPauseBuckets; ++i) {
+      const std::string below = i + 1 < kPauseBuckets ? absl::StrCat(uint64_t{1} << i) : "inf";
+      AppendSample(text, kPauses, loop, absl::StrCat("below_us=\"", below, "\""),
+                   loops[loop].move_pauses[i]);
     }
   }
 
