@@ -5,7 +5,7 @@ set -u -o pipefail
 
 tree=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 build_root=${PENSTOCK_BUILD_ROOT:-$tree/build}
-all_stages=(release clang asan tsan demo)
+all_stages=(release clang asan tsan vm demo)
 stages=()
 
 usage() {
@@ -17,6 +17,7 @@ Installs missing Debian packages (as root or through sudo), builds, tests, print
   clang    clang 14: everything compiles, the unit tests pass
   asan     AddressSanitizer and UndefinedBehaviorSanitizer: every test
   tsan     ThreadSanitizer: every test
+  vm       the engines and sockets on Linux 6.1 and 6.12, in an emulated machine
   demo     examples/demo.sh --quick, with a check of its figures
 Without a STAGE all run, in this order; --quick runs release alone.
 Builds go to \$PENSTOCK_BUILD_ROOT, build/ in the tree unless set.
@@ -67,13 +68,12 @@ start_stage() {
   echo "== $1"
 }
 
-# build_stage NAME [configure options]: configures by the preset of that name, and builds.
+# build_stage NAME [PRESET [target...]]: configures by a preset, NAME's own unless given, and builds.
 build_stage() {
-  local name=$1 dir=$build_root/$1
-  shift
-  local log=$dir/build.log
-  if ! cmake --preset "$name" -B "$dir" "$@" > "$log" 2>&1 ||
-      ! cmake --build "$dir" -j "$jobs" >> "$log" 2>&1; then
+  local name=$1 preset=${2:-$1} targets=("${@:3}")
+  local dir=$build_root/$preset log=$build_root/$name/build.log
+  if ! cmake --preset "$preset" -B "$dir" > "$log" 2>&1 ||
+      ! cmake --build "$dir" -j "$jobs" ${targets[0]+--target "${targets[@]}"} >> "$log" 2>&1; then
     grep -aE -m 20 -A 5 'error: |Error |^FAILED' "$log" || tail -40 "$log"
     record_failure "$name" "the build (log: $log)"
     return 1
@@ -125,6 +125,32 @@ stage_tsan() {
   else
     record_failure tsan "the unit tests do not start"
   fi
+}
+
+# Each kernel gives its tests at most so many seconds.
+vm_limit=420
+
+stage_vm() {
+  local kernel status results=$build_root/vm/results cache=$build_root/vm/kernels
+  if ! ensure_packages "${PACKAGES_VM[@]}"; then
+    record_skip vm "packages are missing: ${PACKAGES_VM[*]}"
+    return
+  fi
+  build_stage vm release penstock_unit_tests penstock_conformance_tests || return
+  tests/vm/run_test.py "--cache=$cache" "--report=$results/vm.xml"
+  [ -s "$results/vm.xml" ] || record_failure vm "tests/vm/run_test.py wrote no report"
+  for kernel in 6.1 6.12; do
+    echo "-- Linux $kernel"
+    tests/vm/run.py "--kernel=$kernel" "--cache=$cache" "--share=$results" "--limit=$vm_limit" -- \
+      tests/vm/engines.sh "$build_root/release/tests" "$results/linux-$kernel" |
+      tee "$build_root/vm/linux-$kernel.log"
+    status=${PIPESTATUS[0]}
+    case $status in
+      0) ;;
+      77) record_skip vm "Linux $kernel: $(sed -n 's/^skipped: //p' "$build_root/vm/linux-$kernel.log")" ;;
+      *) record_failure vm "Linux $kernel: status $status" ;;
+    esac
+  done
 }
 
 stage_demo() {

@@ -25,6 +25,12 @@ class Counts:
         self.failed += other.failed
         self.skipped += other.skipped
 
+    def under(self, name):
+        """The same, with the report's name before each test's: several reports may hold one test."""
+        for cases in (self.failed, self.skipped):
+            cases[:] = [(f"{name}: {case}", reason) for case, reason in cases]
+        return self
+
     def line(self):
         return f"{self.passed} passed, {len(self.failed)} failed, {len(self.skipped)} skipped"
 
@@ -92,7 +98,7 @@ def count_stage(results):
             if inner is None:
                 counts.failed.append((path.name, "cannot be read"))
             else:
-                counts.add(inner)
+                counts.add(inner.under(path.stem))
     for name, into in (("stage_failures", counts.failed), ("stage_skips", counts.skipped)):
         path = results / name
         if path.exists():

@@ -79,6 +79,12 @@ class Summary(unittest.TestCase):
         self.assertIn("S.C: no ring", result[1])
         self.assertIn("style.format: no tool", result[1])
 
+    def test_loose_reports_name_their_tests(self):
+        result = summary({"linux-6.1.unit.0.xml": GOOGLETEST, "linux-6.12.unit.0.xml": GOOGLETEST})
+        self.assert_ends(result, 1, "2 passed, 2 failed, 2 skipped")
+        self.assertIn("linux-6.1.unit.0: S.B: wrong", result[1])
+        self.assertIn("linux-6.12.unit.0: S.C: no ring", result[1])
+
     def test_a_crash_is_a_failure(self):
         result = summary({"ctest.xml": CTEST.format(unit="fail", failure=FAILED)})
         self.assert_ends(result, 1, "1 passed, 1 failed, 1 skipped")

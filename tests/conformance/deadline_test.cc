@@ -15,7 +15,7 @@ namespace {
 
 constexpr absl::Duration kShort = absl::Milliseconds(20);
 // Long enough for a busy machine to keep up with, short enough to wait for.
-constexpr absl::Duration kMedium = absl::Milliseconds(kSanitized ? 900 : 300);
+const absl::Duration kMedium = absl::Milliseconds(IsSlow() ? 900 : 300);
 // Never reached, unless a test hangs.
 constexpr absl::Duration kLong = absl::Minutes(10);
 

@@ -107,7 +107,7 @@ TEST_P(IdleMemoryTest, BytesNobodyReadsStayInTheKernel) {
 TEST_P(IdleMemoryTest, ASlowReaderBoundsWhatIsHeldForIt) {
   StreamPair pair = Pair();
   // The writer keeps one piece of 64 KiB in flight, the reader takes one buffer at a time.
-  const uint64_t total = kSanitized ? 4 << 20 : 32 << 20;
+  const uint64_t total = IsSlow() ? 4 << 20 : 32 << 20;
   PatternWriter writer(*pair.client, 4, total);
   writer.Start();
   uint64_t received = 0, most = 0;

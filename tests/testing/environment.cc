@@ -19,7 +19,7 @@ namespace internal {
 namespace {
 
 // Reached by hung tests alone.
-constexpr std::chrono::seconds kPatience{kSanitized ? 120 : 30};
+std::chrono::seconds Patience() { return std::chrono::seconds(IsSlow() ? 120 : 30); }
 
 // Waits until a descriptor of `loops` is readable; false after `limit`.
 bool AwaitReadable(std::span<Loop* const> loops, std::chrono::milliseconds limit) {
@@ -129,8 +129,15 @@ std::vector<EnvironmentCase> SealedEnvironments() { return {}; }
 std::vector<EnvironmentCase> SealedEngines() { return {}; }
 #endif
 
+bool IsSlow() {
+  static const bool told = std::getenv("PENSTOCK_TESTS_SLOW") != nullptr;
+  return kSanitized || told;
+}
+
+int Scaled(int count) { return IsSlow() ? (count + 9) / 10 : count; }
+
 bool DriveLoops(std::span<Loop* const> loops, absl::FunctionRef<bool()> done) {
-  const auto give_up = std::chrono::steady_clock::now() + kPatience;
+  const auto give_up = std::chrono::steady_clock::now() + Patience();
   while (!done()) {
     bool more = false;
     for (Loop* loop : loops) more |= loop->Poll();
@@ -143,7 +150,7 @@ bool DriveLoops(std::span<Loop* const> loops, absl::FunctionRef<bool()> done) {
 }
 
 void SettleLoops(std::span<Loop* const> loops) {
-  const auto give_up = std::chrono::steady_clock::now() + kPatience;
+  const auto give_up = std::chrono::steady_clock::now() + Patience();
   do {
     bool more = true;
     while (more && std::chrono::steady_clock::now() < give_up) {

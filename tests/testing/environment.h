@@ -89,7 +89,7 @@ void SettleLoops(std::span<Loop* const> loops);
 // Empty, or why `engine` cannot be had here.
 std::string MissingEngine(EngineKind engine);
 
-// True in a build with a sanitizer, where tests scale their counts down and time bounds up.
+// True in a build with a sanitizer.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 inline constexpr bool kSanitized = true;
 #elif defined(__has_feature)
@@ -99,8 +99,12 @@ inline constexpr bool kSanitized =
 inline constexpr bool kSanitized = false;
 #endif
 
-// `count`, or a tenth of it under a sanitizer.
-constexpr int Scaled(int count) { return kSanitized ? (count + 9) / 10 : count; }
+// True under a sanitizer and, told so by PENSTOCK_TESTS_SLOW=1, on an emulated machine: tests scale
+// their counts down and time bounds up.
+bool IsSlow();
+
+// `count`, or a tenth of it where tests are slow.
+int Scaled(int count);
 
 // A new folder that is removed, with the sockets in it, at the end.
 class ScratchFolder {

@@ -17,6 +17,7 @@
 #include <gtest/gtest.h>
 
 #include "testing/harness.h"
+#include "testing/patient_poll.h"
 #include "testing/plain_socket.h"
 
 namespace penstock::internal {
@@ -128,6 +129,7 @@ TEST_P(ListenerTest, AnAcceptedStreamMayBeDroppedAtOnce) {
   std::vector<PlainSocket> peers = Peers(**listener, 50);
   ASSERT_TRUE(Drive([&] { return calls == 50 && (*listener)->stats().open == 0; }));
   for (PlainSocket& peer : peers) {
+    EXPECT_TRUE(PatientPoll(peer.fd(), POLLIN, 60'000));
     int end = -1;
     EXPECT_EQ(peer.ReceiveAll(&end), "");
     EXPECT_EQ(end, 0) << "an orderly end: no byte was lost";
@@ -201,6 +203,7 @@ TEST_P(ListenerTest, AtItsLimitPeersWaitUntilAStreamGoes) {
   // Nobody was turned away.
   EXPECT_EQ(listener->stats().accepted, 9u);
   for (PlainSocket& peer : peers) {
+    EXPECT_TRUE(PatientPoll(peer.fd(), POLLIN, 60'000));
     int end = -1;
     peer.ReceiveAll(&end);
     EXPECT_EQ(end, 0);
@@ -224,6 +227,7 @@ TEST_P(ListenerTest, AtTheLimitOfTheLoopPeersWaitAsWell) {
     accepted().clear();
   }
   for (PlainSocket& peer : peers) {
+    EXPECT_TRUE(PatientPoll(peer.fd(), POLLIN, 60'000));
     int end = -1;
     peer.ReceiveAll(&end);
     EXPECT_EQ(end, 0);
