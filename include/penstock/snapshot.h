@@ -39,6 +39,7 @@ struct LoopSnapshot {
   uint64_t accepted = 0;
   uint64_t connected = 0;
   uint64_t closed = 0;
+  uint64_t receives = 0;  // pieces that came from the kernel
   uint64_t bytes_in = 0;
   uint64_t bytes_out = 0;
   uint64_t turns = 0;

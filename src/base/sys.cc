@@ -195,6 +195,12 @@ int64_t Sys::Now() {
   return now.tv_sec * kNsPerSecond + now.tv_nsec;
 }
 
+int64_t Sys::ThreadCpu() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return now.tv_sec * 1'000'000'000 + now.tv_nsec;
+}
+
 Sys& RealSys() {
   static Sys sys;
   return sys;

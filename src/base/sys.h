@@ -72,6 +72,8 @@ class Sys {
 
   // CLOCK_MONOTONIC in nanoseconds.
   virtual int64_t Now();
+  // CPU time of the calling thread in ns (CLOCK_THREAD_CPUTIME_ID).
+  virtual int64_t ThreadCpu();
 };
 
 // The real kernel.

@@ -245,6 +245,7 @@ void Connection::OnReceived(Buffer&& bytes) {
   const size_t size = BufferAccess::Node(bytes)->size;
   bytes_in_ += size;
   if (has_deadlines_) active_at_ = loop_->FreshTick();
+  loop_->counters().receives.Add(1);
   loop_->counters().bytes_in.Add(size);
   if (!read_shut_) BufferAccess::Append(rx_, BufferAccess::Release(std::move(bytes)));
 }

@@ -41,7 +41,7 @@ namespace internal {
 struct LoopCounters {
   Counter connecting, open, closing, busy, listeners, listeners_paused;
   Counter pinned_bytes, sealed_pinned_bytes, framed_pinned_bytes;
-  Counter accepted, connected, closed, bytes_in, bytes_out, turns, tasks, timers_fired;
+  Counter accepted, connected, closed, receives, bytes_in, bytes_out, turns, tasks, timers_fired;
   Counter syscalls, sqes, cqes, buffer_waits, ring_exhausted;
   Counter accept_errors, fd_exhausted, connections_refused, writes_refused, peer_resets, deadlines;
   Counter faults, timers;
@@ -153,8 +153,10 @@ class LoopCore : private RoomWaiter {
   void Leave(Connection& connection);
   // penstock/move.h.
   absl::Status SwitchAll(EngineKind to, SwitchSweep::Done done);
-  // By the sweep: everything is served by `to`. The sweep is destroyed by this.
-  void EndSweep(EngineKind to);
+  // At most `streams` connections, and no listener.
+  absl::Status SwitchSome(EngineKind to, uint64_t streams);
+  // By the sweep, which is destroyed by this. `all`: everything is served by `to`.
+  void EndSweep(EngineKind to, bool all);
   void PushReady(Connection& connection);
   // Runs `node` in the ready step of a later turn.
   void Defer(Deferred& node) {
@@ -237,6 +239,7 @@ class LoopCore : private RoomWaiter {
   bool Empty() const { return counters_.open.value() + counters_.connecting.value() == 0; }
   absl::Status ChoosePrimary();
   void CloseEverything();
+  void BeginSweep(EngineKind to, uint64_t streams, SwitchSweep::Done done);
   // Has the other engine wait for both, unless a host watches the descriptor of this one.
   void SwapPrimary();
   void Link(Connection& connection);

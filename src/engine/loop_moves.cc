@@ -38,18 +38,30 @@ absl::Status LoopCore::SwitchAll(EngineKind to, SwitchSweep::Done done) {
   to = (*engine)->kind();
   const std::vector<LoopObserver*> observers = observers_;
   for (LoopObserver* observer : observers) observer->OnSwitchAll(to);
+  BeginSweep(to, SwitchSweep::kAll, std::move(done));
+  return absl::OkStatus();
+}
+
+absl::Status LoopCore::SwitchSome(EngineKind to, uint64_t streams) {
+  const absl::StatusOr<Engine*> engine = EngineFor(to);
+  if (!engine.ok()) return engine.status();
+  BeginSweep((*engine)->kind(), streams, nullptr);
+  return absl::OkStatus();
+}
+
+void LoopCore::BeginSweep(EngineKind to, uint64_t streams, SwitchSweep::Done done) {
+  // An earlier one ends here, and tells so.
   if (sweep_ != nullptr) {
     sweep_->Stop();
     Post([stopped = std::move(sweep_)] { stopped->Tell(); });
   }
-  sweep_ = std::make_unique<SwitchSweep>(*this, to, connections_, std::move(done));
-  return absl::OkStatus();
+  sweep_ = std::make_unique<SwitchSweep>(*this, to, connections_, streams, std::move(done));
 }
 
-void LoopCore::EndSweep(EngineKind to) {
+void LoopCore::EndSweep(EngineKind to, bool all) {
   // Not here, where an engine may be in its wait.
-  Post([this, to, done = std::move(sweep_)] {
-    if (to != primary_->kind()) SwapPrimary();
+  Post([this, to, all, done = std::move(sweep_)] {
+    if (all && to != primary_->kind()) SwapPrimary();
     done->Tell();
   });
 }

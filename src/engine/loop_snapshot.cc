@@ -22,6 +22,7 @@ LoopSnapshot LoopCore::Snapshot() const {
   s.accepted = c.accepted.value();
   s.connected = c.connected.value();
   s.closed = c.closed.value();
+  s.receives = c.receives.value();
   s.bytes_in = c.bytes_in.value();
   s.bytes_out = c.bytes_out.value();
   s.turns = c.turns.value();

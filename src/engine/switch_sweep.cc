@@ -14,11 +14,14 @@ constexpr int kSweepSlice = 256;
 
 }  // namespace
 
-SwitchSweep::SwitchSweep(LoopCore& loop, EngineKind to, Connection* first, Done done)
+SwitchSweep::SwitchSweep(LoopCore& loop, EngineKind to, Connection* first, uint64_t streams,
+                         Done done)
     : Deferred([](Deferred* node) { static_cast<SwitchSweep*>(node)->Run(); }),
       loop_(loop),
       to_(to),
       next_(first),
+      all_(streams == kAll),
+      left_(streams),
       tally_(std::make_shared<Tally>()),
       done_(std::move(done)) {
   tally_->sweep = this;
@@ -45,6 +48,10 @@ void SwitchSweep::Run() {
         connection.engine()->kind() == to_ || connection.moving()) {
       continue;
     }
+    if (left_-- == 0) {
+      next_ = nullptr;
+      break;
+    }
     ++tally_->under_way;
     connection.Move(to_, nullptr, [tally = tally_](absl::Status status) {
       ++(status.ok() ? tally->count.switched : tally->count.failed);
@@ -57,7 +64,7 @@ void SwitchSweep::Run() {
 }
 
 void SwitchSweep::FinishIfDone() {
-  if (next_ == nullptr && tally_->under_way == 0) loop_.EndSweep(to_);
+  if (next_ == nullptr && tally_->under_way == 0) loop_.EndSweep(to_, all_);
 }
 
 }  // namespace internal

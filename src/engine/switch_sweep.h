@@ -24,9 +24,10 @@ class LoopCore;
 class SwitchSweep : private Deferred {
  public:
   using Done = absl::AnyInvocable<void(SwitchCount) &&>;
+  static constexpr uint64_t kAll = UINT64_MAX;
 
-  // Begins in a later turn, at `first`, the head of the loop's list.
-  SwitchSweep(LoopCore& loop, EngineKind to, Connection* first, Done done);
+  // Begins in a later turn, at `first`, the head of the loop's list; moves at most `streams`.
+  SwitchSweep(LoopCore& loop, EngineKind to, Connection* first, uint64_t streams, Done done);
   ~SwitchSweep() { Stop(); }
 
   // Begins no more moves.
@@ -50,6 +51,8 @@ class SwitchSweep : private Deferred {
   LoopCore& loop_;
   const EngineKind to_;
   Connection* next_;
+  const bool all_;
+  uint64_t left_;  // moves to begin
   std::shared_ptr<Tally> tally_;
   Done done_;
 };

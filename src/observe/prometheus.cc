@@ -60,6 +60,7 @@ constexpr Series kSeries[] = {
     {"penstock_connections_connected_total", "Connections opened to a peer.", "",
      Of<&LoopSnapshot::connected>},
     {"penstock_connections_closed_total", "Connections closed.", "", Of<&LoopSnapshot::closed>},
+    {"penstock_receives_total", "Pieces taken from the kernel.", "", Of<&LoopSnapshot::receives>},
     {"penstock_received_bytes_total", "Bytes taken from the kernel.", "",
      Of<&LoopSnapshot::bytes_in>},
     {"penstock_sent_bytes_total", "Bytes given to the kernel.", "", Of<&LoopSnapshot::bytes_out>},

@@ -1,0 +1,167 @@
+#include "engine/engine_controller.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+namespace {
+
+// A tick with fewer reads says nothing about what a read costs.
+constexpr uint64_t kReadsMin = 200;
+// A canary that makes others wait this much longer is ill.
+constexpr absl::Duration kDelayMax = absl::Milliseconds(20);
+
+std::string Name(EngineKind kind) { return std::string(EngineKindName(kind)); }
+
+double NsOfRead(absl::Duration cpu, uint64_t reads) {
+  return absl::ToDoubleNanoseconds(cpu) / static_cast<double>(std::max<uint64_t>(reads, 1));
+}
+
+double ReadsOfTurn(const LoadSample& sample) {
+  return static_cast<double>(sample.reads) /
+         static_cast<double>(std::max<uint64_t>(sample.turns, 1));
+}
+
+}  // namespace
+
+EngineController::EngineController(const AdaptiveOptions& options, EngineKind engine)
+    : options_(options), engine_(engine), dwell_(options.dwell) {}
+
+absl::Status EngineController::Check(const AdaptiveOptions& o) {
+  const auto bad = [](const char* what) {
+    return absl::InvalidArgumentError(absl::StrCat("adaptive options: ", what));
+  };
+  if (o.tick <= absl::ZeroDuration()) return bad("tick must be positive");
+  if (!(o.down >= 0 && o.down < o.up)) return bad("down must be below up, and not negative");
+  if (!(o.up_at_once >= o.up)) return bad("up_at_once must not be below up");
+  if (o.sustain < 1) return bad("sustain must be at least 1");
+  if (!(o.canary_part >= 0 && o.canary_part <= 1)) return bad("canary_part must be from 0 to 1");
+  if (o.trial < 1) return bad("trial must be at least 1");
+  if (!(o.gain >= 0 && o.gain < 1)) return bad("gain must be from 0 to below 1");
+  if (o.dwell < absl::ZeroDuration() || o.dwell_max < o.dwell) {
+    return bad("dwell must not be negative, nor above dwell_max");
+  }
+  if (o.switches_max < 2)
+    return bad("switches_max must be at least 2: a trial goes there and back");
+  return absl::OkStatus();
+}
+
+EngineController::Action EngineController::Tick(const LoadSample& sample) {
+  now_ += sample.span;
+  while (!swept_at_.empty() && swept_at_.front() + options_.window <= now_) swept_at_.pop_front();
+  switch (state_) {
+    case AdaptState::kWatching:
+      return Watch(sample);
+    case AdaptState::kCanary:
+      return Canary(sample);
+    case AdaptState::kTrial:
+      return Trial(sample);
+  }
+  return {};
+}
+
+std::string EngineController::Wanted(const LoadSample& sample) {
+  const double batch = ReadsOfTurn(sample);
+  if (engine_ == EngineKind::kEpoll) {
+    if (sample.reads < kReadsMin || sample.bytes / sample.reads > options_.large_read) {
+      speaks_ = 0;
+      return "";
+    }
+    if (batch >= options_.up_at_once) return absl::StrFormat("%.1f reads a turn", batch);
+    speaks_ = batch >= options_.up ? speaks_ + 1 : 0;
+  } else {
+    speaks_ = sample.reads >= kReadsMin && batch <= options_.down ? speaks_ + 1 : 0;
+  }
+  if (speaks_ < options_.sustain) return "";
+  return absl::StrFormat("%.1f reads a turn for %d ticks", batch, speaks_);
+}
+
+bool EngineController::MayTry() {
+  // There, and perhaps back.
+  return now_ >= rest_until_ && static_cast<int>(swept_at_.size()) + 2 <= options_.switches_max;
+}
+
+EngineController::Action EngineController::Watch(const LoadSample& sample) {
+  if (sample.reads >= kReadsMin) {
+    const double ns = NsOfRead(sample.cpu, sample.reads);
+    before_ns_ = before_ns_ == 0 ? ns : (before_ns_ + ns) / 2;
+    delay_before_ = sample.delay;
+  }
+  const std::string why = Wanted(sample);
+  if (why.empty() || !MayTry()) return {};
+  before_ns_ = NsOfRead(sample.cpu, sample.reads);
+  const auto part = static_cast<uint64_t>(static_cast<double>(sample.open) * options_.canary_part);
+  const uint64_t streams = std::max<uint64_t>({part, options_.canary_min, 1});
+  Note(absl::StrFormat("%s: %s, %.0f ns of CPU each: %s may do better, %d of %d streams go first",
+                       Name(engine_), why, before_ns_, Name(other()),
+                       std::min(streams, sample.open), sample.open));
+  speaks_ = 0;
+  Apply(AdaptEvent::kWant);
+  return {other(), streams};
+}
+
+EngineController::Action EngineController::Canary(const LoadSample& sample) {
+  if (sample.faults > 0) return GoBack(absl::StrCat(sample.faults, " engine faults"));
+  if (sample.delay > delay_before_ + kDelayMax) {
+    return GoBack(absl::StrCat("turns come ", absl::FormatDuration(sample.delay), " late"));
+  }
+  Apply(AdaptEvent::kWell);
+  measured_ = -1;
+  trial_reads_ = 0;
+  trial_cpu_ = absl::ZeroDuration();
+  Note(absl::StrCat(Name(other()), " serves some well: all ", sample.open, " streams follow"));
+  return SwitchAll(other());
+}
+
+EngineController::Action EngineController::Trial(const LoadSample& sample) {
+  if (sample.faults > 0) return GoBack(absl::StrCat(sample.faults, " engine faults"));
+  if (++measured_ == 0) return {};  // streams moved in this one
+  trial_reads_ += sample.reads;
+  trial_cpu_ += sample.cpu;
+  if (measured_ < options_.trial) return {};
+  if (trial_reads_ < kReadsMin) return GoBack("too few reads to tell");
+  const double ns = NsOfRead(trial_cpu_, trial_reads_);
+  const double gain = 1 - ns / before_ns_;
+  const std::string found =
+      absl::StrFormat("%.0f ns of CPU a read, %.1f %% %s", ns, 100 * std::max(gain, -gain),
+                      gain >= 0 ? "less" : "more");
+  if (gain < options_.gain) return GoBack(found);
+  Apply(AdaptEvent::kWell);
+  engine_ = other();
+  before_ns_ = ns;
+  Rest(false);
+  Note(absl::StrCat(Name(engine_), " stays: ", found));
+  return {};
+}
+
+EngineController::Action EngineController::GoBack(const std::string& why) {
+  Apply(AdaptEvent::kIll);
+  Rest(true);
+  Note(absl::StrCat("back to ", Name(engine_), ": ", why, "; no trial for ",
+                    absl::FormatDuration(rest_until_ - now_)));
+  return SwitchAll(engine_);
+}
+
+EngineController::Action EngineController::SwitchAll(EngineKind to) {
+  swept_at_.push_back(now_);
+  ++switches_;
+  return {to, 0};
+}
+
+void EngineController::Rest(bool failed) {
+  rest_until_ = now_ + dwell_;
+  dwell_ = failed ? std::min(dwell_ * 2, options_.dwell_max) : options_.dwell;
+  speaks_ = 0;
+}
+
+void EngineController::Note(const std::string& line) {
+  if (trace_.size() >= options_.trace_max && !trace_.empty()) trace_.pop_front();
+  trace_.push_back(absl::StrCat(absl::FormatDuration(now_), " ", line));
+}
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE

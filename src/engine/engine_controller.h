@@ -1,0 +1,111 @@
+// EngineController: decides when a loop changes engine: samples in, actions out. Sans-I/O: it reads
+// no clock and moves nothing; LoopAdapter feeds it and does what it says. One thread.
+//
+// Watching ─want─► Canary ─well─► Trial ─gain─► Watching on the other engine
+//    ▲                └──── ill, fault ──┴─ none, fault ──► back, and Watching
+#ifndef PENSTOCK_ENGINE_ENGINE_CONTROLLER_H_
+#define PENSTOCK_ENGINE_ENGINE_CONTROLLER_H_
+
+#include <penstock/adaptive.h>
+#include <penstock/export.h>
+#include <penstock/loop.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+// What happened in one tick.
+struct LoadSample {
+  absl::Duration span;
+  absl::Duration cpu;    // of the loop's thread
+  absl::Duration delay;  // how late the tick came: how long others wait for their turn
+  uint64_t reads = 0;
+  uint64_t turns = 0;
+  uint64_t bytes = 0;  // read
+  uint64_t faults = 0;
+  uint64_t open = 0;  // now
+};
+
+enum class AdaptState : uint8_t { kWatching, kCanary, kTrial };
+inline constexpr size_t kAdaptStates = 3;
+
+enum class AdaptEvent : uint8_t {
+  kWant,  // the load speaks for the other engine
+  kWell,  // a step of the trial went well
+  kIll,   // it did not
+};
+inline constexpr size_t kAdaptEvents = 3;
+
+inline constexpr std::array<std::array<AdaptState, kAdaptEvents>, kAdaptStates> kAdaptTransitions =
+    {{
+        /* kWatching */ {AdaptState::kCanary, AdaptState::kWatching, AdaptState::kWatching},
+        /* kCanary   */ {AdaptState::kCanary, AdaptState::kTrial, AdaptState::kWatching},
+        /* kTrial    */ {AdaptState::kTrial, AdaptState::kWatching, AdaptState::kWatching},
+    }};
+
+class EngineController {
+ public:
+  struct Action {
+    EngineKind to = EngineKind::kAuto;  // kAuto: nothing to do
+    uint64_t streams = 0;               // at most so many; 0: all
+  };
+
+  // `engine`: kEpoll or kUring, which serves the loop.
+  EngineController(const AdaptiveOptions& options, EngineKind engine);
+  // InvalidArgument names the option.
+  static absl::Status Check(const AdaptiveOptions& options);
+
+  Action Tick(const LoadSample& sample);
+
+  EngineKind engine() const { return engine_; }  // the one that was decided for
+  AdaptState state() const { return state_; }
+  uint64_t switches() const { return switches_; }
+  const std::deque<std::string>& trace() const { return trace_; }
+
+ private:
+  EngineKind other() const {
+    return engine_ == EngineKind::kUring ? EngineKind::kEpoll : EngineKind::kUring;
+  }
+  void Apply(AdaptEvent event) {
+    state_ = kAdaptTransitions[static_cast<size_t>(state_)][static_cast<size_t>(event)];
+  }
+  Action Watch(const LoadSample& sample);
+  Action Canary(const LoadSample& sample);
+  Action Trial(const LoadSample& sample);
+  // Why the load speaks for the other engine; empty when it does not.
+  std::string Wanted(const LoadSample& sample);
+  bool MayTry();
+  Action SwitchAll(EngineKind to);
+  Action GoBack(const std::string& why);
+  void Rest(bool failed);
+  void Note(const std::string& line);
+
+  const AdaptiveOptions options_;
+  EngineKind engine_;
+  AdaptState state_ = AdaptState::kWatching;
+  absl::Duration now_;  // since the controller was made
+  absl::Duration rest_until_;
+  absl::Duration dwell_;
+  int speaks_ = 0;        // ticks in a row in which the load spoke for the other engine
+  double before_ns_ = 0;  // CPU time for a read, on the engine that serves, lately
+  absl::Duration delay_before_;
+  int measured_ = 0;  // ticks of the trial; the first is not counted
+  uint64_t trial_reads_ = 0;
+  absl::Duration trial_cpu_;
+  std::deque<absl::Duration> swept_at_;  // in the window
+  uint64_t switches_ = 0;
+  std::deque<std::string> trace_;
+};
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_ENGINE_ENGINE_CONTROLLER_H_

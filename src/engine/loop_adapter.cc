@@ -1,0 +1,84 @@
+#include "engine/loop_adapter.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+LoopAdapter::LoopAdapter(LoopCore& loop, const AdaptiveOptions& options, EngineKind engine)
+    : loop_(loop),
+      tick_(options.tick),
+      controller_(options, engine),
+      timer_(loop.timers()),
+      last_(Read()) {
+  Arm();
+}
+
+LoopAdapter::Reading LoopAdapter::Read() const {
+  const LoopCounters& counters = loop_.counters();
+  Reading now;
+  now.now_ns = loop_.sys().Now();
+  now.cpu_ns = loop_.sys().ThreadCpu();
+  now.reads = counters.receives.value();
+  now.turns = counters.turns.value();
+  now.bytes = counters.bytes_in.value();
+  now.faults = counters.faults.value();
+  return now;
+}
+
+void LoopAdapter::Arm() {
+  due_ns_ = last_.now_ns + absl::ToInt64Nanoseconds(tick_);
+  timer_.Arm(TimerWheel::DeadlineTick(last_.now_ns, tick_), [this] { Tick(); });
+}
+
+void LoopAdapter::Tick() {
+  const Reading now = Read();
+  LoadSample sample;
+  sample.span = absl::Nanoseconds(now.now_ns - last_.now_ns);
+  sample.cpu = absl::Nanoseconds(now.cpu_ns - last_.cpu_ns);
+  sample.delay = absl::Nanoseconds(std::max<int64_t>(now.now_ns - due_ns_, 0));
+  sample.reads = now.reads - last_.reads;
+  sample.turns = now.turns - last_.turns;
+  sample.bytes = now.bytes - last_.bytes;
+  sample.faults = now.faults - last_.faults;
+  sample.open = loop_.counters().open.value();
+  last_ = now;
+  const EngineController::Action action = controller_.Tick(sample);
+  if (action.to != EngineKind::kAuto) {
+    const absl::Status begun = action.streams == 0 ? loop_.SwitchAll(action.to, nullptr)
+                                                   : loop_.SwitchSome(action.to, action.streams);
+    if (!begun.ok()) loop_.Fault(begun.ToString());
+  }
+  Arm();
+}
+
+}  // namespace internal
+
+absl::StatusOr<std::unique_ptr<EngineAdapter>> EngineAdapter::Create(Loop& loop,
+                                                                     AdaptiveOptions options) {
+  if (absl::Status status = internal::EngineController::Check(options); !status.ok()) return status;
+  const EngineKind engine = loop.engine();
+  for (EngineKind kind : {EngineKind::kEpoll, EngineKind::kUring}) {
+    if (absl::Status status = loop.EnableEngine(kind); !status.ok()) return status;
+  }
+  return std::unique_ptr<EngineAdapter>(
+      new EngineAdapter(std::make_unique<internal::LoopAdapter>(loop.core(), options, engine)));
+}
+
+EngineAdapter::EngineAdapter(std::unique_ptr<internal::LoopAdapter> adapter)
+    : adapter_(std::move(adapter)) {}
+
+EngineAdapter::~EngineAdapter() = default;
+
+std::vector<std::string> EngineAdapter::trace() const {
+  const auto& lines = adapter_->controller().trace();
+  return {lines.begin(), lines.end()};
+}
+
+uint64_t EngineAdapter::switches() const { return adapter_->controller().switches(); }
+
+PENSTOCK_END_NAMESPACE

@@ -1,0 +1,53 @@
+// LoopAdapter: what an EngineAdapter is inside: samples its loop once a tick, asks the controller,
+// and moves streams as that says.
+//
+// Owned by the user, on the loop's thread; it outlives nothing. Sweeps that it began go on without
+// it.
+#ifndef PENSTOCK_ENGINE_LOOP_ADAPTER_H_
+#define PENSTOCK_ENGINE_LOOP_ADAPTER_H_
+
+#include <penstock/adaptive.h>
+#include <penstock/export.h>
+
+#include <cstdint>
+
+#include "base/timer_wheel.h"
+#include "engine/engine_controller.h"
+#include "engine/loop_core.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+class LoopAdapter {
+ public:
+  LoopAdapter(LoopCore& loop, const AdaptiveOptions& options, EngineKind engine);
+
+  const EngineController& controller() const { return controller_; }
+
+ private:
+  // Figures that only grow, when they were last looked at.
+  struct Reading {
+    int64_t now_ns = 0;
+    int64_t cpu_ns = 0;
+    uint64_t reads = 0;
+    uint64_t turns = 0;
+    uint64_t bytes = 0;
+    uint64_t faults = 0;
+  };
+
+  Reading Read() const;
+  void Arm();
+  void Tick();
+
+  LoopCore& loop_;
+  const absl::Duration tick_;
+  EngineController controller_;
+  CallbackTimer timer_;
+  Reading last_;
+  int64_t due_ns_ = 0;
+};
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_ENGINE_LOOP_ADAPTER_H_

@@ -1,0 +1,213 @@
+// The controller by a clock and loads made up here: bands, sustaining, trials, going back,
+// dwelling, the bound on switches, the fuse.
+#include "engine/engine_controller.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <string>
+
+namespace penstock::internal {
+namespace {
+
+constexpr uint64_t kReads = 10'000;
+
+// A second with `batch` reads a turn of `ns` CPU each.
+LoadSample Load(double batch, double ns, uint64_t size = 100) {
+  LoadSample sample;
+  sample.span = absl::Seconds(1);
+  sample.reads = kReads;
+  sample.turns = static_cast<uint64_t>(static_cast<double>(kReads) / batch);
+  sample.bytes = kReads * size;
+  sample.cpu = absl::Nanoseconds(ns * static_cast<double>(kReads));
+  sample.open = 1000;
+  return sample;
+}
+LoadSample Idle() {
+  LoadSample sample;
+  sample.span = absl::Seconds(1);
+  sample.open = 1000;
+  return sample;
+}
+
+class EngineControllerTest : public ::testing::Test {
+ protected:
+  EngineController Make(EngineKind engine) { return EngineController(options_, engine); }
+  static bool None(const EngineController::Action& action) {
+    return action.to == EngineKind::kAuto;
+  }
+  // Ticks with that load until a trial has ended, at most `ticks`.
+  static void RunTrial(EngineController& c, double batch, double before, double after) {
+    ASSERT_FALSE(None(c.Tick(Load(batch, before)))) << "no canary";
+    ASSERT_EQ(c.state(), AdaptState::kCanary);
+    ASSERT_FALSE(None(c.Tick(Load(batch, before)))) << "no sweep";
+    ASSERT_EQ(c.state(), AdaptState::kTrial);
+    for (int i = 0; i < 5 && c.state() == AdaptState::kTrial; ++i) c.Tick(Load(batch, after));
+    ASSERT_EQ(c.state(), AdaptState::kWatching);
+  }
+  static bool Traced(const EngineController& c, const std::string& words) {
+    for (const std::string& line : c.trace()) {
+      if (line.find(words) != std::string::npos) return true;
+    }
+    return false;
+  }
+
+  AdaptiveOptions options_;
+};
+
+TEST_F(EngineControllerTest, TheTable) {
+  using S = AdaptState;
+  const S rows[kAdaptStates][kAdaptEvents] = {
+      // want, well, ill
+      {S::kCanary, S::kWatching, S::kWatching},
+      {S::kCanary, S::kTrial, S::kWatching},
+      {S::kTrial, S::kWatching, S::kWatching},
+  };
+  for (size_t state = 0; state < kAdaptStates; ++state) {
+    for (size_t event = 0; event < kAdaptEvents; ++event) {
+      EXPECT_EQ(kAdaptTransitions[state][event], rows[state][event]);
+    }
+  }
+}
+
+TEST_F(EngineControllerTest, StaysWhileNothingSpeaksForTheOther) {
+  for (EngineKind kind : {EngineKind::kEpoll, EngineKind::kUring}) {
+    EngineController c = Make(kind);
+    for (int i = 0; i < 1000; ++i) ASSERT_TRUE(None(c.Tick(Load(5, 1000))));
+    for (int i = 0; i < 1000; ++i) ASSERT_TRUE(None(c.Tick(Idle())));
+    EXPECT_TRUE(c.trace().empty());
+  }
+}
+
+TEST_F(EngineControllerTest, TheLoadMustSpeakForSomeTicksInARow) {
+  EngineController c = Make(EngineKind::kEpoll);
+  for (int i = 0; i < 20; ++i) {
+    ASSERT_TRUE(None(c.Tick(Load(20, 1000))));
+    ASSERT_TRUE(None(c.Tick(Load(4, 1000))));
+  }
+  ASSERT_TRUE(None(c.Tick(Load(20, 1000))));
+  const EngineController::Action action = c.Tick(Load(20, 1000));
+  EXPECT_EQ(action.to, EngineKind::kUring);
+  EXPECT_EQ(action.streams, 50u) << "5 % of 1000 go first";
+}
+
+TEST_F(EngineControllerTest, AStormIsAnsweredAtOnce) {
+  EngineController c = Make(EngineKind::kEpoll);
+  EXPECT_EQ(c.Tick(Load(100, 1000)).to, EngineKind::kUring);
+}
+
+TEST_F(EngineControllerTest, LargeReadsDoNotSpeakForUring) {
+  EngineController c = Make(EngineKind::kEpoll);
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 1000, 16'384))));
+}
+
+TEST_F(EngineControllerTest, AGainIsKept) {
+  EngineController c = Make(EngineKind::kEpoll);
+  RunTrial(c, 100, 1000, 900);
+  EXPECT_EQ(c.engine(), EngineKind::kUring);
+  EXPECT_EQ(c.switches(), 1u);
+  EXPECT_TRUE(Traced(c, "uring stays: 900 ns of CPU a read, 10.0 % less"));
+}
+
+TEST_F(EngineControllerTest, NoGainGoesBack) {
+  EngineController c = Make(EngineKind::kEpoll);
+  c.Tick(Load(100, 1000));
+  c.Tick(Load(100, 1000));
+  EXPECT_TRUE(None(c.Tick(Load(100, 5000)))) << "the tick in which streams move is not measured";
+  EXPECT_TRUE(None(c.Tick(Load(100, 980))));
+  const EngineController::Action back = c.Tick(Load(100, 980));
+  EXPECT_EQ(back.to, EngineKind::kEpoll);
+  EXPECT_EQ(back.streams, 0u) << "all of them";
+  EXPECT_EQ(c.engine(), EngineKind::kEpoll);
+  EXPECT_EQ(c.switches(), 2u);
+  EXPECT_TRUE(Traced(c, "back to epoll: 980 ns of CPU a read, 2.0 % less"));
+}
+
+TEST_F(EngineControllerTest, EachTrialThatFailsDoublesTheRest) {
+  options_.switches_max = 1 << 20;
+  EngineController c = Make(EngineKind::kEpoll);
+  for (int64_t rest : {30, 60, 120, 240, 480, 960, 1920, 3600, 3600}) {
+    RunTrial(c, 100, 1000, 1000);
+    for (int64_t i = 1; i < rest; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 1000)))) << i;
+  }
+}
+
+TEST_F(EngineControllerTest, FewerThanFourSwitchesInFiveMinutesOfOscillation) {
+  options_.dwell = absl::ZeroDuration();
+  EngineController c = Make(EngineKind::kEpoll);
+  uint64_t most = 0;
+  std::deque<uint64_t> counts;
+  for (int second = 0; second < 3600; ++second) {
+    const bool high = second / 7 % 2 == 0;
+    const bool uring = c.engine() == EngineKind::kUring;
+    // Each engine is better where it is tried, so every trial is kept.
+    const double ns = high == uring ? 800 : 1000;
+    const double trial = c.state() == AdaptState::kTrial ? 700 : ns;
+    c.Tick(Load(high ? 100 : 1, trial));
+    counts.push_back(c.switches());
+    if (counts.size() > 300) counts.pop_front();
+    most = std::max(most, counts.back() - counts.front());
+  }
+  EXPECT_LE(most, 3u);
+  EXPECT_GT(c.switches(), 5u) << "it never switches at all";
+}
+
+TEST_F(EngineControllerTest, AFaultEndsATrialAtOnce) {
+  EngineController c = Make(EngineKind::kEpoll);
+  c.Tick(Load(100, 1000));
+  LoadSample bad = Load(100, 500);
+  bad.faults = 2;
+  EXPECT_EQ(c.Tick(bad).to, EngineKind::kEpoll);
+  EXPECT_TRUE(Traced(c, "2 engine faults"));
+}
+
+TEST_F(EngineControllerTest, LateTurnsEndACanary) {
+  EngineController c = Make(EngineKind::kEpoll);
+  c.Tick(Load(100, 1000));
+  LoadSample late = Load(100, 500);
+  late.delay = absl::Milliseconds(200);
+  EXPECT_EQ(c.Tick(late).to, EngineKind::kEpoll);
+}
+
+TEST_F(EngineControllerTest, ALoadThatVanishesProvesNothing) {
+  EngineController c = Make(EngineKind::kUring);
+  c.Tick(Load(1, 1000));
+  c.Tick(Load(1, 1000));
+  ASSERT_EQ(c.state(), AdaptState::kCanary);
+  c.Tick(Idle());
+  for (int i = 0; i < 4 && c.state() == AdaptState::kTrial; ++i) c.Tick(Idle());
+  EXPECT_EQ(c.engine(), EngineKind::kUring);
+  EXPECT_TRUE(Traced(c, "too few reads"));
+}
+
+TEST_F(EngineControllerTest, TheTraceIsBounded) {
+  options_.trace_max = 5;
+  options_.dwell = absl::ZeroDuration();
+  options_.switches_max = 1 << 20;
+  EngineController c = Make(EngineKind::kEpoll);
+  for (int i = 0; i < 1000; ++i) c.Tick(Load(100, 1000));
+  EXPECT_EQ(c.trace().size(), 5u);
+}
+
+TEST_F(EngineControllerTest, OptionsThatContradictThemselvesAreNamed) {
+  EXPECT_TRUE(EngineController::Check(options_).ok());
+  const auto refused = [this](auto change, const std::string& word) {
+    AdaptiveOptions o = options_;
+    change(o);
+    const absl::Status status = EngineController::Check(o);
+    EXPECT_TRUE(absl::IsInvalidArgument(status));
+    EXPECT_NE(std::string(status.message()).find(word), std::string::npos) << status;
+  };
+  refused([](AdaptiveOptions& o) { o.tick = absl::ZeroDuration(); }, "tick");
+  refused([](AdaptiveOptions& o) { o.down = o.up; }, "down");
+  refused([](AdaptiveOptions& o) { o.up_at_once = 1; }, "up_at_once");
+  refused([](AdaptiveOptions& o) { o.sustain = 0; }, "sustain");
+  refused([](AdaptiveOptions& o) { o.canary_part = 2; }, "canary_part");
+  refused([](AdaptiveOptions& o) { o.trial = 0; }, "trial");
+  refused([](AdaptiveOptions& o) { o.gain = 1; }, "gain");
+  refused([](AdaptiveOptions& o) { o.dwell_max = absl::ZeroDuration(); }, "dwell");
+  refused([](AdaptiveOptions& o) { o.switches_max = 1; }, "switches_max");
+}
+
+}  // namespace
+}  // namespace penstock::internal

@@ -1,0 +1,128 @@
+// An adapter on a loop with real traffic: what it decides depends on the machine, that it decides,
+// and what that does to the streams, does not. Its rules are in engine_controller_test.cc.
+#include <penstock/adaptive.h>
+#include <penstock/move.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "testing/harness.h"
+#include "testing/pattern.h"
+
+namespace penstock::internal {
+namespace {
+
+class LoopAdapterTest : public Harness {
+ protected:
+  void SetUp() override {
+    Harness::SetUp();
+    if (IsSkipped()) return;
+    for (EngineKind kind : {EngineKind::kEpoll, EngineKind::kUring}) {
+      if (const std::string why = MissingEngine(kind); !why.empty()) GTEST_SKIP() << why;
+    }
+  }
+};
+
+// Sends a little of a pattern, and more when it has come back.
+class Pinger {
+ public:
+  Pinger(StreamPtr stream, uint64_t seed) : stream_(std::move(stream)), seed_(seed) {}
+  void Send() {
+    stream_->Write(*stream_->loop().pool().Copy(PatternBytes(seed_, sent_, kSize)));
+    sent_ += kSize;
+    Receive();
+  }
+  bool intact() const { return intact_; }
+  uint64_t received() const { return received_; }
+
+ private:
+  static constexpr size_t kSize = 100;
+
+  void Receive() {
+    stream_->ReadReady([this](absl::StatusOr<Buffer> data) {
+      intact_ &= data.ok() && !FirstMismatch(data->view(), seed_, received_).has_value();
+      if (!intact_) return;
+      received_ += data->size();
+      received_ < sent_ ? Receive() : Send();
+    });
+  }
+
+  StreamPtr stream_;
+  uint64_t seed_;
+  uint64_t sent_ = 0;
+  uint64_t received_ = 0;
+  bool intact_ = true;
+};
+
+// Every load speaks for the other engine, every trial is kept.
+AdaptiveOptions Eager() {
+  AdaptiveOptions options;
+  options.tick = absl::Milliseconds(50);
+  options.up = options.up_at_once = 0.001;
+  options.down = 0;
+  options.sustain = 1;
+  options.large_read = UINT32_MAX;
+  options.gain = 0;
+  options.dwell = absl::ZeroDuration();
+  return options;
+}
+
+TEST_P(LoopAdapterTest, TriesUnderLoadAndLosesNoByte) {
+  AdaptiveOptions options = Eager();
+  if (loop().engine() == EngineKind::kUring) {
+    options.down = 1e6;
+    options.up = options.up_at_once = 2e6;
+  }
+  std::vector<std::unique_ptr<Pinger>> pingers;
+  for (uint64_t i = 0; i < 16; ++i) {
+    StreamPair pair = Pair();
+    EchoForever(std::move(pair.server));
+    pingers.push_back(std::make_unique<Pinger>(std::move(pair.client), i));
+    pingers.back()->Send();
+  }
+  absl::StatusOr<std::unique_ptr<EngineAdapter>> adapter = EngineAdapter::Create(loop(), options);
+  ASSERT_TRUE(adapter.ok()) << adapter.status();
+  ASSERT_TRUE(
+      Drive([&] { return (*adapter)->switches() >= 1 && (*adapter)->trace().size() >= 3; }));
+  const LoopSnapshot now = loop().Snapshot();
+  EXPECT_GT(now.switches_to_epoll + now.switches_to_uring, 8u);
+  EXPECT_EQ(now.stranded, 0u);
+  for (auto& pinger : pingers) {
+    EXPECT_TRUE(pinger->intact());
+    EXPECT_GT(pinger->received(), 0u);
+  }
+}
+
+TEST_P(LoopAdapterTest, LeavesAnIdleLoopAlone) {
+  absl::StatusOr<std::unique_ptr<EngineAdapter>> adapter = EngineAdapter::Create(loop(), Eager());
+  ASSERT_TRUE(adapter.ok()) << adapter.status();
+  StreamPair pair = Pair();
+  Pass(absl::Milliseconds(300));
+  EXPECT_EQ((*adapter)->switches(), 0u);
+  EXPECT_TRUE((*adapter)->trace().empty());
+}
+
+TEST_P(LoopAdapterTest, MayGoInTheMiddleOfATrial) {
+  absl::StatusOr<std::unique_ptr<EngineAdapter>> adapter = EngineAdapter::Create(loop(), Eager());
+  ASSERT_TRUE(adapter.ok()) << adapter.status();
+  StreamPair pair = Pair();
+  adapter->reset();
+  Exchange(*pair.client, *pair.server, "goes on");
+}
+
+TEST_P(LoopAdapterTest, RefusesOptionsThatContradictThemselves) {
+  AdaptiveOptions options;
+  options.down = options.up;
+  EXPECT_TRUE(absl::IsInvalidArgument(EngineAdapter::Create(loop(), options).status()));
+}
+
+INSTANTIATE_TEST_SUITE_P(Engines, LoopAdapterTest, ::testing::ValuesIn(KernelEngines()),
+                         EnvironmentName);
+
+}  // namespace
+}  // namespace penstock::internal
