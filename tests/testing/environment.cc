@@ -151,14 +151,15 @@ bool DriveLoops(std::span<Loop* const> loops, absl::FunctionRef<bool()> done) {
 
 void SettleLoops(std::span<Loop* const> loops) {
   const auto give_up = std::chrono::steady_clock::now() + Patience();
+  // What the kernel still carries from one socket to the other must have the time to come.
+  const std::chrono::milliseconds calm(IsSlow() ? 5 : 1);
   do {
     bool more = true;
     while (more && std::chrono::steady_clock::now() < give_up) {
       more = false;
       for (Loop* loop : loops) more |= loop->Poll();
     }
-  } while (AwaitReadable(loops, std::chrono::milliseconds(1)) &&
-           std::chrono::steady_clock::now() < give_up);
+  } while (AwaitReadable(loops, calm) && std::chrono::steady_clock::now() < give_up);
 }
 
 std::string MissingEngine(EngineKind engine) {

@@ -103,28 +103,44 @@ def fetch(package, cache):
         image.rename(cache / package)
 
 
+def update_lists():
+    """What apt offers may be gone from its servers since it asked them last."""
+    if os.geteuid() == 0:
+        tell("apt-get update")
+        subprocess.run([tool("apt-get"), "-q", "update"], capture_output=True, check=False)
+
+
+def provide(series, here, cache):
+    """The newest package that apt offers, fetched unless it is `here`. Missing says why there is none."""
+    package = offered(series)
+    if package is None:
+        raise Missing(f"apt offers no Linux {series} image (apt-get update?)")
+    if package != here:
+        try:
+            fetch(package, cache)
+        except Broken as error:
+            raise Missing(f"cannot fetch {package}: {str(error).splitlines()[-1]}") from None
+    return package
+
+
 def kernel(series, cache):
     """The folder of an unpacked kernel image: the newest that apt offers, else one from before."""
     cache.mkdir(parents=True, exist_ok=True)
     with open(cache / "lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         here = newest([path.name for path in cache.iterdir()], series)
-        package = offered(series)
-        if package is None or package == here:
-            why = f"apt offers no Linux {series} image (apt-get update?)"
-        else:
-            try:
-                fetch(package, cache)
-                if here:
-                    shutil.rmtree(cache / here)
-                here = package
-            except Broken as error:
-                why = f"cannot fetch {package}: {str(error).splitlines()[-1]}"
-                if here:
-                    tell(f"{why}; {here} will do")
-        if here is None:
-            raise Missing(why)
-        return cache / here
+        try:
+            package = provide(series, here, cache)
+        except Missing as error:
+            if here:
+                tell(f"{error}; {here} will do")
+                package = here
+            else:
+                update_lists()
+                package = provide(series, here, cache)
+        if here and here != package:
+            shutil.rmtree(cache / here)
+        return cache / package
 
 
 # --- The machine ---

@@ -37,7 +37,7 @@ def machine(*command, options=()):
 def without_machine(patch):
     """Status and last line of run.py where `patch` says what this machine lacks."""
     out = io.StringIO()
-    with patch, redirect_stdout(out), redirect_stderr(io.StringIO()), \
+    with patch, mock.patch.object(run, "update_lists"), redirect_stdout(out), redirect_stderr(io.StringIO()), \
             tempfile.TemporaryDirectory() as cache:
         status = run.main([f"--kernel={KERNEL}", f"--cache={cache}", "--", "true"])
     return status, (out.getvalue().splitlines() or [""])[-1]
@@ -61,6 +61,21 @@ class Kernels(unittest.TestCase):
                     mock.patch.object(run, "fetch", side_effect=run.Broken("no network")):
                 self.assertEqual(run.kernel("6.1", cache), old)
         self.assertIn("no network", said.getvalue())
+
+    def test_an_offer_that_is_out_of_date_is_renewed(self):
+        fetched = []
+
+        def fetch(package, cache):
+            if package.endswith("-8-amd64"):
+                raise run.Broken("E: 404")
+            fetched.append(package)
+
+        with tempfile.TemporaryDirectory() as folder, mock.patch.multiple(
+                run, fetch=fetch, update_lists=mock.DEFAULT,
+                offered=mock.Mock(side_effect=[f"linux-image-6.1.0-{n}-amd64" for n in (8, 9)])):
+            path = run.kernel("6.1", Path(folder))
+        self.assertEqual(fetched, ["linux-image-6.1.0-9-amd64"])
+        self.assertEqual(path.name, fetched[0])
 
 
 class Absence(unittest.TestCase):
