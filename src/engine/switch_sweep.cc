@@ -14,6 +14,24 @@ constexpr int kSweepSlice = 256;
 
 }  // namespace
 
+// In the callback of a move: counts it as over when it has ended, or with the stream that went
+// first.
+class SwitchSweep::Ticket {
+ public:
+  explicit Ticket(std::shared_ptr<Tally> tally) : tally_(std::move(tally)) { ++tally_->under_way; }
+  Ticket(Ticket&&) noexcept = default;
+  Ticket& operator=(Ticket&&) = delete;
+  ~Ticket() {
+    if (tally_ == nullptr) return;
+    --tally_->under_way;
+    if (tally_->sweep != nullptr) tally_->sweep->FinishIfDone();
+  }
+  void Count(bool switched) { ++(switched ? tally_->count.switched : tally_->count.failed); }
+
+ private:
+  std::shared_ptr<Tally> tally_;
+};
+
 SwitchSweep::SwitchSweep(LoopCore& loop, EngineKind to, Connection* first, uint64_t streams,
                          Done done)
     : Deferred([](Deferred* node) { static_cast<SwitchSweep*>(node)->Run(); }),
@@ -52,11 +70,8 @@ void SwitchSweep::Run() {
       next_ = nullptr;
       break;
     }
-    ++tally_->under_way;
-    connection.Move(to_, nullptr, [tally = tally_](absl::Status status) {
-      ++(status.ok() ? tally->count.switched : tally->count.failed);
-      --tally->under_way;
-      if (tally->sweep != nullptr) tally->sweep->FinishIfDone();
+    connection.Move(to_, nullptr, [ticket = Ticket(tally_)](absl::Status status) mutable {
+      ticket.Count(status.ok());
     });
   }
   if (next_ != nullptr) return loop_.Defer(*this);
@@ -64,7 +79,9 @@ void SwitchSweep::Run() {
 }
 
 void SwitchSweep::FinishIfDone() {
-  if (next_ == nullptr && tally_->under_way == 0) loop_.EndSweep(to_, all_);
+  if (next_ != nullptr || tally_->under_way > 0) return;
+  Stop();
+  loop_.EndSweep(to_, all_);
 }
 
 }  // namespace internal

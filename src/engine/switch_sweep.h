@@ -45,6 +45,8 @@ class SwitchSweep : private Deferred {
     SwitchSweep* sweep = nullptr;
   };
 
+  class Ticket;
+
   void Run();
   void FinishIfDone();
 

@@ -256,6 +256,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
 
   void Retry() {
     retry_timer_.Cancel();
+    if (hold_ == Hold::kNone) OnReleased();
     SetReason(kExhausted, false);
   }
 

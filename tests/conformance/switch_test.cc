@@ -386,6 +386,24 @@ TEST_P(SwitchTest, AllOfALoopButThePinnedOnes) {
   }
 }
 
+TEST_P(SwitchTest, AStreamThatGoesMeanwhileDoesNotHoldUpTheSweep) {
+  std::vector<StreamPair> pairs;
+  std::vector<Fate> reads(40);
+  for (size_t i = 0; i < reads.size(); ++i) {
+    pairs.push_back(Pair());
+    pairs.back().server->ReadReady(reads[i].OnRead());
+  }
+  Settle();
+  bool done = false;
+  ASSERT_TRUE(
+      SwitchAll(loop(), Other(*pairs.front().server), [&](SwitchCount) { done = true; }).ok());
+  for (size_t i = 0; i < pairs.size(); i += 2) {
+    pairs[i].server->NotifyWritable([&pairs, i](absl::Status) { pairs[i].client.reset(); });
+    pairs[i + 1].server.reset();
+  }
+  ASSERT_TRUE(Drive([&] { return done; }));
+}
+
 TEST_P(SwitchTest, ASecondSweepEndsTheFirst) {
   std::vector<StreamPair> pairs;
   for (int i = 0; i < 20; ++i) pairs.push_back(Pair());
