@@ -85,8 +85,8 @@ void BM_SwitchAll(benchmark::State& state) {
   while (status.ok() && state.KeepRunning()) {
     for (const EngineKind to : {other, own}) {
       bool done = false;
-      status.Update(penstock::SwitchAll(*loop, to, [&](penstock::SwitchCount result) {
-        moves += static_cast<int64_t>(result.switched);
+      status.Update(penstock::SwitchAll(*loop, to, [&](penstock::MoveCount result) {
+        moves += static_cast<int64_t>(result.moved);
         done = true;
       }));
       while (status.ok() && !done) loop->Poll();

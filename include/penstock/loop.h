@@ -151,10 +151,10 @@ class PENSTOCK_EXPORT Loop {
   std::unique_ptr<internal::LoopCore> core_;
 };
 
-// How many streams SwitchAll (penstock/move.h) has moved, and how many stayed where they were for
-// an error.
-struct SwitchCount {
-  uint64_t switched = 0;
+// How many streams SwitchAll or MigrateAll (penstock/move.h) has moved, and how many stayed where
+// they were for an error. Those that ended meanwhile count as neither.
+struct MoveCount {
+  uint64_t moved = 0;
   uint64_t failed = 0;
 };
 

@@ -45,7 +45,7 @@ PENSTOCK_EXPORT void SwitchEngine(Stream& stream, EngineKind to,
 // `done` runs when all have. A sweep that is under way ends, with what it had done, when another
 // one begins. Loop's thread. Errors of Loop::EnableEngine.
 PENSTOCK_EXPORT absl::Status SwitchAll(Loop& loop, EngineKind to,
-                                       absl::AnyInvocable<void(SwitchCount) &&> done = nullptr);
+                                       absl::AnyInvocable<void(MoveCount) &&> done = nullptr);
 
 // Has the loop of `target` serve `stream`: its callbacks run on that loop's thread from then on,
 // pending ones included. `done` runs there, before them, with OK; or on the thread of the loop
@@ -69,6 +69,18 @@ PENSTOCK_EXPORT absl::Status SwitchAll(Loop& loop, EngineKind to,
 // sent: loops that pass streams on should share a pool (LoopOptions::pool).
 PENSTOCK_EXPORT void Migrate(Stream& stream, const LoopHandle& target, Stream::DoneCallback done,
                              EngineKind engine = EngineKind::kAuto);
+
+// Migrate for every open stream of `loop` that has StreamOptions::migratable, idle or busy, but for
+// those that move already; 256 in a turn. Streams that come meanwhile are left alone. `done` runs
+// on the thread of `loop` when each of them has arrived, has stayed (a handshake is running on it,
+// or an error of Migrate) or has ended. A sweep that is under way ends, with what it had done, when
+// another one begins. Loop's thread.
+//
+// Before loops that exchange streams are drained, let what is under way arrive: a stream that finds
+// neither loop running any more is closed.
+PENSTOCK_EXPORT void MigrateAll(Loop& loop, const LoopHandle& target,
+                                absl::AnyInvocable<void(MoveCount) &&> done = nullptr,
+                                EngineKind engine = EngineKind::kAuto);
 
 // Posts to a stream, wherever it is. Copyable, any thread.
 class PENSTOCK_EXPORT StreamHandle {

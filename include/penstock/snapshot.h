@@ -24,7 +24,8 @@ struct LoopSnapshot {
   // Connections, by state.
   uint64_t connecting = 0;
   uint64_t open = 0;
-  uint64_t closing = 0;  // given up by their owner, the kernel not yet done with them
+  uint64_t open_uring = 0;  // of these: served by io_uring
+  uint64_t closing = 0;     // given up by their owner, the kernel not yet done with them
   // Open connections that hold no byte either way.
   uint64_t idle = 0;
   // Memory held, by layer: bytes of blocks in connections' receive chains, and bytes in their send

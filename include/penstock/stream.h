@@ -86,6 +86,11 @@ struct StreamOptions {
   bool pinned_reads = false;
   // SwitchAll and the controllers of penstock/move.h leave the stream with the engine it began on.
   bool pinned_engine = false;
+  // MigrateAll and the balancers of penstock/move.h may give the stream to another loop, at any
+  // time once it is connected and, if it is sealed, the handshake is over. Whoever sets this says
+  // that the stream's own callbacks alone own and use it, and that what else they touch either goes
+  // with them or is safe for threads.
+  bool migratable = false;
 };
 
 // Figures of one stream. Loop's thread.

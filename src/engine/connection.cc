@@ -51,6 +51,7 @@ Connection::Connection(LoopCore& loop, Engine& engine, int fd, const SocketAddre
       fd_(fd),
       over_tcp_(peer.family() == AF_INET || peer.family() == AF_INET6),
       pinned_engine_(options.pinned_engine),
+      migratable_(options.migratable),
       receive_size_(std::min(kReceiveStart, options.receive_max)),
       receive_max_(options.receive_max),
       observer_(std::move(observer)),
@@ -577,6 +578,14 @@ void Connection::Apply(ConnectionEvent event) {
   Counter* const gauges[] = {&counters.connecting, &counters.open, &counters.closing, nullptr};
   if (Counter* gauge = gauges[static_cast<size_t>(before)]) gauge->Sub(1);
   if (Counter* gauge = gauges[static_cast<size_t>(state_)]) gauge->Add(1);
+  if (before == ConnectionState::kOpen) CountEngine(-1);
+  if (state_ == ConnectionState::kOpen) CountEngine(1);
+}
+
+void Connection::CountEngine(int by) {
+  if (engine_->kind() != EngineKind::kUring) return;
+  Counter& count = loop_->counters().open_uring;
+  by > 0 ? count.Add(1) : count.Sub(1);
 }
 
 }  // namespace internal

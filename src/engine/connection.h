@@ -111,6 +111,7 @@ class Connection : private TimerNode {
   // In the loop's list of all its connections.
   Connection* next() const { return next_; }
   bool pinned_engine() const { return pinned_engine_; }
+  bool migratable() const { return migratable_; }
   // Layers come and go on the loop's thread, and go before this does.
   void AddLayer(Layer& layer);
   void RemoveLayer(Layer& layer);
@@ -279,6 +280,8 @@ class Connection : private TimerNode {
   void BeginMove();
   void Proceed();
   absl::Status AttachTo(Engine& engine);
+  // It is open with its engine, or is so no more.
+  void CountEngine(int by);
   // An engine has it: the one it was to go to, or with an error the old one.
   void Settled(absl::Status status);
   void Stay(absl::Status why);
@@ -335,6 +338,7 @@ class Connection : private TimerNode {
   bool over_tcp_ : 1;
   bool pinned_reads_ : 1 = false;
   bool pinned_engine_ : 1;
+  bool migratable_ : 1;
   bool observer_is_remote_ : 1 = false;
   uint32_t receive_size_;
   uint32_t receive_max_;

@@ -153,7 +153,10 @@ void Connection::OnNotReleased() {
 
 absl::Status Connection::AttachTo(Engine& engine) {
   loop_->slots().Renew(slot_);
+  const bool open = state_ == ConnectionState::kOpen;
+  if (open) CountEngine(-1);
   engine_ = &engine;
+  if (open) CountEngine(1);
   return engine.Attach(*this);
 }
 

@@ -472,7 +472,9 @@ void LoopCore::OnClosed(Connection& connection) {
 }
 
 void LoopCore::Unlink(Connection& connection) {
-  if (sweep_ != nullptr) sweep_->OnUnlink(connection);
+  for (const auto& sweep : {switch_sweep_.get(), migrate_sweep_.get()}) {
+    if (sweep != nullptr) sweep->OnUnlink(connection);
+  }
   if (connection.previous_ != nullptr) {
     connection.previous_->next_ = connection.next_;
   } else {
@@ -532,7 +534,8 @@ void LoopCore::CloseEverything() {
   TurnScope scope(*this);
   const std::vector<LoopObserver*> observers = std::exchange(observers_, {});
   for (LoopObserver* observer : observers) observer->OnLoopGone();
-  sweep_ = nullptr;
+  switch_sweep_ = nullptr;
+  migrate_sweep_ = nullptr;
   // The layer above the attachment's goes first.
   while (!at_end_.empty()) at_end_.Run(std::numeric_limits<size_t>::max());
   if (attachment_ != nullptr) attachment_->OnLoopGone();

@@ -31,15 +31,15 @@
 #include "engine/connection.h"
 #include "engine/deferred.h"
 #include "engine/engine.h"
+#include "engine/move_sweep.h"
 #include "engine/slot_table.h"
-#include "engine/switch_sweep.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 
 // The live figures behind LoopSnapshot; each written by the loop's thread only, read by any.
 struct LoopCounters {
-  Counter connecting, open, closing, busy, listeners, listeners_paused;
+  Counter connecting, open, open_uring, closing, busy, listeners, listeners_paused;
   Counter pinned_bytes, sealed_pinned_bytes, framed_pinned_bytes;
   Counter accepted, connected, closed, receives, bytes_in, bytes_out, turns, tasks, timers_fired;
   Counter syscalls, sqes, cqes, buffer_waits, ring_exhausted;
@@ -152,11 +152,12 @@ class LoopCore : private RoomWaiter {
   void Join(Connection& connection);
   void Leave(Connection& connection);
   // penstock/move.h.
-  absl::Status SwitchAll(EngineKind to, SwitchSweep::Done done);
+  absl::Status SwitchAll(EngineKind to, MoveSweep::Done done);
   // At most `streams` connections, and no listener.
   absl::Status SwitchSome(EngineKind to, uint64_t streams);
-  // By the sweep, which is destroyed by this. `all`: everything is served by `to`.
-  void EndSweep(EngineKind to, bool all);
+  void MigrateAll(const LoopHandle& target, EngineKind engine, MoveSweep::Done done);
+  // By the sweep, in a task: every move has ended. The sweep is destroyed by this.
+  void EndSweep(MoveSweep& sweep);
   void PushReady(Connection& connection);
   // Runs `node` in the ready step of a later turn.
   void Defer(Deferred& node) {
@@ -239,7 +240,8 @@ class LoopCore : private RoomWaiter {
   bool Empty() const { return counters_.open.value() + counters_.connecting.value() == 0; }
   absl::Status ChoosePrimary();
   void CloseEverything();
-  void BeginSweep(EngineKind to, uint64_t streams, SwitchSweep::Done done);
+  // `next` takes the place of the sweep that is there.
+  void BeginSweep(std::unique_ptr<MoveSweep>& place, std::unique_ptr<MoveSweep> next);
   // Has the other engine wait for both, unless a host watches the descriptor of this one.
   void SwapPrimary();
   void Link(Connection& connection);
@@ -289,7 +291,9 @@ class LoopCore : private RoomWaiter {
   DeferredList at_end_;
   bool pinned_reads_ = false;  // for every stream
   std::unique_ptr<LoopAttachment> attachment_;
-  std::unique_ptr<SwitchSweep> sweep_;
+  // Of SwitchAll, and of MigrateAll.
+  std::unique_ptr<MoveSweep> switch_sweep_;
+  std::unique_ptr<MoveSweep> migrate_sweep_;
   std::vector<LoopObserver*> observers_;
   int64_t drain_until_ns_ = 0;
   std::atomic<uint32_t> stoppers_{0};           // in Stop now

@@ -1,5 +1,6 @@
 // What a loop does when streams move: to its other engine, and from and to other loops; the rest of
 // the loop is in loop_core.cc.
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -16,6 +17,7 @@ absl::Status LoopCore::AdmitMove() {
 void LoopCore::Join(Connection& connection) {
   Link(connection);
   counters_.open.Add(1);
+  connection.CountEngine(1);
   connection.UpdatePinned();
   connection.ArmDeadlines();
 }
@@ -26,44 +28,51 @@ void LoopCore::Leave(Connection& connection) {
   connection.busy_ = false;
   counters_.pinned_bytes.Sub(std::exchange(connection.pinned_, 0));
   counters_.open.Sub(1);
+  connection.CountEngine(-1);
   slots_.Free(connection.slot_);
   Unlink(connection);
   const std::vector<LoopObserver*> observers = observers_;
   for (LoopObserver* observer : observers) observer->OnConnectionClosed();
 }
 
-absl::Status LoopCore::SwitchAll(EngineKind to, SwitchSweep::Done done) {
+absl::Status LoopCore::SwitchAll(EngineKind to, MoveSweep::Done done) {
   const absl::StatusOr<Engine*> engine = EngineFor(to);
   if (!engine.ok()) return engine.status();
   to = (*engine)->kind();
   const std::vector<LoopObserver*> observers = observers_;
   for (LoopObserver* observer : observers) observer->OnSwitchAll(to);
-  BeginSweep(to, SwitchSweep::kAll, std::move(done));
+  BeginSweep(switch_sweep_, std::make_unique<MoveSweep>(*this, to, connections_, MoveSweep::kAll,
+                                                        std::move(done)));
   return absl::OkStatus();
 }
 
 absl::Status LoopCore::SwitchSome(EngineKind to, uint64_t streams) {
   const absl::StatusOr<Engine*> engine = EngineFor(to);
   if (!engine.ok()) return engine.status();
-  BeginSweep((*engine)->kind(), streams, nullptr);
+  BeginSweep(switch_sweep_,
+             std::make_unique<MoveSweep>(*this, (*engine)->kind(), connections_, streams, nullptr));
   return absl::OkStatus();
 }
 
-void LoopCore::BeginSweep(EngineKind to, uint64_t streams, SwitchSweep::Done done) {
-  // An earlier one ends here, and tells so.
-  if (sweep_ != nullptr) {
-    sweep_->Stop();
-    Post([stopped = std::move(sweep_)] { stopped->Tell(); });
-  }
-  sweep_ = std::make_unique<SwitchSweep>(*this, to, connections_, streams, std::move(done));
+void LoopCore::MigrateAll(const LoopHandle& target, EngineKind engine, MoveSweep::Done done) {
+  BeginSweep(migrate_sweep_,
+             std::make_unique<MoveSweep>(*this, engine, target, connections_, std::move(done)));
 }
 
-void LoopCore::EndSweep(EngineKind to, bool all) {
-  // Not here, where an engine may be in its wait.
-  Post([this, to, all, done = std::move(sweep_)] {
-    if (all && to != primary_->kind()) SwapPrimary();
-    done->Tell();
-  });
+void LoopCore::BeginSweep(std::unique_ptr<MoveSweep>& place, std::unique_ptr<MoveSweep> next) {
+  // An earlier one ends here, and tells so.
+  if (place != nullptr) {
+    place->Stop();
+    Post([stopped = std::move(place)] { stopped->Tell(); });
+  }
+  place = std::move(next);
+}
+
+void LoopCore::EndSweep(MoveSweep& sweep) {
+  const std::unique_ptr<MoveSweep> done =
+      std::move(sweep.leaves_loop() ? migrate_sweep_ : switch_sweep_);
+  if (done->switches_all() && done->engine() != primary_->kind()) SwapPrimary();
+  done->Tell();
 }
 
 }  // namespace internal

@@ -12,6 +12,7 @@ LoopSnapshot LoopCore::Snapshot() const {
   LoopSnapshot s;
   s.connecting = c.connecting.value();
   s.open = c.open.value();
+  s.open_uring = c.open_uring.value();
   s.closing = c.closing.value();
   s.idle = s.open - std::min(s.open, c.busy.value());
   s.pinned_bytes = c.pinned_bytes.value();

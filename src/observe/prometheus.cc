@@ -45,6 +45,8 @@ constexpr Series kSeries[] = {
     {kConnections, kConnectionsHelp, "state=\"connecting\"", Of<&LoopSnapshot::connecting>},
     {kConnections, kConnectionsHelp, "state=\"open\"", Of<&LoopSnapshot::open>},
     {kConnections, kConnectionsHelp, "state=\"closing\"", Of<&LoopSnapshot::closing>},
+    {"penstock_connections_uring", "Open connections that io_uring serves.", "",
+     Of<&LoopSnapshot::open_uring>},
     {"penstock_connections_idle", "Open connections that hold no byte either way.", "",
      Of<&LoopSnapshot::idle>},
     {kPinned, kPinnedHelp, "layer=\"socket\"", Of<&LoopSnapshot::pinned_bytes>},

@@ -30,8 +30,13 @@ void SwitchEngine(Stream& stream, EngineKind to, Stream::DoneCallback done) {
   MoveStream(stream, to, nullptr, std::move(done));
 }
 
-absl::Status SwitchAll(Loop& loop, EngineKind to, absl::AnyInvocable<void(SwitchCount) &&> done) {
+absl::Status SwitchAll(Loop& loop, EngineKind to, absl::AnyInvocable<void(MoveCount) &&> done) {
   return loop.core().SwitchAll(to, std::move(done));
+}
+
+void MigrateAll(Loop& loop, const LoopHandle& target, absl::AnyInvocable<void(MoveCount) &&> done,
+                EngineKind engine) {
+  loop.core().MigrateAll(target, engine, std::move(done));
 }
 
 void Migrate(Stream& stream, const LoopHandle& target, Stream::DoneCallback done,

@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -322,6 +323,94 @@ TEST_P(MigrateTest, ASwitchAskedForMeanwhileTakesItsPlace) {
   EXPECT_TRUE(absl::IsCancelled(move.status())) << move.status();
   EXPECT_TRUE(stay.status().ok()) << stay.status();
   EXPECT_EQ(&pair.server->loop(), &loop());
+}
+
+TEST_P(MigrateTest, AllThatMayLeaveALoop) {
+  constexpr int kStreams = 300;
+  StreamOptions migratable;
+  migratable.migratable = true;
+  std::vector<StreamPair> pairs;
+  for (int i = 0; i < kStreams; ++i) pairs.push_back(Pair({}, migratable));
+  MoveCount count;
+  bool done = false;
+  const auto move_all = [&](Loop& from, Loop& to) {
+    done = false;
+    MigrateAll(from, to.handle(), [&](MoveCount result) {
+      EXPECT_TRUE(from.InLoopThread());
+      count = result;
+      done = true;
+    });
+    EXPECT_FALSE(done) << "inside the call";
+    ASSERT_TRUE(Drive([&] { return done; }));
+    EXPECT_EQ(count.moved, static_cast<uint64_t>(kStreams));
+    EXPECT_EQ(count.failed, 0u);
+  };
+  move_all(loop(), other());
+  for (const StreamPair& pair : pairs) {
+    ASSERT_EQ(&pair.server->loop(), &other());
+    ASSERT_EQ(&pair.client->loop(), &loop());
+  }
+  EXPECT_EQ(other().Snapshot().open, static_cast<uint64_t>(kStreams));
+  EXPECT_EQ(loop().Snapshot().open, static_cast<uint64_t>(kStreams));
+  for (int i = 0; i < kStreams; i += 30) Exchange(*pairs[i].client, *pairs[i].server, "there");
+  move_all(other(), loop());
+  for (int i = 0; i < kStreams; i += 30) Exchange(*pairs[i].client, *pairs[i].server, "back");
+  EXPECT_EQ(other().Snapshot().open, 0u);
+  EXPECT_EQ(other().Snapshot().open_uring, 0u);
+}
+
+TEST_P(MigrateTest, AllOfALoopWhoseTargetIsGoneStay) {
+  StreamOptions migratable;
+  migratable.migratable = true;
+  StreamPair pair = Pair(migratable, migratable);
+  const LoopHandle gone = other().handle();
+  DestroyOther();
+  MoveCount count;
+  bool done = false;
+  MigrateAll(loop(), gone, [&](MoveCount result) {
+    count = result;
+    done = true;
+  });
+  ASSERT_TRUE(Drive([&] { return done; }));
+  EXPECT_EQ(count.moved, 0u);
+  EXPECT_EQ(count.failed, 2u);
+  Exchange(*pair.client, *pair.server, "it goes on where it was");
+}
+
+TEST_P(MigrateTest, ASecondSweepEndsTheFirstAndAnEmptyOneEnds) {
+  StreamOptions migratable;
+  migratable.migratable = true;
+  std::vector<StreamPair> pairs;
+  for (int i = 0; i < 20; ++i) pairs.push_back(Pair({}, migratable));
+  MoveCount first, second, third;
+  int done = 0;
+  MigrateAll(loop(), other().handle(), [&](MoveCount count) { first = count, ++done; });
+  MigrateAll(loop(), other().handle(), [&](MoveCount count) { second = count, ++done; });
+  ASSERT_TRUE(Drive([&] { return done == 2; }));
+  EXPECT_EQ(first.moved, 0u);
+  EXPECT_EQ(second.moved, 20u);
+  MigrateAll(loop(), other().handle(), [&](MoveCount count) { third = count, ++done; });
+  ASSERT_TRUE(Drive([&] { return done == 3; }));
+  EXPECT_EQ(third.moved + third.failed, 0u);
+}
+
+TEST_P(MigrateTest, ASweepEndsThoughStreamsGoMeanwhile) {
+  StreamOptions migratable;
+  migratable.migratable = true;
+  std::vector<StreamPair> pairs;
+  for (int i = 0; i < 20; ++i) pairs.push_back(Pair({}, migratable));
+  StreamPair first = Pair();
+  MoveCount count;
+  bool done = false;
+  MigrateAll(loop(), other().handle(), [&](MoveCount result) {
+    count = result;
+    done = true;
+  });
+  // Its callback comes when the moves of the others are asked for, and none has begun.
+  SwitchEngine(*first.server, EngineKind::kAuto, [&](absl::Status) { pairs.clear(); });
+  ASSERT_TRUE(Drive([&] { return done; }));
+  EXPECT_TRUE(pairs.empty());
+  EXPECT_EQ(count.moved + count.failed, 0u);
 }
 
 TEST_P(MigrateTest, MayBeDestroyedInTheCallback) {

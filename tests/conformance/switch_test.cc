@@ -359,9 +359,9 @@ TEST_P(SwitchTest, AllOfALoopButThePinnedOnes) {
   const EngineKind before = pairs.back().client->stats().engine;
   std::unique_ptr<Listener> listener = Listen();
   const EngineKind to = Other(*pairs.front().server);
-  SwitchCount count;
+  MoveCount count;
   bool done = false;
-  ASSERT_TRUE(SwitchAll(loop(), to, [&](SwitchCount result) {
+  ASSERT_TRUE(SwitchAll(loop(), to, [&](MoveCount result) {
                 count = result;
                 done = true;
               }).ok());
@@ -373,6 +373,14 @@ TEST_P(SwitchTest, AllOfALoopButThePinnedOnes) {
     ASSERT_EQ(pairs[i].client->stats().engine, to);
   }
   EXPECT_EQ(pairs.back().client->stats().engine, before);
+  if (environment().has_kernel()) {
+    const StreamPair& stayed = pairs.back();
+    uint64_t pinned = 0;
+    for (const Stream* end : {stayed.client.get(), stayed.server.get()}) {
+      if (end->stats().engine == EngineKind::kUring) ++pinned;
+    }
+    EXPECT_EQ(loop().Snapshot().open_uring, pinned + (to == EngineKind::kUring ? 2 * kStreams : 0));
+  }
   // The listener has never closed, and its streams begin on the new engine.
   absl::StatusOr<StreamPtr> late = ConnectTo(listener->address(), Connecting());
   ASSERT_TRUE(late.ok()) << late.status();
@@ -396,7 +404,7 @@ TEST_P(SwitchTest, AStreamThatGoesMeanwhileDoesNotHoldUpTheSweep) {
   Settle();
   bool done = false;
   ASSERT_TRUE(
-      SwitchAll(loop(), Other(*pairs.front().server), [&](SwitchCount) { done = true; }).ok());
+      SwitchAll(loop(), Other(*pairs.front().server), [&](MoveCount) { done = true; }).ok());
   for (size_t i = 0; i < pairs.size(); i += 2) {
     pairs[i].server->NotifyWritable([&pairs, i](absl::Status) { pairs[i].client.reset(); });
     pairs[i + 1].server.reset();
@@ -410,8 +418,8 @@ TEST_P(SwitchTest, ASecondSweepEndsTheFirst) {
   const EngineKind own = pairs.front().server->stats().engine;
   bool first = false, second = false;
   ASSERT_TRUE(
-      SwitchAll(loop(), Other(*pairs.front().server), [&](SwitchCount) { first = true; }).ok());
-  ASSERT_TRUE(SwitchAll(loop(), own, [&](SwitchCount) { second = true; }).ok());
+      SwitchAll(loop(), Other(*pairs.front().server), [&](MoveCount) { first = true; }).ok());
+  ASSERT_TRUE(SwitchAll(loop(), own, [&](MoveCount) { second = true; }).ok());
   ASSERT_TRUE(Drive([&] { return first && second; }));
   for (StreamPair& pair : pairs) EXPECT_EQ(pair.server->stats().engine, own);
 }

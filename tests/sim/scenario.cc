@@ -210,8 +210,8 @@ void Scenario::Chaos() {
     state.loop->Stop();
   } else if (what < 13) {
     const EngineKind to = random_.Chance(500) ? EngineKind::kAuto : second_engine_;
-    const absl::Status begun = SwitchAll(*state.loop, to, [this](SwitchCount count) {
-      result_.switches += count.switched;
+    const absl::Status begun = SwitchAll(*state.loop, to, [this](MoveCount count) {
+      result_.switches += count.moved;
       if (count.failed > 0 && !scarce_) Violation("a sweep of switches failed without a cause");
     });
     if (!begun.ok() && !scarce_) Violation("a sweep of switches: " + begun.ToString());

@@ -23,7 +23,7 @@ EngineKind OtherOf(EngineKind kind) {
   return kind == EngineKind::kEpoll ? EngineKind::kUring : EngineKind::kEpoll;
 }
 
-class SwitchSweepTest : public ::testing::TestWithParam<EngineKind> {
+class MoveSweepTest : public ::testing::TestWithParam<EngineKind> {
  protected:
   void SetUp() override {
     for (EngineKind kind : {EngineKind::kEpoll, EngineKind::kUring}) {
@@ -54,7 +54,7 @@ class SwitchSweepTest : public ::testing::TestWithParam<EngineKind> {
   EngineKind SwitchTo(EngineKind to) {
     std::promise<void> done;
     On([&] {
-      const absl::Status begun = SwitchAll(*loop_, to, [&](SwitchCount count) {
+      const absl::Status begun = SwitchAll(*loop_, to, [&](MoveCount count) {
         EXPECT_EQ(count.failed, 0u);
         done.set_value();
       });
@@ -71,7 +71,7 @@ class SwitchSweepTest : public ::testing::TestWithParam<EngineKind> {
   std::vector<StreamPtr> streams_;
 };
 
-TEST_P(SwitchSweepTest, TheOtherEngineWaitsAndIsWokenByPostsTimersAndStreams) {
+TEST_P(MoveSweepTest, TheOtherEngineWaitsAndIsWokenByPostsTimersAndStreams) {
   std::promise<void> connected;
   std::unique_ptr<Listener> listener;
   On([&] {
@@ -112,15 +112,13 @@ TEST_P(SwitchSweepTest, TheOtherEngineWaitsAndIsWokenByPostsTimersAndStreams) {
   On([&] { listener = nullptr; });
 }
 
-TEST_P(SwitchSweepTest, AnEmptyLoopSwitchesAndStops) {
+TEST_P(MoveSweepTest, AnEmptyLoopSwitchesAndStops) {
   EXPECT_EQ(SwitchTo(OtherOf(GetParam())), OtherOf(GetParam()));
 }
 
-TEST_P(SwitchSweepTest, ToTheEngineItHasIsDoneAtOnce) {
-  EXPECT_EQ(SwitchTo(GetParam()), GetParam());
-}
+TEST_P(MoveSweepTest, ToTheEngineItHasIsDoneAtOnce) { EXPECT_EQ(SwitchTo(GetParam()), GetParam()); }
 
-TEST(SwitchSweepHost, AHostThatWatchesTheLoopsDescriptorKeepsIt) {
+TEST(MoveSweepHost, AHostThatWatchesTheLoopsDescriptorKeepsIt) {
   for (EngineKind kind : {EngineKind::kEpoll, EngineKind::kUring}) {
     if (const std::string why = MissingEngine(kind); !why.empty()) GTEST_SKIP() << why;
   }
@@ -129,14 +127,14 @@ TEST(SwitchSweepHost, AHostThatWatchesTheLoopsDescriptorKeepsIt) {
   std::unique_ptr<Loop> loop = Loop::Create(std::move(options)).value();
   const int fd = loop->fd();
   bool done = false;
-  ASSERT_TRUE(SwitchAll(*loop, EngineKind::kUring, [&](SwitchCount) { done = true; }).ok());
+  ASSERT_TRUE(SwitchAll(*loop, EngineKind::kUring, [&](MoveCount) { done = true; }).ok());
   Loop* const loops[] = {loop.get()};
   ASSERT_TRUE(DriveLoops(loops, [&] { return done; }));
   EXPECT_EQ(loop->engine(), EngineKind::kEpoll);
   EXPECT_EQ(loop->fd(), fd);
 }
 
-INSTANTIATE_TEST_SUITE_P(Engines, SwitchSweepTest,
+INSTANTIATE_TEST_SUITE_P(Engines, MoveSweepTest,
                          ::testing::Values(EngineKind::kEpoll, EngineKind::kUring),
                          [](const auto& info) { return std::string(EngineKindName(info.param)); });
 

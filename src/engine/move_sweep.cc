@@ -1,0 +1,128 @@
+#include "engine/move_sweep.h"
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "engine/connection.h"
+#include "engine/loop_core.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+namespace {
+
+// Moves begun in one turn, some 200 us of it: those that begin together wait for one another.
+constexpr int kSweepSlice = 64;
+
+}  // namespace
+
+// What the moves report to. It may outlive the sweep, and moves to another loop end on that one's
+// thread.
+class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
+ public:
+  explicit Tally(MoveSweep& sweep) : sweep_(&sweep), loop_(sweep.loop_.handle()) {}
+
+  // Of a move that begins: a callback for it. One that is destroyed unrun, for its stream has gone,
+  // counts neither way, but ends the move as well.
+  Stream::DoneCallback Begin() {
+    under_way_.fetch_add(1, std::memory_order_relaxed);
+    return [ticket = Ticket(shared_from_this())](const absl::Status& status) {
+      (status.ok() ? ticket.tally().moved_ : ticket.tally().failed_)
+          .fetch_add(1, std::memory_order_relaxed);
+    };
+  }
+  // Of a move, and, once, of the sweep, which begins no more: the last one has the loop told.
+  void End() {
+    if (under_way_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+    loop_.Post([self = shared_from_this()] {
+      if (self->sweep_ != nullptr) self->sweep_->loop_.EndSweep(*self->sweep_);
+    });
+  }
+  void Forget() { sweep_ = nullptr; }
+  MoveCount count() const {
+    return {moved_.load(std::memory_order_relaxed), failed_.load(std::memory_order_relaxed)};
+  }
+
+ private:
+  class Ticket {
+   public:
+    explicit Ticket(std::shared_ptr<Tally> tally) : tally_(std::move(tally)) {}
+    Ticket(Ticket&&) noexcept = default;
+    Ticket& operator=(Ticket&&) = delete;
+    ~Ticket() {
+      if (tally_ != nullptr) tally_->End();
+    }
+    Tally& tally() const { return *tally_; }
+
+   private:
+    std::shared_ptr<Tally> tally_;
+  };
+
+  MoveSweep* sweep_;  // of the loop's thread alone; null: nobody waits any more
+  const LoopHandle loop_;
+  std::atomic<uint64_t> under_way_{1};
+  std::atomic<uint64_t> moved_{0};
+  std::atomic<uint64_t> failed_{0};
+};
+
+MoveSweep::MoveSweep(LoopCore& loop, EngineKind to, Connection* first, uint64_t streams, Done done)
+    : Deferred([](Deferred* node) { static_cast<MoveSweep*>(node)->Run(); }),
+      loop_(loop),
+      to_(to),
+      next_(first),
+      all_(streams == kAll),
+      left_(streams),
+      tally_(std::make_shared<Tally>(*this)),
+      done_(std::move(done)) {
+  loop_.Defer(*this);
+}
+
+MoveSweep::MoveSweep(LoopCore& loop, EngineKind to, const LoopHandle& target, Connection* first,
+                     Done done)
+    : Deferred([](Deferred* node) { static_cast<MoveSweep*>(node)->Run(); }),
+      loop_(loop),
+      to_(to),
+      target_(target),
+      next_(first),
+      tally_(std::make_shared<Tally>(*this)),
+      done_(std::move(done)) {
+  loop_.Defer(*this);
+}
+
+void MoveSweep::Stop() {
+  Cancel();
+  tally_->Forget();
+}
+
+void MoveSweep::Tell() {
+  if (done_) std::move(done_)(tally_->count());
+}
+
+void MoveSweep::OnUnlink(const Connection& connection) {
+  if (next_ == &connection) next_ = connection.next();
+}
+
+bool MoveSweep::Concerns(const Connection& connection) const {
+  if (connection.state() != ConnectionState::kOpen || connection.moving()) return false;
+  if (leaves_loop()) return connection.migratable();
+  return !connection.pinned_engine() && connection.engine()->kind() != to_;
+}
+
+void MoveSweep::Run() {
+  for (int i = 0; i < kSweepSlice && next_ != nullptr; ++i) {
+    Connection& connection = *std::exchange(next_, next_->next());
+    if (!Concerns(connection)) continue;
+    if (left_-- == 0) {
+      next_ = nullptr;
+      break;
+    }
+    connection.Move(to_, leaves_loop() ? &*target_ : nullptr, tally_->Begin());
+  }
+  if (next_ != nullptr) return loop_.Defer(*this);
+  tally_->End();
+}
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
