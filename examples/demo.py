@@ -236,6 +236,27 @@ class Tour:
               f"{result['errors'] + last['errors']}")
         return {"client": result, "server": last}
 
+    def moving(self, sealed):
+        """Streams that change engine and thread all the time, both ends of each."""
+        missing = uring_missing()
+        if missing:
+            raise Absent(missing)
+        words = ["--json", f"--seconds={2 if self.quick else 5}"]
+        if sealed:
+            self.need_sealing()
+            words += self.psk()
+        done = subprocess.run([self.programs / "live_migration", *words], text=True,
+                              stdout=subprocess.PIPE, stderr=self.log, check=False, timeout=300)
+        if done.returncode != 0:
+            raise Broken(f"live_migration ended with status {done.returncode}: {done.stdout}")
+        figures = json.loads(done.stdout)
+        print(f"  {'sealed' if sealed else 'plain'}: {figures['connections']} connections, "
+              f"{figures['engine_switches']:,} engine switches and {figures['loop_moves']:,} moves "
+              f"between threads; pause p50 {figures['pause_p50_us']:,.0f} us, p99 "
+              f"{figures['pause_p99_us']:,.0f} us; {figures['bytes'] // MIB:,} MiB verified, "
+              f"errors {figures['errors']}")
+        return figures
+
     def stranger(self):
         """A client with a certificate of another authority, and one that does not seal at all."""
         self.need_sealing()
@@ -340,6 +361,9 @@ class Tour:
         print("\nIdle connections: what they hold while nothing is said")
         for engine in ENGINES:
             self.step("idle", engine, self.idle, engine)
+        print("\nLive migration: both ends of every connection change engine and thread, at any point")
+        self.step("moving", "plain", self.moving, False)
+        self.step("moving", "sealed", self.moving, True)
         print("\nSealed echo: the same messages, encrypted and authenticated")
         for engine in ENGINES:
             self.step("sealed_echo", engine, self.sealed_echo, engine)

@@ -12,7 +12,8 @@ usage() {
 usage: examples/demo.sh [--quick] [--json FILE] [--build DIR]
 
 Installs missing Debian packages (as root or through sudo), builds the library and its examples, and
-shows them at work: echo on each engine, a bulk transfer, thousands of idle connections; and sealed.
+shows them at work: echo on each engine, a bulk transfer, thousands of idle connections, connections
+that move between engines and threads; and sealed.
   --quick      shorter: a few seconds a step
   --json FILE  write the figures to FILE too
   --build DIR  build there (default: build/demo in the tree)
@@ -48,7 +49,7 @@ if ! {
   # A tree that was configured before, with its tests perhaps, is taken as it is.
   { [ -f "$build/build.ninja" ] ||
       (cd "$tree" && cmake --preset release -B "$build" -DPENSTOCK_TESTS=OFF -DPENSTOCK_BENCH=OFF); } &&
-    cmake --build "$build" -j "$(nproc)" --target echo_server echo_client bulk_transfer
+    cmake --build "$build" -j "$(nproc)" --target echo_server echo_client bulk_transfer live_migration
 } > "$log" 2>&1; then
   tail -30 "$log" >&2
   echo "examples/demo.sh: the build failed, see $log" >&2

@@ -147,6 +147,14 @@ void RangeOrFail(std::string_view flag, int64_t value, int64_t least, int64_t mo
                     " is accepted"));
 }
 
+absl::Duration IntervalOrFail(std::string_view flag, absl::Duration interval) {
+  if (interval != absl::ZeroDuration() && interval < absl::Milliseconds(1)) {
+    Fail(absl::StrCat("--", std::string(flag), ": ", absl::FormatDuration(interval),
+                      "; 1ms and more is accepted, and 0 for never"));
+  }
+  return interval;
+}
+
 void RaiseDescriptorLimit() {
   rlimit limit;
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;

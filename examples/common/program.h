@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 
 namespace examples {
 
@@ -31,6 +32,8 @@ void Complain(std::string_view message);
 penstock::SocketAddress AddressOrFail(std::string_view flag, const std::string& value);
 penstock::EngineKind EngineOrFail(std::string_view flag, const std::string& value);
 void RangeOrFail(std::string_view flag, int64_t value, int64_t least, int64_t most);
+// Zero, for never, or 1ms and more.
+absl::Duration IntervalOrFail(std::string_view flag, absl::Duration interval);
 
 // Lets the process have as many descriptors as the hard limit allows.
 void RaiseDescriptorLimit();

@@ -20,6 +20,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "common/json.h"
+#include "common/move_figures.h"
+#include "common/mover.h"
 #include "common/program.h"
 #include "common/sealing.h"
 
@@ -32,6 +34,11 @@ ABSL_FLAG(int32_t, max_connections, 100000,
           "connections open at once, split evenly over the loops; more wait in the backlog");
 ABSL_FLAG(absl::Duration, grace, absl::Seconds(3),
           "after SIGTERM, how long open connections may take to end");
+ABSL_FLAG(absl::Duration, switch_every, absl::ZeroDuration(),
+          "every connection changes engine, from epoll to io_uring and back, at this interval; "
+          "0: never");
+ABSL_FLAG(absl::Duration, move_every, absl::ZeroDuration(),
+          "every connection moves to the next of the --loops at this interval; 0: never");
 
 namespace examples {
 namespace {
@@ -48,6 +55,8 @@ struct ServerConfig {
   penstock::ListenOptions listen;
   Serve serve;
   Sealing sealing;
+  MoveIntervals intervals;
+  penstock::BufferPool* pool;  // null: one for each loop
 };
 
 // A loop and its listener. Both are made, run and destroyed on one thread, the only one that may
@@ -57,11 +66,17 @@ class ServerLoop {
   absl::StatusOr<SocketAddress> Open(const ServerConfig& config, const SocketAddress& address) {
     penstock::LoopOptions options;
     options.engine = config.engine;
+    options.pool = config.pool;
     absl::StatusOr<std::unique_ptr<Loop>> loop = Loop::Create(std::move(options));
     if (!loop.ok()) return loop.status();
     loop_ = *std::move(loop);
     engine_ = loop_->engine();
     engine_reason_ = loop_->engine_reason();
+    handle_ = loop_->handle();
+    mover_ = std::make_unique<Mover>(*loop_, config.intervals);
+    if (absl::Status status = mover_->Prepare(); !status.ok()) {
+      return absl::Status(status.code(), absl::StrCat("--switch-every: ", status.message()));
+    }
     absl::StatusOr<std::unique_ptr<Listener>> listener =
         Listener::Listen(*loop_, address, config.listen, Accept(config));
     if (!listener.ok()) return listener.status();
@@ -72,6 +87,7 @@ class ServerLoop {
   void Close() {
     if (loop_ != nullptr) snapshot_ = loop_->Snapshot();
     listener_.reset();
+    mover_.reset();
     loop_.reset();
   }
 
@@ -89,15 +105,17 @@ class ServerLoop {
     return address_bound.get();
   }
 
-  // From the main thread, for a loop that was started.
+  // Any thread.
   void Drain(absl::Duration grace) {
-    loop_->Post([this, grace] { loop_->Drain(grace); });
+    handle_.Post([this, grace] { loop_->Drain(grace); });
   }
   void Join() {
     if (thread_.joinable()) thread_.join();
   }
 
   Loop& loop() { return *loop_; }
+  const penstock::LoopHandle& handle() const { return handle_; }
+  Mover& mover() { return *mover_; }
 
   // Also after Close, when they are the last figures.
   const LoopSnapshot& Snapshot() {
@@ -122,14 +140,19 @@ class ServerLoop {
   EngineKind engine_ = EngineKind::kAuto;
   std::string engine_reason_;
   std::unique_ptr<Loop> loop_;
+  penstock::LoopHandle handle_;
+  std::unique_ptr<Mover> mover_;
   std::unique_ptr<Listener> listener_;
   std::thread thread_;
 };
 
-void PrintSnapshot(std::vector<ServerLoop>& loops) {
+// `pool`: the one that the loops share, if they do.
+void PrintSnapshot(std::vector<ServerLoop>& loops, const penstock::BufferPool* pool) {
   LoopSnapshot sum;
+  MoveFigures moves;
   for (ServerLoop& each : loops) {
     const LoopSnapshot& snapshot = each.Snapshot();
+    moves.Add(snapshot);
     sum.open += snapshot.open;
     sum.idle += snapshot.idle;
     sum.pool.live += snapshot.pool.live;
@@ -141,8 +164,9 @@ void PrintSnapshot(std::vector<ServerLoop>& loops) {
     sum.accepted += snapshot.accepted;
     sum.closed += snapshot.closed;
   }
-  JsonLine()
-      .Add("engine", penstock::EngineKindName(loops[0].engine()))
+  if (pool != nullptr) sum.pool = pool->Stats();
+  JsonLine line;
+  line.Add("engine", penstock::EngineKindName(loops[0].engine()))
       .Add("engine_reason", loops[0].engine_reason())
       .Add("loops", uint64_t{loops.size()})
       .Add("connections", sum.open)
@@ -154,8 +178,9 @@ void PrintSnapshot(std::vector<ServerLoop>& loops) {
       .Add("bytes_out", sum.bytes_out)
       .Add("errors", sum.faults)
       .Add("accepted", sum.accepted)
-      .Add("closed", sum.closed)
-      .Print();
+      .Add("closed", sum.closed);
+  moves.AddTo(line);
+  line.Print();
 }
 
 ServerConfig ConfigFromFlags(const SocketAddress& address, Serve serve,
@@ -170,11 +195,22 @@ ServerConfig ConfigFromFlags(const SocketAddress& address, Serve serve,
   if (loops > 1 && address.family() == AF_UNIX) {
     Fail("--loops: a Unix socket cannot be shared by several loops; --loops=1 is accepted");
   }
-  ServerConfig config{
-      EngineOrFail("engine", absl::GetFlag(FLAGS_engine)), {}, serve, Sealing::FromFlags(true)};
+  const MoveIntervals intervals{IntervalOrFail("switch-every", absl::GetFlag(FLAGS_switch_every)),
+                                IntervalOrFail("move-every", absl::GetFlag(FLAGS_move_every))};
+  const bool moves = intervals.move_every > absl::ZeroDuration();
+  if (moves && loops < 2) {
+    Fail("--move-every: there is no other loop to move to; --loops=2 and more is accepted");
+  }
+  ServerConfig config{EngineOrFail("engine", absl::GetFlag(FLAGS_engine)),
+                      {},
+                      serve,
+                      Sealing::FromFlags(true),
+                      intervals,
+                      nullptr};
   config.listen.reuse_port = loops > 1;
   config.listen.connections_max = static_cast<uint32_t>((connections + loops - 1) / loops);
   config.listen.stream = options;
+  config.listen.stream.migratable = moves;
   return config;
 }
 
@@ -212,16 +248,19 @@ void TakeSignals() {
 
 // Runs the first loop until a signal has asked for the end and the last stream has gone, or the
 // grace has passed.
-void RunUntilEnded(std::vector<ServerLoop>& loops) {
+void RunUntilEnded(std::vector<ServerLoop>& loops, const penstock::BufferPool* pool) {
   Loop& loop = loops[0].loop();
   bool ending = false;
   while (!loop.drained()) {
     loop.Run();
-    if (print_wanted.exchange(false)) PrintSnapshot(loops);
+    if (print_wanted.exchange(false)) PrintSnapshot(loops, pool);
     if (!end_wanted || ending) continue;
     ending = true;
-    for (size_t i = 1; i < loops.size(); ++i) loops[i].Drain(absl::GetFlag(FLAGS_grace));
-    loop.Drain(absl::GetFlag(FLAGS_grace));
+    std::vector<Mover*> movers;
+    for (ServerLoop& each : loops) movers.push_back(&each.mover());
+    StopMovers(movers, [&loops] {
+      for (ServerLoop& each : loops) each.Drain(absl::GetFlag(FLAGS_grace));
+    });
   }
 }
 
@@ -229,7 +268,10 @@ void RunUntilEnded(std::vector<ServerLoop>& loops) {
 
 int RunServer(Serve serve, const penstock::StreamOptions& options) {
   SocketAddress address = AddressOrFail("listen", absl::GetFlag(FLAGS_listen));
-  const ServerConfig config = ConfigFromFlags(address, serve, options);
+  ServerConfig config = ConfigFromFlags(address, serve, options);
+  // Buffers travel with the streams that hold them.
+  std::optional<penstock::BufferPool> pool;
+  if (config.listen.stream.migratable) config.pool = &pool.emplace();
   RaiseDescriptorLimit();
   BlockSignals();
 
@@ -249,14 +291,17 @@ int RunServer(Serve serve, const penstock::StreamOptions& options) {
   std::printf("listening on %s\n", address.ToString().c_str());
   std::fflush(stdout);
 
+  for (size_t i = 0; i < loops.size(); ++i) {
+    loops[i].mover().Start(loops[(i + 1) % loops.size()].handle());
+  }
   main_loop = &loops[0].loop();
   TakeSignals();
-  RunUntilEnded(loops);
+  RunUntilEnded(loops, config.pool);
   for (ServerLoop& loop : loops) loop.Join();
   BlockSignals();
   main_loop = nullptr;
   loops[0].Close();
-  PrintSnapshot(loops);
+  PrintSnapshot(loops, config.pool);
   return 0;
 }
 

@@ -8,6 +8,8 @@
 //
 // On stdout: `listening on ADDRESS` first, one JSON line for each SIGUSR1, and a last one after
 // SIGTERM or SIGINT, when the streams have ended or --grace has passed; then status 0.
+//
+// With --switch-every and --move-every each stream changes engine and loop while it is served.
 #ifndef PENSTOCK_EXAMPLES_COMMON_SERVER_H_
 #define PENSTOCK_EXAMPLES_COMMON_SERVER_H_
 
@@ -15,7 +17,8 @@
 
 namespace examples {
 
-// Serves one accepted stream, on its loop's thread.
+// Serves one accepted stream, on its loop's thread. What it keeps for the stream belongs to the
+// stream's callbacks: they may run on another loop's thread later (StreamOptions::migratable).
 using Serve = void (*)(penstock::StreamPtr stream);
 
 // Call ParseFlagsOnly first. Returns main's status.

@@ -71,7 +71,7 @@ PENSTOCK_EXPORT void Migrate(Stream& stream, const LoopHandle& target, Stream::D
                              EngineKind engine = EngineKind::kAuto);
 
 // Migrate for every open stream of `loop` that has StreamOptions::migratable, idle or busy, but for
-// those that move already; 256 in a turn. Streams that come meanwhile are left alone. `done` runs
+// those that move already; 64 in a turn. Streams that come meanwhile are left alone. `done` runs
 // on the thread of `loop` when each of them has arrived, has stayed (a handshake is running on it,
 // or an error of Migrate) or has ended. A sweep that is under way ends, with what it had done, when
 // another one begins. Loop's thread.

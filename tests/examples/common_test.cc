@@ -15,6 +15,7 @@
 #include "common/histogram.h"
 #include "common/http_request.h"
 #include "common/json.h"
+#include "common/move_figures.h"
 #include "common/part_file.h"
 #include "common/pattern.h"
 #include "common/progress.h"
@@ -54,6 +55,42 @@ TEST(Pattern, ASlipOrAnotherConnectionShows) {
     EXPECT_TRUE(FindMismatch(view, 3, (1 << 20) + slip)) << slip;
     EXPECT_TRUE(FindMismatch(view, 3 + slip, 1 << 20)) << slip;
   }
+}
+
+// ---- MoveFigures ----
+
+TEST(MoveFigures, AddUpLoops) {
+  penstock::LoopSnapshot loop;
+  loop.switches_to_epoll = 1;
+  loop.switches_to_uring = 2;
+  loop.moves_in = 4;
+  loop.moves_out = 100;
+  loop.late_completions = 8;
+  loop.bytes_carried = 16;
+  loop.move_pauses[3] = 1;
+  MoveFigures figures;
+  figures.Add(loop);
+  figures.Add(loop);
+  EXPECT_EQ(figures.engine_switches, 6u);
+  EXPECT_EQ(figures.loop_moves, 8u);
+  EXPECT_EQ(figures.stranded, 0u);
+  EXPECT_EQ(figures.late_completions, 16u);
+  EXPECT_EQ(figures.bytes_carried, 32u);
+  EXPECT_EQ(figures.pauses[3], 2u);
+}
+
+TEST(MoveFigures, PausesLieWithinTheirBuckets) {
+  MoveFigures figures;
+  EXPECT_EQ(figures.PauseUs(0.5), 0);
+  figures.pauses[0] = 10;  // below 1 us
+  EXPECT_GT(figures.PauseUs(0.5), 0);
+  EXPECT_LE(figures.PauseUs(1), 1);
+  figures.pauses[4] = 80;  // 8 to 16 us
+  figures.pauses[10] = 10;
+  EXPECT_DOUBLE_EQ(figures.PauseUs(0.5), 12);
+  EXPECT_DOUBLE_EQ(figures.PauseUs(0.9), 16);
+  EXPECT_GT(figures.PauseUs(0.99), 512);
+  EXPECT_DOUBLE_EQ(figures.PauseUs(1), 1024);
 }
 
 // ---- Histogram ----

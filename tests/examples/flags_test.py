@@ -24,8 +24,12 @@ class Flags(Case):
 
     def test_help(self):
         for name, flags in {
-                "echo_server": ("listen", "engine", "loops", "max-connections", "grace"),
-                "http_hello": ("listen", "engine", "loops", "max-connections", "grace"),
+                "echo_server": ("listen", "engine", "loops", "max-connections", "grace",
+                                "switch-every", "move-every"),
+                "http_hello": ("listen", "engine", "loops", "max-connections", "grace",
+                               "switch-every", "move-every"),
+                "live_migration": ("connections", "seconds", "switch-every", "move-every", "seal",
+                                   "json"),
                 "echo_client": ("connect", "connections", "size", "depth", "duration", "idle",
                                 "engine"),
                 "bulk_transfer": ("connect", "listen", "timeout", "max-bytes", "engine")}.items():
@@ -39,7 +43,7 @@ class Flags(Case):
                         self.assertIn(f"\n  --{flag}  ", done.stdout)
 
     def test_unknown_flag(self):
-        for name in (*SERVERS, "echo_client", "bulk_transfer"):
+        for name in (*SERVERS, "echo_client", "bulk_transfer", "live_migration"):
             self.refuses(name, "--bogus-flag=1", says=["--bogus-flag", "--help"])
 
     def test_values_of_the_wrong_kind(self):

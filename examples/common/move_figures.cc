@@ -1,0 +1,43 @@
+#include "common/move_figures.h"
+
+#include <cmath>
+#include <numeric>
+
+namespace examples {
+
+void MoveFigures::Add(const penstock::LoopSnapshot& loop) {
+  engine_switches += loop.switches_to_epoll + loop.switches_to_uring;
+  loop_moves += loop.moves_in;
+  stranded += loop.stranded;
+  late_completions += loop.late_completions;
+  bytes_carried += loop.bytes_carried;
+  for (size_t i = 0; i < pauses.size(); ++i) pauses[i] += loop.move_pauses[i];
+}
+
+double MoveFigures::PauseUs(double fraction) const {
+  const uint64_t count = std::accumulate(pauses.begin(), pauses.end(), uint64_t{0});
+  const double wanted = fraction * static_cast<double>(count);
+  double below = 0;
+  for (size_t i = 0; i < pauses.size(); ++i) {
+    const auto here = static_cast<double>(pauses[i]);
+    if (here > 0 && below + here >= wanted) {
+      const double low = i == 0 ? 0 : std::ldexp(1.0, static_cast<int>(i) - 1);
+      const double high = std::ldexp(1.0, static_cast<int>(i));
+      return low + (high - low) * (wanted - below) / here;
+    }
+    below += here;
+  }
+  return 0;
+}
+
+void MoveFigures::AddTo(JsonLine& line) const {
+  line.Add("engine_switches", engine_switches)
+      .Add("loop_moves", loop_moves)
+      .Add("stranded", stranded)
+      .Add("pause_p50_us", PauseUs(0.5))
+      .Add("pause_p99_us", PauseUs(0.99))
+      .Add("late_completions", late_completions)
+      .Add("bytes_carried", bytes_carried);
+}
+
+}  // namespace examples

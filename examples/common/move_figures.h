@@ -1,0 +1,31 @@
+// What the moves of several loops came to: the sum of their snapshots.
+#ifndef PENSTOCK_EXAMPLES_COMMON_MOVE_FIGURES_H_
+#define PENSTOCK_EXAMPLES_COMMON_MOVE_FIGURES_H_
+
+#include <penstock/snapshot.h>
+
+#include <array>
+#include <cstdint>
+
+#include "common/json.h"
+
+namespace examples {
+
+struct MoveFigures {
+  void Add(const penstock::LoopSnapshot& loop);
+  // The pause that `fraction` of all stayed within, in us, as far as buckets of powers of two can
+  // tell: evenly spread inside a bucket. Zero when there is none.
+  double PauseUs(double fraction) const;
+  void AddTo(JsonLine& line) const;
+
+  uint64_t engine_switches = 0;
+  uint64_t loop_moves = 0;
+  uint64_t stranded = 0;
+  uint64_t late_completions = 0;
+  uint64_t bytes_carried = 0;
+  std::array<uint64_t, penstock::kPauseBuckets> pauses{};
+};
+
+}  // namespace examples
+
+#endif  // PENSTOCK_EXAMPLES_COMMON_MOVE_FIGURES_H_

@@ -1,0 +1,64 @@
+// Mover: keeps the streams of a loop moving, to show that nothing is lost by it: to the loop's
+// other engine at one interval, and to the next loop at another.
+//
+// Belongs to its loop's thread, where it is made and destroyed; Start and Stop may be called from
+// any. Its loop must be run by Loop::Run, and streams change loops only with
+// StreamOptions::migratable.
+#ifndef PENSTOCK_EXAMPLES_COMMON_MOVER_H_
+#define PENSTOCK_EXAMPLES_COMMON_MOVER_H_
+
+#include <penstock/loop.h>
+
+#include <vector>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+
+namespace examples {
+
+// From the beginning of one round to the next, or longer when a round takes longer. Zero: never.
+struct MoveIntervals {
+  absl::Duration switch_every;
+  absl::Duration move_every;
+};
+
+class Mover {
+ public:
+  Mover(penstock::Loop& loop, MoveIntervals intervals);
+  Mover(const Mover&) = delete;
+  Mover& operator=(const Mover&) = delete;
+
+  // Makes both engines ready, if streams are to change them. Loop's thread, before Start.
+  absl::Status Prepare();
+  // Streams that change loops go to `next`.
+  void Start(penstock::LoopHandle next);
+  // Begins no more rounds, and calls `stopped` on the loop's thread when nothing is on its way.
+  void Stop(absl::AnyInvocable<void() &&> stopped);
+
+ private:
+  void ArmSwitch(absl::Duration after);
+  void ArmMigrate(absl::Duration after);
+  void SwitchRound();
+  void MigrateRound();
+  void TellIfStill();
+
+  penstock::Loop& loop_;
+  const penstock::LoopHandle handle_;
+  const MoveIntervals intervals_;
+  penstock::LoopHandle next_;
+  penstock::Timer switch_timer_;
+  penstock::Timer migrate_timer_;
+  bool switching_ = false;
+  bool migrating_ = false;
+  bool stopping_ = false;
+  absl::AnyInvocable<void() &&> stopped_;
+};
+
+// Stops all of them, and then calls `stopped`, on the thread of whichever was last: no stream is
+// between two loops then, and they may be drained.
+void StopMovers(const std::vector<Mover*>& movers, absl::AnyInvocable<void()> stopped);
+
+}  // namespace examples
+
+#endif  // PENSTOCK_EXAMPLES_COMMON_MOVER_H_

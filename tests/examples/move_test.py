@@ -1,0 +1,237 @@
+#!/usr/bin/env python3
+"""Servers whose connections change engine and loop all the time, and live_migration."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+
+import programs
+from programs import Case, Running, Server, built, run, uring_missing
+from http_test import Answers, GET, GREETING
+from seal_test import SCRIPT
+
+MOVE_KEYS = ["engine_switches", "loop_moves", "stranded", "pause_p50_us", "pause_p99_us",
+             "late_completions", "bytes_carried"]
+KEYS = ["connections", "loops", "seconds", "bytes", "bytes_per_s", "errors", *MOVE_KEYS]
+SWITCH, MOVE = "--switch-every=2ms", "--move-every=3ms"
+
+
+def sealing_missing():
+    asked = run("echo_client", "--seal=psk", "--connect=unix:@none")
+    return "without sealed streams" in asked.stderr
+
+
+class MovingCase(Case):
+    def need_uring(self):
+        if uring_missing():
+            self.skipTest(f"io_uring: {uring_missing()}")
+
+    def psk(self):
+        if sealing_missing():
+            self.skipTest("built without sealed streams")
+        folder = self.folder / "certs"
+        subprocess.run([SCRIPT, folder], check=True, stdout=subprocess.DEVNULL)
+        return ["--seal=psk", f"--psk-file={folder}/psk.hex"]
+
+    def check_figures(self, figures):
+        self.assertEqual((figures["errors"], figures["stranded"]), (0, 0))
+        self.assertGreater(figures["pause_p50_us"], 0)
+        self.assertGreaterEqual(figures["pause_p99_us"], figures["pause_p50_us"])
+
+
+class Servers(MovingCase):
+    def check_echo(self, words, seal=()):
+        with Server("echo_server", "--listen=127.0.0.1:0", *words, *seal) as server:
+            done = run("echo_client", f"--connect={server.address}", "--connections=16",
+                       "--size=20000", "--depth=4", "--duration=700ms", *seal)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            client = json.loads(done.stdout)
+            last = server.stop()
+        self.check_figures(last)
+        self.assertEqual((last["accepted"], last["closed"], last["pool_live_bytes"]), (16, 16, 0))
+        self.assertEqual(list(last)[-len(MOVE_KEYS):], MOVE_KEYS)
+        if not seal:
+            self.assertEqual((last["bytes_in"], last["bytes_out"]), (client["bytes"],) * 2)
+        return last
+
+    def test_engines_under_load(self):
+        self.need_uring()
+        for engine in ("epoll", "uring"):
+            with self.subTest(engine=engine):
+                last = self.check_echo([f"--engine={engine}", SWITCH])
+                self.assertGreater(last["engine_switches"], 16)
+                self.assertEqual(last["loop_moves"], 0)
+
+    def test_loops_under_load(self):
+        for engine in ("epoll", "uring"):
+            if engine == "uring" and uring_missing():
+                continue
+            with self.subTest(engine=engine):
+                last = self.check_echo([f"--engine={engine}", "--loops=3", MOVE])
+                self.assertGreater(last["loop_moves"], 16)
+                self.assertEqual(last["engine_switches"], 0)
+
+    def test_both_under_load(self):
+        self.need_uring()
+        last = self.check_echo(["--loops=2", SWITCH, MOVE])
+        self.assertGreater(last["engine_switches"], 16)
+        self.assertGreater(last["loop_moves"], 16)
+
+    def test_both_sealed(self):
+        self.need_uring()
+        last = self.check_echo(["--loops=2", SWITCH, MOVE], self.psk())
+        self.assertGreater(last["loop_moves"], 16)
+
+    def test_still_streams_stay(self):
+        with Server("echo_server", "--listen=127.0.0.1:0", "--loops=2") as server:
+            with server.connect() as peer:
+                peer.sendall(b"x")
+                self.assertEqual(peer.recv(1), b"x")
+            last = server.stop()
+        self.assertEqual([last[key] for key in MOVE_KEYS], [0] * len(MOVE_KEYS))
+
+    def test_idle_connections_move_and_hold_nothing(self):
+        self.need_uring()
+        with Server("echo_server", "--listen=127.0.0.1:0", "--loops=2", SWITCH, MOVE) as server:
+            peers = [server.connect() for _ in range(50)]
+            for peer in peers:
+                peer.sendall(b"x")
+                self.assertEqual(peer.recv(1), b"x")
+            moved = server.snapshot()["loop_moves"]
+            programs.wait_until(lambda: server.snapshot()["loop_moves"] > moved + 500, "500 moves")
+            programs.wait_until(lambda: server.snapshot()["pool_live_bytes"] == 0, "no byte held")
+            for peer in peers:
+                peer.sendall(b"y")
+                self.assertEqual(peer.recv(1), b"y")
+                peer.close()
+            last = server.stop()
+        self.check_figures(last)
+
+    def test_stops_in_order_while_they_move(self):
+        """What was received before SIGTERM is answered, whatever is on its way."""
+        with Server("echo_server", "--listen=127.0.0.1:0", "--loops=2", "--move-every=1ms") as server:
+            peers = [server.connect() for _ in range(20)]
+            for peer in peers:
+                peer.sendall(b"x" * 1000)
+            for peer in peers:
+                self.assertEqual(len(peer.recv(1000, socket.MSG_WAITALL)), 1000)
+            server.signal(signal.SIGTERM)
+            for peer in peers:
+                peer.sendall(b"y")
+                self.assertEqual(peer.recv(1), b"y")
+                peer.close()
+            last = json.loads(server.line())
+            self.assertEqual(server.end(), 0)
+        self.assertEqual((last["errors"], last["closed"], last["stranded"]), (0, 20, 0))
+
+    def test_http_requests_in_pieces(self):
+        self.need_uring()
+        with Server("http_hello", "--listen=127.0.0.1:0", "--loops=2", SWITCH,
+                    MOVE, "--grace=100ms") as server:
+            with server.connect() as peer:
+                answers = Answers(peer)
+                for at in range(1, len(GET)):
+                    # Its first half waits on one loop, the other comes to another one.
+                    peer.sendall(GET[:at])
+                    moved = server.snapshot()["loop_moves"]
+                    programs.wait_until(lambda was=moved: server.snapshot()["loop_moves"] > was,
+                                        "a move")
+                    peer.sendall(GET[at:] + GET)
+                    for _ in range(2):
+                        status, _, body = answers.next()
+                        self.assertEqual((status, body), (200, GREETING))
+            last = server.stop()
+        self.check_figures(last)
+
+    def test_flags(self):
+        for name in ("echo_server", "http_hello"):
+            for words, says in (
+                    (["--move-every=10ms"], ["--move-every", "--loops=2"]),
+                    (["--move-every=1us", "--loops=2"], ["--move-every", "1us", "1ms"]),
+                    (["--switch-every=-1s"], ["--switch-every", "-1s", "1ms"]),
+                    (["--switch-every=5"], ["--switch-every", "'5'", "500ms"])):
+                with self.subTest(name=name, words=words):
+                    done = run(name, "--listen=127.0.0.1:0", *words)
+                    self.assertEqual(done.returncode, 1)
+                    for text in says:
+                        self.assertIn(text, done.stderr)
+
+
+class LiveMigration(MovingCase):
+    def setUp(self):
+        super().setUp()
+        if built("live_migration") is None:
+            self.fail("live_migration is not built")
+        self.need_uring()
+
+    def check_json(self, *words):
+        done = run("live_migration", "--json", "--seconds=1", *words)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(done.stdout.count("\n"), 1, done.stdout)
+        figures = json.loads(done.stdout)
+        self.assertEqual(list(figures), KEYS)
+        self.check_figures(figures)
+        self.assertGreater(figures["bytes"], 0)
+        return figures
+
+    def test_plain(self):
+        figures = self.check_json("--connections=40")
+        self.assertEqual((figures["connections"], figures["loops"]), (40, 2))
+        self.assertGreater(figures["engine_switches"], 80)
+        self.assertGreater(figures["loop_moves"], 80)
+        self.assertGreater(figures["bytes_carried"], 0)
+
+    def test_sealed(self):
+        figures = self.check_json("--connections=20", *self.psk())
+        self.assertGreater(figures["loop_moves"], 40)
+
+    def test_one_kind_of_move_alone(self):
+        self.assertEqual(self.check_json("--move-every=0")["loop_moves"], 0)
+        self.assertEqual(self.check_json("--switch-every=0")["engine_switches"], 0)
+
+    def test_plain_lines_without_a_terminal(self):
+        done = run("live_migration", "--seconds=2", "--connections=10")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        lines = done.stdout.splitlines()
+        self.assertGreaterEqual(len(lines), 2, done.stdout)
+        self.assertNotIn("\033", done.stdout)
+        for line in lines[:-1]:
+            self.assertRegex(line, r"^\d+ s: \d+ streams on epoll, \d+ on io_uring; \d+ switches, "
+                                   r"\d+ moves; pause p50 .*, p99 .*; .* verified, 0 errors$")
+        self.assertRegex(lines[-1], r"^10 connections in .* 0 errors, 0 stranded$")
+
+    def test_a_table_on_a_terminal(self):
+        script = built("live_migration") + " --seconds=1 --connections=4"
+        done = subprocess.run(["script", "-qec", script, "/dev/null"], text=True, check=False,
+                              capture_output=True, timeout=programs.PATIENCE)
+        self.assertEqual(done.returncode, 0, done.stdout)
+        self.assertRegex(done.stdout, r"on epoll +io_uring +switches")
+        self.assertRegex(done.stdout, r"loop 0 [^\n]*\n\s*loop 1 ")
+        self.assertIn("\033[4A", done.stdout)
+
+    def test_ends_early_at_a_signal(self):
+        with Running("live_migration", "--seconds=1000", "--connections=8") as program:
+            self.assertIn("streams on epoll", program.line())
+            program.signal(signal.SIGINT)
+            self.assertEqual(program.end(), 0)
+            self.assertEqual(program.stderr(), "")
+
+    def test_flags(self):
+        for words, says in ((["--connections=0"], ["--connections", "1 to"]),
+                            (["--seconds=0"], ["--seconds", "1 to"]),
+                            (["--move-every=1us"], ["--move-every", "1ms"]),
+                            (["--seal=none", "extra"], ["extra", "only flags"]),
+                            (["--seal=psk"], ["--psk-file"])):
+            if words == ["--seal=psk"] and sealing_missing():
+                continue
+            with self.subTest(words=words):
+                done = run("live_migration", *words)
+                self.assertEqual(done.returncode, 1)
+                for text in says:
+                    self.assertIn(text, done.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(programs.main())
