@@ -36,6 +36,12 @@ Mover::Mover(Loop& loop, MoveIntervals intervals)
       migrate_timer_(loop) {}
 
 absl::Status Mover::Prepare() {
+  if (intervals_.adaptive) {
+    absl::StatusOr<std::unique_ptr<penstock::EngineAdapter>> adapter =
+        penstock::EngineAdapter::Create(loop_);
+    if (!adapter.ok()) return adapter.status();
+    adapter_ = *std::move(adapter);
+  }
   if (intervals_.switch_every == absl::ZeroDuration()) return absl::OkStatus();
   return loop_.EnableEngine(OtherEngine(loop_));
 }
@@ -54,6 +60,10 @@ void Mover::Stop(absl::AnyInvocable<void() &&> stopped) {
     stopped_ = std::move(stopped);
     switch_timer_.Cancel();
     migrate_timer_.Cancel();
+    if (adapter_ != nullptr) {
+      for (const std::string& line : adapter_->trace()) Complain("adaptive: " + line);
+      adapter_ = nullptr;
+    }
     TellIfStill();
   });
 }

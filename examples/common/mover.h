@@ -7,8 +7,10 @@
 #ifndef PENSTOCK_EXAMPLES_COMMON_MOVER_H_
 #define PENSTOCK_EXAMPLES_COMMON_MOVER_H_
 
+#include <penstock/adaptive.h>
 #include <penstock/loop.h>
 
+#include <memory>
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
@@ -21,6 +23,7 @@ namespace examples {
 struct MoveIntervals {
   absl::Duration switch_every;
   absl::Duration move_every;
+  bool adaptive = false;  // each loop chooses its engine by measuring
 };
 
 class Mover {
@@ -33,7 +36,8 @@ class Mover {
   absl::Status Prepare();
   // Streams that change loops go to `next`.
   void Start(penstock::LoopHandle next);
-  // Begins no more rounds, and calls `stopped` on the loop's thread when nothing is on its way.
+  // Begins no more rounds, tells on stderr what was decided with `adaptive`, and calls `stopped` on
+  // the loop's thread when nothing is on its way.
   void Stop(absl::AnyInvocable<void() &&> stopped);
 
  private:
@@ -49,6 +53,7 @@ class Mover {
   penstock::LoopHandle next_;
   penstock::Timer switch_timer_;
   penstock::Timer migrate_timer_;
+  std::unique_ptr<penstock::EngineAdapter> adapter_;
   bool switching_ = false;
   bool migrating_ = false;
   bool stopping_ = false;

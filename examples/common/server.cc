@@ -40,6 +40,10 @@ ABSL_FLAG(absl::Duration, switch_every, absl::ZeroDuration(),
 ABSL_FLAG(absl::Duration, move_every, absl::ZeroDuration(),
           "every connection moves to the next of the --loops at this interval; 0: never");
 
+ABSL_FLAG(bool, adaptive, false,
+          "each loop chooses between epoll and io_uring by measuring, and tells why on stderr at "
+          "the end");
+
 namespace examples {
 namespace {
 
@@ -75,7 +79,10 @@ class ServerLoop {
     handle_ = loop_->handle();
     mover_ = std::make_unique<Mover>(*loop_, config.intervals);
     if (absl::Status status = mover_->Prepare(); !status.ok()) {
-      return absl::Status(status.code(), absl::StrCat("--switch-every: ", status.message()));
+      return absl::Status(
+          status.code(),
+          absl::StrCat(config.intervals.adaptive ? "--adaptive: " : "--switch-every: ",
+                       status.message()));
     }
     absl::StatusOr<std::unique_ptr<Listener>> listener =
         Listener::Listen(*loop_, address, config.listen, Accept(config));
@@ -196,7 +203,11 @@ ServerConfig ConfigFromFlags(const SocketAddress& address, Serve serve,
     Fail("--loops: a Unix socket cannot be shared by several loops; --loops=1 is accepted");
   }
   const MoveIntervals intervals{IntervalOrFail("switch-every", absl::GetFlag(FLAGS_switch_every)),
-                                IntervalOrFail("move-every", absl::GetFlag(FLAGS_move_every))};
+                                IntervalOrFail("move-every", absl::GetFlag(FLAGS_move_every)),
+                                absl::GetFlag(FLAGS_adaptive)};
+  if (intervals.adaptive && intervals.switch_every > absl::ZeroDuration()) {
+    Fail("--adaptive: --switch-every already says when to switch; one of the two is accepted");
+  }
   const bool moves = intervals.move_every > absl::ZeroDuration();
   if (moves && loops < 2) {
     Fail("--move-every: there is no other loop to move to; --loops=2 and more is accepted");

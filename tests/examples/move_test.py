@@ -109,6 +109,16 @@ class Servers(MovingCase):
             last = server.stop()
         self.check_figures(last)
 
+    def test_adaptive(self):
+        """What it decides is the machine's business; that nothing is lost is ours."""
+        self.need_uring()
+        with Server("echo_server", "--listen=127.0.0.1:0", "--adaptive", "--engine=epoll") as server:
+            done = run("echo_client", f"--connect={server.address}", "--connections=64",
+                       "--size=64", "--depth=4", "--duration=6s")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            last = server.stop()
+        self.assertEqual((last["errors"], last["closed"], last["stranded"]), (0, 64, 0))
+
     def test_stops_in_order_while_they_move(self):
         """What was received before SIGTERM is answered, whatever is on its way."""
         with Server("echo_server", "--listen=127.0.0.1:0", "--loops=2", "--move-every=1ms") as server:
@@ -151,6 +161,7 @@ class Servers(MovingCase):
                     (["--move-every=10ms"], ["--move-every", "--loops=2"]),
                     (["--move-every=1us", "--loops=2"], ["--move-every", "1us", "1ms"]),
                     (["--switch-every=-1s"], ["--switch-every", "-1s", "1ms"]),
+                    (["--adaptive", "--switch-every=1s"], ["--adaptive", "--switch-every"]),
                     (["--switch-every=5"], ["--switch-every", "'5'", "500ms"])):
                 with self.subTest(name=name, words=words):
                     done = run(name, "--listen=127.0.0.1:0", *words)
