@@ -6,7 +6,7 @@ PACKAGES_BUILD=(g++ cmake ninja-build pkg-config ccache libabsl-dev liburing-dev
   python3)
 # To build and run the tests and benchmarks, the second compiler and the format check among them.
 PACKAGES_TESTS=("${PACKAGES_BUILD[@]}" clang-14 clang-format-14 libclang-rt-14-dev libgtest-dev
-  libbenchmark-dev libasio-dev libuv1-dev libgrpc29 curl wrk)
+  libbenchmark-dev libasio-dev libuv1-dev libgrpc29 curl wrk spin)
 # To run tests under older kernels in an emulated machine; the kernels themselves are fetched by
 # tests/vm/run.py and not installed.
 PACKAGES_VM=(qemu-system-x86 busybox-static kmod cpio iproute2 ibverbs-providers ibverbs-utils)

@@ -148,6 +148,7 @@ void Connection::Proceed() {
 void Connection::OnNotReleased() {
   loop_->counters().moves_refused.Add(1);
   parcel_->Apply(MoveEvent::kTaken);
+  write_blocked_ = false;  // the poll that waited for room may have ended meanwhile
   FinishMove(MoveError(absl::UnavailableError("the kernel does not end what it was told to end")));
 }
 
