@@ -39,7 +39,7 @@ ActorPlan ActorPlan::Draw(SimRandom& random) {
 // --- Beginning ---
 
 Actor::Actor(Scenario& scenario, LoopState& loop, int side)
-    : scenario_(scenario), loop_(loop), side_(side), plan_(ActorPlan::Draw(scenario.random())) {}
+    : scenario_(scenario), loop_(&loop), side_(side), plan_(ActorPlan::Draw(scenario.random())) {}
 
 void Actor::Connect(const SocketAddress& address) {
   SimRandom& random = scenario_.random();
@@ -53,7 +53,7 @@ void Actor::Connect(const SocketAddress& address) {
   const size_t links = scenario_.world().wire().links().size();
   {
     const InCall call(*this);
-    attempt_ = penstock::Connect(*loop_.loop, address, options,
+    attempt_ = penstock::Connect(*loop_->loop, address, options,
                                  [this, ticket = Ticket(*this, Ticket::Op::kConnect)](
                                      absl::StatusOr<StreamPtr> stream) mutable {
                                    ticket.Use();
@@ -84,10 +84,10 @@ void Actor::OnConnected(absl::StatusOr<StreamPtr> stream) {
                   absl::ToInt64Nanoseconds(connect_deadline_);
       break;
     case absl::StatusCode::kCancelled:
-      has_cause = connect_cancelled_ || loop_.drained;
+      has_cause = connect_cancelled_ || loop_->drained;
       break;
     case absl::StatusCode::kResourceExhausted:
-      has_cause = scenario_.scarce() || loop_.drained;
+      has_cause = scenario_.scarce() || loop_->drained;
       break;
     default:
       break;
@@ -120,7 +120,7 @@ void Actor::Begin(StreamPtr stream) {
 // --- Acting ---
 
 void Actor::ScheduleTick() {
-  if (ended_ || loop_.gone) return;
+  if (ended_ || lost()) return;
   SimWorld& world = scenario_.world();
   world.At(
       world.now_ns() + 1 +
@@ -131,29 +131,41 @@ void Actor::ScheduleTick() {
 // Something happens to the actor: by another thread's post, by a timer of the loop, or by the host
 // between two turns.
 void Actor::Tick() {
-  if (ended_ || loop_.gone) return;
+  if (ended_ || lost()) return;
+  ScheduleTick();
+  if (migrating_ > 0) return;
   SimWorld& world = scenario_.world();
-  const auto wake = [this] {
+  const auto wake = [this, loop = loop_] {
+    if (migrating_ > 0 || loop != loop_) return;  // the stream is elsewhere, or on its way
     paused_ = false;
     held_.clear();
     Step();
-    ScheduleTick();
   };
   const uint64_t way = scenario_.random().Below(3);
-  if (way == 0 || world.Busy(*loop_.loop)) {
-    loop_.loop->Post(wake);
+  if (way == 0 || world.Busy(*loop_->loop)) {
+    loop_->loop->Post(wake);
   } else if (way == 1) {
-    timer_ = std::make_unique<Timer>(*loop_.loop);
+    timer_ = std::make_unique<Timer>(*loop_->loop);
     timer_->Arm(absl::Nanoseconds(static_cast<int64_t>(scenario_.random().Below(3 * kNsPerMs))),
                 wake);
-    world.Touch(*loop_.loop);
+    world.Touch(*loop_->loop);
   } else {
+    LoopState& loop = *loop_;
     wake();
-    if (!loop_.gone) world.Touch(*loop_.loop);
+    if (!loop.gone) world.Touch(*loop.loop);
   }
 }
 
-void Actor::OnLoopGoing() { timer_.reset(); }
+void Actor::OnLoopGoing(const LoopState& loop) {
+  if (loop_ != &loop) return;
+  timer_.reset();
+  in_transit_ = stream_ != nullptr && stream_->stats().engine == EngineKind::kAuto;
+}
+
+bool Actor::lost() const {
+  if (!loop_->gone) return false;
+  return migrating_ == 0 || !in_transit_ || target_ == nullptr || target_->gone;
+}
 
 void Actor::Calm() {
   plan_.trick = plan_.pause = plan_.hold = 0;
@@ -161,14 +173,14 @@ void Actor::Calm() {
   plan_.tick_max_ns = 1000 * kNsPerMs;
   paused_ = false;
   held_.clear();
-  Step();
+  if (migrating_ == 0) Step();
 }
 
 void Actor::Finish() {
   Calm();
   if (ended_) return;
   if (connecting_) return;
-  if (stream_ == nullptr) return;
+  if (stream_ == nullptr || migrating_ > 0) return;  // or when it has arrived
   const InCall call(*this);
   stream_->SetReadDeadline(absl::InfiniteDuration());
   stream_->SetWriteDeadline(absl::InfiniteDuration());
@@ -184,7 +196,12 @@ void Actor::Step() {
   }
   if (stream_ == nullptr || ended_ || stepping_) return;
   stepping_ = true;
+  const int moves = migrating_;
   if (random.Chance(plan_.trick)) Trick();
+  if (migrating_ > moves) {
+    stepping_ = false;
+    return;  // only its callbacks may use it now
+  }
   if (!ended_) Read();
   if (!ended_) WriteSome();
   stepping_ = false;
@@ -260,8 +277,8 @@ BufferChain Actor::Bytes(size_t size) {
 
 Buffer Actor::Piece(uint64_t position, size_t size) {
   const uint64_t key = StreamKey(*link_, side_);
-  if (!loop_.pool_is_tight && scenario_.random().Chance(700)) {
-    if (Buffer buffer = loop_.pool->TryAllocate(size)) {
+  if (!loop_->pool_is_tight && scenario_.random().Chance(700)) {
+    if (Buffer buffer = loop_->pool->TryAllocate(size)) {
       buffer.Extend(size);
       FillPattern(key, position, buffer.mutable_data(), size);
       return buffer;
@@ -344,7 +361,7 @@ void Actor::Destroy() {
 void Actor::Trick() {
   SimRandom& random = scenario_.random();
   if (random.Chance(plan_.rough)) return RoughTrick();
-  switch (random.Below(9)) {
+  switch (random.Below(11)) {
     case 0: {
       read_cancelled_ |= read_pending_;
       const InCall call(*this);
@@ -374,6 +391,9 @@ void Actor::Trick() {
     case 6:
     case 7:
       return Switch();
+    case 8:
+    case 9:
+      return Migrate(scenario_.RandomLoop());
     default:
       return CheckStats();
   }
@@ -383,9 +403,11 @@ void Actor::Switch() {
   const EngineKind to =
       scenario_.random().Chance(500) ? EngineKind::kAuto : scenario_.second_engine();
   scenario_.world().Note("switch", link_->id, static_cast<uint64_t>(side_));
+  target_ = nullptr;
   const InCall call(*this);
   SwitchEngine(*stream_, to,
                [this, ticket = Ticket(*this, Ticket::Op::kSwitch)](absl::Status status) mutable {
+                 FollowStream(status, nullptr);
                  ticket.Use();
                  ++scenario_.result().switches;
                  const bool replaced = absl::IsCancelled(status);
@@ -394,6 +416,45 @@ void Actor::Switch() {
                  }
                  Step();
                });
+}
+
+void Actor::Migrate(LoopState& target) {
+  if (stream_ == nullptr || ended_) return;
+  const EngineKind engine =
+      scenario_.random().Chance(700) ? EngineKind::kAuto : scenario_.second_engine();
+  scenario_.world().Note("migrate", link_->id * 2 + static_cast<uint64_t>(side_), loop_->index,
+                         target.index);
+  timer_.reset();  // belongs to the loop that the stream may leave
+  ++migrating_;
+  target_ = &target;
+  const InCall call(*this);
+  penstock::Migrate(
+      *stream_, target.handle,
+      [this, &target, ticket = Ticket(*this, Ticket::Op::kMigrate)](absl::Status status) mutable {
+        --migrating_;
+        FollowStream(status, &target);
+        ticket.Use();
+        OnMigrated(target, status);
+      },
+      engine);
+}
+
+void Actor::FollowStream(const absl::Status& status, const LoopState* target) {
+  if (stream_ == nullptr) return Wrong("a move ends after its stream was destroyed");
+  LoopState* const now = scenario_.StateOf(stream_->loop());
+  // A move that another one has taken the place of may end anywhere.
+  if (now != loop_ && now != target_) Wrong("a stream on a loop that it was not to go to");
+  if (target != nullptr && status.ok() && now != target) Wrong("a stream is not where it went");
+  const bool failed = !status.ok() && !absl::IsCancelled(status);
+  if (target != nullptr && target == target_ && failed && now != loop_) {
+    Wrong("a stream has gone though its move failed");
+  }
+  loop_ = now;
+}
+
+bool Actor::MayAct() const {
+  return !ended_ && !connecting_ && migrating_ == 0 && !loop_->gone &&
+         !scenario_.world().Busy(*loop_->loop);
 }
 
 void Actor::RoughTrick() {
@@ -437,7 +498,7 @@ void Actor::SetDeadline() {
 }
 
 void Actor::CheckStats() {
-  if (loop_.gone) return;
+  if (loop_->gone) return;
   const StreamStats stats = stream_->stats();
   const SimSide& mine = link_->sides[static_cast<size_t>(side_)];
   if (stats.bytes_out != mine.sent) {

@@ -1,8 +1,9 @@
 // Actor: one user of one stream. It reads and writes as its plan and chance say, plays tricks
 // (cancels, ends, deadlines, destroys the stream in any callback), and judges everything that comes
 // back: the oracle of the simulation. Bytes must be the ones its peer wrote, in order; every
-// callback must run once, in its loop's turn, outside the call that started it, or be destroyed
-// unrun with its stream; every end must have its cause on the wire or in a call of this actor.
+// callback must run once, in a turn of the loop that has the stream, outside the call that started
+// it, or be destroyed unrun with its stream; every end must have its cause on the wire or in a call
+// of this actor.
 #ifndef PENSTOCK_TESTS_SIM_ACTOR_H_
 #define PENSTOCK_TESTS_SIM_ACTOR_H_
 
@@ -28,6 +29,7 @@ class Scenario;
 // A loop as actors know it: it may be destroyed before they are.
 struct LoopState {
   std::unique_ptr<Loop> loop;
+  LoopHandle handle;
   size_t index = 0;
   bool gone = false;
   bool drained = false;
@@ -53,7 +55,16 @@ struct ActorPlan {
 // In a callback: sees that it runs once, where it should, or dies with its stream.
 class Ticket {
  public:
-  enum class Op : uint8_t { kRead, kExtraRead, kWrite, kShutdown, kWritable, kConnect, kSwitch };
+  enum class Op : uint8_t {
+    kRead,
+    kExtraRead,
+    kWrite,
+    kShutdown,
+    kWritable,
+    kConnect,
+    kSwitch,
+    kMigrate
+  };
   Ticket(Actor& actor, Op op) : actor_(&actor), op_(op) {}
   Ticket(Ticket&& other) noexcept : actor_(std::exchange(other.actor_, nullptr)), op_(other.op_) {}
   Ticket& operator=(Ticket&&) = delete;
@@ -78,16 +89,22 @@ class Actor {
   void Calm();
   // Brings everything to its end.
   void Finish();
-  // The loop is about to be destroyed.
-  void OnLoopGoing();
+  // Asks for the stream to go to the loop of `target`. From outside a turn only when MayAct().
+  void Migrate(LoopState& target);
+  // `loop` is about to be destroyed.
+  void OnLoopGoing(const LoopState& loop);
 
   bool ended() const { return ended_; }
+  // What had the stream has been destroyed, and with it the stream's callbacks.
+  bool lost() const;
+  // Whether the host may call the stream now, between two turns: not while it may change loops.
+  bool MayAct() const;
   bool connecting() const { return connecting_; }
   uint64_t queued_bytes() const { return stream_ == nullptr ? 0 : stream_->stats().queued_bytes; }
   uint64_t written() const { return written_; }
   const SimLink* link() const { return link_; }
   int side() const { return side_; }
-  LoopState& loop() { return loop_; }
+  const LoopState& loop() const { return *loop_; }
   std::string Describe() const;
 
  private:
@@ -122,6 +139,8 @@ class Actor {
   void AskWritable();
   void SetDeadline();
   void Switch();
+  // A callback of a move runs: follows the stream to where it is now.
+  void FollowStream(const absl::Status& status, const LoopState* target);
   void CheckStats();
   BufferChain Bytes(size_t size);
   Buffer Piece(uint64_t position, size_t size);
@@ -131,6 +150,7 @@ class Actor {
   void OnBytes(Buffer bytes);
   void OnReadEnd(const absl::Status& status);
   void OnWritten(uint64_t number, const absl::Status& status);
+  void OnMigrated(const LoopState& target, const absl::Status& status);
   void OnUsed(Ticket::Op op);
   void OnUnrun(Ticket::Op op);
   // Whether `status` of an operation other than end of stream has a cause.
@@ -138,7 +158,7 @@ class Actor {
   void Wrong(const std::string& what);
 
   Scenario& scenario_;
-  LoopState& loop_;
+  LoopState* loop_;  // that has the stream, or had it before it left for target_
   const int side_;
   ActorPlan plan_;
   StreamPtr stream_;
@@ -155,6 +175,10 @@ class Actor {
   int calls_ = 0;
   bool stepping_ = false;
   bool paused_ = false;
+
+  int migrating_ = 0;            // done callbacks that are to come
+  LoopState* target_ = nullptr;  // of the last of these; null when a switch took its place
+  bool in_transit_ = false;      // when loop_ went
 
   bool read_pending_ = false;
   bool read_cancelled_ = false;

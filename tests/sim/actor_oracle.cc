@@ -11,8 +11,8 @@ namespace {
 
 using Phase = Scenario::Phase;
 
-constexpr const char* kOpNames[] = {"read",     "extra read", "write", "shutdown",
-                                    "writable", "connect",    "switch"};
+constexpr const char* kOpNames[] = {"read",     "extra read", "write",  "shutdown",
+                                    "writable", "connect",    "switch", "migrate"};
 
 }  // namespace
 
@@ -29,15 +29,15 @@ void Actor::OnUsed(Ticket::Op op) {
   if (ended_ && op != Ticket::Op::kConnect)
     Wrong(name + " callback after its stream was destroyed");
   if (calls_ > 0) Wrong(name + " callback inside a call to its stream (I3)");
-  if (loop_.gone) {
+  if (loop_->gone) {
     Wrong(name + " callback after its loop was destroyed");
-  } else if (!scenario_.world().Busy(*loop_.loop)) {
+  } else if (!scenario_.world().Busy(*loop_->loop)) {
     Wrong(name + " callback outside a turn of its loop");
   }
 }
 
 void Actor::OnUnrun(Ticket::Op op) {
-  if (ended_ || ending_ || loop_.gone) return;
+  if (ended_ || ending_ || lost()) return;
   Wrong(absl::StrCat(kOpNames[static_cast<size_t>(op)],
                      " callback destroyed unrun while its stream lives"));
 }
@@ -49,7 +49,7 @@ void Actor::Wrong(const std::string& what) {
 std::string Actor::Describe() const {
   return absl::StrCat(
       side_ == 0 ? "client" : "server", " of link ", link_ == nullptr ? 0 : link_->id, " on loop ",
-      loop_.index, connecting_ ? " connecting" : "", read_pending_ ? " reading" : "",
+      loop_->index, connecting_ ? " connecting" : "", read_pending_ ? " reading" : "",
       read_end_ ? " read-ended" : "", write_shut_ ? " write-shut" : "",
       write_shut_done_ ? "-done" : "", aborted_ ? " aborted" : "", ended_ ? " ended" : "", ", ",
       received_, " received, ", written_, " written, ", writes_.size(), " writes pending");
@@ -149,6 +149,20 @@ void Actor::OnWritten(uint64_t number, const absl::Status& status) {
   Step();
 }
 
+void Actor::OnMigrated(const LoopState& target, const absl::Status& status) {
+  ScenarioResult& result = scenario_.result();
+  if (status.ok()) {
+    ++result.migrations;
+  } else if (!absl::IsCancelled(status)) {  // replaced by a later one, or ended
+    ++result.migrations_failed;
+    const bool refused = absl::IsUnavailable(status) && (target.gone || target.drained);
+    if (!refused && !scenario_.scarce() && !HasCause(status)) {
+      Wrong("a migration failed without a cause: " + status.ToString());
+    }
+  }
+  scenario_.phase() == Phase::kFinish ? Finish() : Step();
+}
+
 bool Actor::HasCause(const absl::Status& status) const {
   const SimSide& mine = link_->sides[static_cast<size_t>(side_)];
   switch (status.code()) {
@@ -162,7 +176,7 @@ bool Actor::HasCause(const absl::Status& status) const {
     case absl::StatusCode::kDeadlineExceeded:
       return scenario_.world().now_ns() >= earliest_deadline_ns_;
     case absl::StatusCode::kCancelled:
-      return aborted_ || loop_.drained;
+      return aborted_ || loop_->drained;
     default:
       return false;
   }

@@ -4,6 +4,7 @@
 #include <penstock/connect.h>
 #include <penstock/listener.h>
 #include <penstock/loop.h>
+#include <penstock/move.h>
 #include <penstock/stream.h>
 
 #include <cstdint>
@@ -487,6 +488,38 @@ TEST_P(SimDirected, IdleStreamsHoldNothing) {
   for (const StreamPtr& server : servers) server->ShutdownRead();
   RunFor(absl::Seconds(1));
   expect_idle();
+}
+
+// --- Moves ---
+
+class SimCompletion : public SimDirected {};
+
+INSTANTIATE_TEST_SUITE_P(Styles, SimCompletion, ::testing::Values(SimStyle::kCompletion),
+                         StyleName);
+
+// The wait for room has ended when the kernel refuses to end the receive: it must begin again.
+TEST_P(SimCompletion, AStreamThatCannotBeReleasedGoesOnSending) {
+  Open();
+  world_.wire().set_buffers(1'000, 1'000);
+  server_->ReadReady([](absl::StatusOr<Buffer>) {});
+  std::optional<absl::Status> sent, moved;
+  Write(*server_, std::string(5'000, 'x'), [&](absl::Status status) { sent = status; });
+  RunFor(absl::Seconds(1));
+  EXPECT_FALSE(sent.has_value());
+  world_.faults().cancel_refused = 1000;
+  SwitchEngine(*server_, EngineKind::kEpoll, [&](absl::Status status) { moved = status; });
+  world_.Touch(*loop_);
+  ASSERT_TRUE(RunUntil([&] { return moved.has_value(); }));
+  EXPECT_TRUE(absl::IsUnavailable(*moved)) << *moved;
+  EXPECT_EQ(loop_->Snapshot().moves_refused, 1u);
+  size_t received = 0;
+  while (received < 5'000) {
+    const auto piece = ReadOnce(*client_);
+    ASSERT_TRUE(piece.has_value() && piece->ok());
+    received += (*piece)->size();
+  }
+  ASSERT_TRUE(RunUntil([&] { return sent.has_value(); }));
+  EXPECT_TRUE(sent->ok()) << *sent;
 }
 
 }  // namespace

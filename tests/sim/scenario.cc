@@ -63,6 +63,13 @@ const Actor* Scenario::Peer(const SimLink& link, int side) const {
   return nullptr;
 }
 
+LoopState* Scenario::StateOf(const Loop& loop) const {
+  for (const auto& state : loops_) {
+    if (state->loop.get() == &loop) return state.get();
+  }
+  return nullptr;
+}
+
 ScenarioResult Scenario::Run() {
   stream_options_ = DrawStreamOptions(random_);
   world_.wire().set_buffers(random_.Size(128 * 1024), random_.Size(128 * 1024));
@@ -72,7 +79,8 @@ ScenarioResult Scenario::Run() {
   PlanClients();
   PlanChaos();
   const SimFaults faults = SimFaults::Swarm(random_);
-  scarce_ |= faults.attach_failure > 0 || faults.descriptors_max != SIZE_MAX;
+  scarce_ |=
+      faults.attach_failure > 0 || faults.descriptors_max != SIZE_MAX || faults.cancel_refused > 0;
   world_.faults() = faults;
   RunChaosPhase();
   world_.faults() = SimFaults();
@@ -116,6 +124,7 @@ void Scenario::MakeLoops() {
     absl::StatusOr<std::unique_ptr<Loop>> loop = world_.NewLoop(std::move(options), style);
     if (!loop.ok()) return Violation("loop: " + loop.status().ToString());
     state->loop = *std::move(loop);
+    state->handle = state->loop->handle();
     loops_.push_back(std::move(state));
   }
 }
@@ -126,8 +135,7 @@ void Scenario::MakeListeners() {
   addresses_.push_back(*SocketAddress::Parse("10.0.0.9:9"));  // nobody listens there
 }
 
-void Scenario::MakeListener(size_t index) {
-  LoopState& state = *loops_[index];
+void Scenario::MakeListener(LoopState& state) {
   ListenOptions options;
   options.stream = stream_options_;
   options.backlog = static_cast<int>(random_.Size(64));
@@ -150,16 +158,15 @@ void Scenario::MakeListener(size_t index) {
 void Scenario::PlanClients() {
   const uint64_t count = random_.Between(1, 8);
   for (uint64_t i = 0; i < count; ++i) {
-    const size_t loop = RandomLoop();
+    LoopState& state = RandomLoop();
     const SocketAddress address =
         addresses_[random_.Chance(50) ? addresses_.size() - 1 : random_.Below(listeners_.size())];
     world_.At(world_.now_ns() + static_cast<int64_t>(random_.Below(200 * kNsPerMs)),
-              [this, loop, address] { StartClient(loop, address); });
+              [this, &state, address] { StartClient(state, address); });
   }
 }
 
-void Scenario::StartClient(size_t index, const SocketAddress& address) {
-  LoopState& state = *loops_[index];
+void Scenario::StartClient(LoopState& state, const SocketAddress& address) {
   if (state.gone || phase_ != Phase::kChaos) return;
   const auto start = [this, &state, address] {
     actors_.push_back(std::make_unique<Actor>(*this, state, 0));
@@ -185,8 +192,8 @@ void Scenario::PlanChaos() {
 }
 
 void Scenario::Chaos() {
-  LoopState& state = *loops_[RandomLoop()];
-  const uint64_t what = random_.Below(14);
+  LoopState& state = RandomLoop();
+  const uint64_t what = random_.Below(16);
   world_.Note("chaos", what, state.index);
   if (what < 4) {
     if (!world_.wire().links().empty()) {
@@ -215,18 +222,41 @@ void Scenario::Chaos() {
       if (count.failed > 0 && !scarce_) Violation("a sweep of switches failed without a cause");
     });
     if (!begun.ok() && !scarce_) Violation("a sweep of switches: " + begun.ToString());
+  } else if (what < 15) {
+    Evacuate(state);
   } else {
-    DestroyLoop(state.index);
+    DestroyLoop(state);
   }
 }
 
-void Scenario::DestroyLoop(size_t index) {
-  LoopState& state = *loops_[index];
-  if (state.gone) return;
-  for (const auto& actor : actors_) {
-    if (&actor->loop() == &state) actor->OnLoopGoing();
+// Everything goes to one other loop, and something may happen to either while it is on its way.
+void Scenario::Evacuate(LoopState& state) {
+  LoopState& target = RandomLoop();
+  for (size_t i = 0; i < actors_.size(); ++i) {
+    Actor& actor = *actors_[i];
+    if (&actor.loop() == &state && actor.MayAct()) actor.Migrate(target);
   }
-  world_.Note("destroy loop", index);
+  if (random_.Chance(300)) return;
+  LoopState& victim = random_.Chance(700) ? target : state;
+  const uint64_t what = random_.Below(3);
+  const int64_t at =
+      world_.now_ns() + static_cast<int64_t>(random_.Chance(500) ? 0 : random_.Size(10 * kNsPerMs));
+  world_.At(at, [this, &victim, what] {
+    if (victim.gone || world_.Busy(*victim.loop)) return;
+    if (what == 0) {
+      victim.drained = true;
+      victim.loop->Drain(absl::Milliseconds(static_cast<int64_t>(random_.Size(500))));
+      world_.Touch(*victim.loop);
+    } else if (what == 1) {
+      DestroyLoop(victim);
+    }
+  });
+}
+
+void Scenario::DestroyLoop(LoopState& state) {
+  if (state.gone) return;
+  for (const auto& actor : actors_) actor->OnLoopGoing(state);
+  world_.Note("destroy loop", state.index);
   state.gone = true;
   state.loop.reset();
 }
@@ -234,7 +264,7 @@ void Scenario::DestroyLoop(size_t index) {
 void Scenario::RunChaosPhase() {
   const absl::Duration duration = absl::Milliseconds(static_cast<int64_t>(random_.Size(3000)));
   const int64_t end = world_.now_ns() + absl::ToInt64Nanoseconds(duration);
-  LoopState& state = *loops_[RandomLoop()];
+  LoopState& state = RandomLoop();
   if (random_.Chance(300)) {
     // One loop lends itself a thread, as most loops do.
     world_.At(end, [&state] {
@@ -271,7 +301,7 @@ void Scenario::CheckIdle() {
 
 bool Scenario::EverythingEnded() const {
   return std::all_of(actors_.begin(), actors_.end(),
-                     [](const auto& actor) { return actor->ended() || actor->loop().gone; });
+                     [](const auto& actor) { return actor->ended() || actor->lost(); });
 }
 
 void Scenario::RunFinishPhase() {
@@ -288,7 +318,7 @@ void Scenario::RunFinishPhase() {
   }
   if (!EverythingEnded()) {
     for (const auto& actor : actors_) {
-      if (!actor->ended() && !actor->loop().gone) Violation("does not end: " + actor->Describe());
+      if (!actor->ended() && !actor->lost()) Violation("does not end: " + actor->Describe());
     }
   }
   // Whatever the kernel still holds comes back.
@@ -299,6 +329,7 @@ void Scenario::CheckNothingLeft() {
   for (const auto& state : loops_) {
     if (state->gone) continue;
     const LoopSnapshot s = state->loop->Snapshot();
+    if (s.stranded > 0 && !scarce_) Violation("a move has left a stream without an engine");
     if (s.connecting + s.open + s.closing + s.pinned_bytes + s.idle + s.timers > 0) {
       Violation(absl::StrCat("loop ", state->index, " is left with ", s.connecting, " connecting, ",
                              s.open, " open, ", s.closing, " closing, ", s.idle, " idle, ",
@@ -310,7 +341,7 @@ void Scenario::CheckNothingLeft() {
     }
   }
   listeners_.clear();
-  for (size_t i = 0; i < loops_.size(); ++i) DestroyLoop(i);
+  for (const auto& state : loops_) DestroyLoop(*state);
   actors_.clear();
   if (externals != 0) Violation(absl::StrCat(externals, " buffers were never given back"));
   for (const auto& pool : pools_) {

@@ -39,6 +39,8 @@ struct ScenarioResult {
   uint64_t deadlines = 0;
   uint64_t refused_connects = 0;
   uint64_t switches = 0;
+  uint64_t migrations = 0;
+  uint64_t migrations_failed = 0;
 };
 
 class Scenario {
@@ -59,6 +61,9 @@ class Scenario {
   bool scarce() const { return scarce_; }
   // The actor at the other end of `link`, or null.
   const Actor* Peer(const SimLink& link, int side) const;
+  // The loop at that address; and any one, going and gone ones included.
+  LoopState* StateOf(const Loop& loop) const;
+  LoopState& RandomLoop() { return *loops_[random_.Below(loops_.size())]; }
   void Violation(std::string text);
   ScenarioResult& result() { return result_; }
   int64_t externals = 0;  // buffers of actors' own memory that are still referenced
@@ -66,18 +71,18 @@ class Scenario {
  private:
   void MakeLoops();
   void MakeListeners();
-  void MakeListener(size_t loop);
+  void MakeListener(LoopState& state);
   void PlanClients();
   void PlanChaos();
   void Chaos();
-  void StartClient(size_t loop, const SocketAddress& address);
-  void DestroyLoop(size_t index);
+  void StartClient(LoopState& state, const SocketAddress& address);
+  void Evacuate(LoopState& state);
+  void DestroyLoop(LoopState& state);
   void RunChaosPhase();
   void RunFinishPhase();
   bool EverythingEnded() const;
   void CheckNothingLeft();
   void CheckIdle();
-  size_t RandomLoop() { return random_.Below(loops_.size()); }
 
   const ScenarioOptions options_;
   ScenarioResult result_;

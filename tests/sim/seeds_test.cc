@@ -7,24 +7,13 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "sim/sanitized.h"
 #include "sim/scenario.h"
 
 namespace penstock::testing {
 namespace {
 
-// The sanitizers see more in each seed and take some ten times as long.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define PENSTOCK_SIM_SANITIZED
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define PENSTOCK_SIM_SANITIZED
-#endif
-#endif
-#ifdef PENSTOCK_SIM_SANITIZED
-constexpr uint64_t kSeeds = 2'000;
-#else
-constexpr uint64_t kSeeds = 10'000;
-#endif
+constexpr uint64_t kSeeds = kSanitized ? 2'000 : 10'000;
 constexpr uint64_t kParts = 20;
 
 uint64_t FromEnvironment(const char* name, uint64_t otherwise) {
@@ -61,6 +50,8 @@ TEST_P(SimSeeds, HoldTheContract) {
     sum.deadlines += result.deadlines;
     sum.refused_connects += result.refused_connects;
     sum.switches += result.switches;
+    sum.migrations += result.migrations;
+    sum.migrations_failed += result.migrations_failed;
   }
   if (failed > 0 || to - from < 50) return;
   // The stories are not empty.
@@ -71,6 +62,9 @@ TEST_P(SimSeeds, HoldTheContract) {
   EXPECT_GT(sum.deadlines, 0u);
   EXPECT_GT(sum.refused_connects, 0u);
   EXPECT_GT(sum.switches, to - from);
+  EXPECT_GT(sum.migrations, (to - from) / 4);
+  if (to - from < 200) return;
+  EXPECT_GT(sum.migrations_failed, 0u);
 }
 
 INSTANTIATE_TEST_SUITE_P(Parts, SimSeeds, ::testing::Range<uint64_t>(0, kParts));

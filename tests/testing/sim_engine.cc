@@ -144,6 +144,7 @@ void SimEngine::Dispatch(Event& event) {
               static_cast<uint64_t>(event.result) + event.events);
   if (slot->kind() == SlotKind::kWatch) return static_cast<Watch*>(slot->object)->OnReadable();
   if (event.kind == Kind::kReady) return DispatchReady(event, *slot);
+  if (event.kind == Kind::kRefusal) return DispatchRefusal(event, *slot);
   if (event.op == kReceive) return DispatchReceive(event, *slot);
   DispatchPollWrite(event, *slot);
 }
@@ -235,6 +236,13 @@ void SimEngine::DispatchAccept(Event& event, Slot* slot) {
   acceptor->OnAccepted(static_cast<int>(event.result), event.peer);
 }
 
+void SimEngine::DispatchRefusal(Event& event, Slot& slot) {
+  State& state = StateOf(event.token.index());
+  if (state.leaving || !state.releasing) return;
+  state.releasing = false;
+  static_cast<Connection*>(slot.object)->OnNotReleased();
+}
+
 void SimEngine::OnFdEvent(uint64_t bits, uint32_t events) {
   const Token token(bits);
   Slot* const slot = loop_.slots().Find(token);
@@ -267,11 +275,10 @@ void SimEngine::Cancel(uint32_t slot, Op op) {
   if (!(state.armed & op) || (state.cancelling & op)) return;
   state.cancelling |= op;
   const Token token = TokenOf(slot);
-  world_.At(world_.now_ns() + world_.Delay(world_.faults().event_delay_max),
-            [this, token, op, alive = std::weak_ptr<bool>(alive_)] {
-              if (alive.expired() || released_ || loop_.slots().Find(token) == nullptr) return;
-              if (StateOf(token.index()).kernel & op) QueueEnd(token, op, -ECANCELED);
-            });
+  world_.AtLeisure([this, token, op, alive = std::weak_ptr<bool>(alive_)] {
+    if (alive.expired() || released_ || loop_.slots().Find(token) == nullptr) return;
+    if (StateOf(token.index()).kernel & op) QueueEnd(token, op, -ECANCELED);
+  });
 }
 
 void SimEngine::Progress(Token token) {
@@ -448,17 +455,28 @@ bool SimEngine::Detach(Connection& connection) {
 }
 
 bool SimEngine::Release(Connection& connection) {
-  State& state = StateOf(connection.slot());
-  if (released_ || state.armed == 0) {
-    world_.UnwatchFd(connection.fd());
-    return true;
-  }
   const SimMutant mutant = world_.mutant();
-  if (mutant == SimMutant::kTwoOwners) return true;
+  State& state = StateOf(connection.slot());
+  if (mutant == SimMutant::kTwoOwners && state.armed != 0) return true;
+  if (!released_ && (state.armed & kReceive) && !(state.cancelling & kReceive) &&
+      world_.random().Chance(world_.faults().cancel_refused)) {
+    state.releasing = true;
+    Cancel(connection.slot(), kPollWrite);
+    RefuseRelease(TokenOf(connection.slot()));
+    return false;
+  }
+  if (Detach(connection)) return true;
+  state.leaving = false;
   state.releasing = true;
-  Cancel(connection.slot(), kReceive);
-  Cancel(connection.slot(), kPollWrite);
   return mutant == SimMutant::kSkipTerminal;
+}
+
+void SimEngine::RefuseRelease(Token token) {
+  world_.At(world_.now_ns() + world_.Delay(world_.faults().event_delay_max),
+            [this, token, alive = std::weak_ptr<bool>(alive_)] {
+              if (alive.expired() || released_ || loop_.slots().Find(token) == nullptr) return;
+              Queue(Event{.token = token, .kind = Kind::kRefusal});
+            });
 }
 
 void SimEngine::Parted(Connection& connection) {

@@ -89,7 +89,7 @@ class SimEngine final : public internal::Engine, public SimWatcher {
     uint8_t kernel = 0;      // of these, still live in the kernel
     int64_t last_due_ns = 0;
   };
-  enum class Kind : uint8_t { kReady, kWatch, kOperation };
+  enum class Kind : uint8_t { kReady, kWatch, kOperation, kRefusal };
   struct Event {
     int64_t due_ns = 0;
     uint64_t sequence = 0;
@@ -117,6 +117,7 @@ class SimEngine final : public internal::Engine, public SimWatcher {
   void DispatchReady(Event& event, Slot& slot);
   void DispatchReceive(Event& event, Slot& slot);
   void DispatchPollWrite(Event& event, Slot& slot);
+  void DispatchRefusal(Event& event, Slot& slot);
   void DispatchAccept(Event& event, Slot* slot);
   void AcceptBurst(Token token);
 
@@ -129,6 +130,8 @@ class SimEngine final : public internal::Engine, public SimWatcher {
 
   // An operation of a connection that is leaving or being released has ended.
   void Parted(internal::Connection& connection);
+  // The kernel will not end the receive of a connection that is being released.
+  void RefuseRelease(Token token);
   bool WaitForRoom(internal::Connection& connection);
   void Discard(Event& event);
 

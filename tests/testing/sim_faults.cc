@@ -29,6 +29,7 @@ SimFaults SimFaults::Swarm(SimRandom& random) {
   f.spurious = chance(300);
   f.early_terminal = chance(500);
   f.ring_exhausted = chance(200);
+  f.cancel_refused = coin() ? chance(300) : 0;
   f.connect_refused = chance(200);
   f.connect_unreachable = chance(100);
   f.connect_lost = chance(100);

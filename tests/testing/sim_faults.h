@@ -47,6 +47,7 @@ struct SimFaults {
   uint32_t spurious = 0;        // per wait: an event that means nothing
   uint32_t early_terminal = 0;  // a multishot operation ends with the data it carries
   uint32_t ring_exhausted = 0;  // ENOBUFS although the pool has room
+  uint32_t cancel_refused = 0;  // of a stream that is to move: its receive cannot be ended
 
   // Connecting and accepting.
   uint32_t connect_refused = 0;

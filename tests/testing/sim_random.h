@@ -1,10 +1,13 @@
 // SimRandom: the only source of chance in a simulation. The same seed draws the same numbers on
-// every machine and compiler, so a failing seed can be run again. A value; one thread.
+// every machine and compiler, so a failing seed can be run again. Or, of a story small enough to be
+// told in every way, the decisions are enumerated instead of drawn. A value; one thread.
 #ifndef PENSTOCK_TESTS_TESTING_SIM_RANDOM_H_
 #define PENSTOCK_TESTS_TESTING_SIM_RANDOM_H_
 
 #include <cstddef>
 #include <cstdint>
+
+#include "testing/sim_choices.h"
 
 namespace penstock::testing {
 
@@ -20,13 +23,24 @@ class SimRandom {
  public:
   explicit SimRandom(uint64_t seed) : state_(SimMix(seed)) {}
 
+  // From here on `choices`, which must outlive this, decides what Below, and what is made of it,
+  // return: a chance that is neither none nor certain is one of two. Null: chance again.
+  void Follow(SimChoices* choices) { choices_ = choices; }
+
   uint64_t Next() { return SimMix(state_++); }
   // In [0, n); 0 for n == 0. The bias is far below what any test here could see.
-  uint64_t Below(uint64_t n) { return n == 0 ? 0 : Next() % n; }
+  uint64_t Below(uint64_t n) {
+    if (choices_ != nullptr) return choices_->Choose(n);
+    return n == 0 ? 0 : Next() % n;
+  }
   // In [low, high].
   uint64_t Between(uint64_t low, uint64_t high) { return low + Below(high - low + 1); }
   // True `thousandths` times out of a thousand. Draws nothing when it cannot be.
-  bool Chance(uint32_t thousandths) { return thousandths != 0 && Below(1000) < thousandths; }
+  bool Chance(uint32_t thousandths) {
+    if (thousandths == 0) return false;
+    if (choices_ != nullptr) return thousandths >= 1000 || choices_->Choose(2) == 1;
+    return Below(1000) < thousandths;
+  }
   // Mostly small, seldom near `max`: the exponent is uniform. In [1, max].
   uint64_t Size(uint64_t max) {
     const int bits = static_cast<int>(Below(64 - static_cast<uint64_t>(__builtin_clzll(max)))) + 1;
@@ -36,6 +50,7 @@ class SimRandom {
 
  private:
   uint64_t state_;
+  SimChoices* choices_ = nullptr;
 };
 
 }  // namespace penstock::testing

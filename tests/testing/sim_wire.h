@@ -79,6 +79,11 @@ class SimWire {
   int Shutdown(int fd, int how);
   void Close(int fd, bool reset);
   SocketAddress LocalAddress(int fd) const;
+  // A stream's, not a listener's or another descriptor.
+  bool IsSocket(int fd) const {
+    return static_cast<size_t>(fd) < sockets_.size() &&
+           sockets_[static_cast<size_t>(fd)].link != nullptr;
+  }
   // Somebody polls for room to send: an event is due when there is some.
   void WantRoom(int fd) { SideOf(fd).wants_room = true; }
   // The events that hold now.

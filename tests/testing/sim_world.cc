@@ -1,5 +1,7 @@
 #include "testing/sim_world.h"
 
+#include <sys/socket.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
@@ -40,8 +42,17 @@ class SimWorld::SimSys : public internal::Sys {
     world_.RaiseFd(fd, kSimIn);
     return static_cast<int64_t>(size);
   }
+  // Of a socket: SO_LINGER, by a stream that ends between two loops (socket(7): close resets).
+  int SetOption(int fd, int, int name, const void*, socklen_t) override {
+    if (name == SO_LINGER) resets_ = fd;
+    return 0;
+  }
   int Close(int fd) override {
-    world_.CloseFd(fd);
+    if (world_.wire().IsSocket(fd)) {
+      world_.wire().Close(fd, std::exchange(resets_, -1) == fd);
+    } else {
+      world_.CloseFd(fd);
+    }
     return 0;
   }
   int Unlink(const char*) override { return 0; }
@@ -54,6 +65,7 @@ class SimWorld::SimSys : public internal::Sys {
 
  private:
   SimWorld& world_;
+  int resets_ = -1;
 };
 
 SimWorld::SimWorld(uint64_t seed)
@@ -166,13 +178,40 @@ bool SimWorld::Step(int64_t limit_ns) {
     return false;
   }
   now_ns_ = events_.top().at_ns;
+  TakeActions();
+  return true;
+}
+
+void SimWorld::TakeActions() {
   while (!events_.empty() && events_.top().at_ns <= now_ns_) {
     Action action = std::move(events_.top().action);
     events_.pop();
     action();
   }
-  return true;
 }
+
+void SimWorld::HoldCancels(bool on) {
+  holds_ = on;
+  while (!on && HasHeld()) TakeHeld();
+}
+
+void SimWorld::AtLeisure(Action cancel) {
+  if (holds_) return held_.push_back(std::move(cancel));
+  At(now_ns_ + Delay(faults_.event_delay_max), std::move(cancel));
+}
+
+void SimWorld::TakeHeld() {
+  Action cancel = std::move(held_.front());
+  held_.pop_front();
+  cancel();
+}
+
+bool SimWorld::HasTurn(const Loop& loop) const {
+  const LoopRecord* const record = RecordOf(loop);
+  return record != nullptr && (record->poll || record->primary->HasDue());
+}
+
+void SimWorld::TakeTurn(const Loop& loop) { PollLoop(*RecordOf(loop)); }
 
 bool SimWorld::PollLoops() {
   if (loops_.empty()) return false;

@@ -20,6 +20,7 @@
 #include <penstock/loop.h>
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <queue>
@@ -83,6 +84,15 @@ class SimWorld {
   // Runs `action` at a time of the simulated clock, between turns.
   void At(int64_t at_ns, Action action);
   void After(absl::Duration delay, Action action);
+  // The same by single steps, for tests that choose their order themselves: one turn of `loop`, if
+  // it has anything to do; what else is to happen at this instant; and what the kernel is to do
+  // about cancels, one by one, which waits for this once it is held.
+  bool HasTurn(const Loop& loop) const;
+  void TakeTurn(const Loop& loop);
+  void TakeActions();
+  void HoldCancels(bool on);
+  bool HasHeld() const { return !held_.empty(); }
+  void TakeHeld();
   // The host has called objects of `loop` from outside a turn and must let it run.
   void Touch(const Loop& loop);
   // Whether `loop` is in a turn, in Run, or being destroyed, so that only its own callbacks and
@@ -107,6 +117,8 @@ class SimWorld {
 
   // --- For the simulated kernel ---
   int64_t now_ns() const { return now_ns_; }
+  // The kernel does something about a cancel, in its own time.
+  void AtLeisure(Action cancel);
   // A time in [0, max].
   int64_t Delay(int64_t max_ns);
   internal::Sys& sys() { return *sys_; }
@@ -164,6 +176,8 @@ class SimWorld {
   bool tracing_ = false;
   std::vector<std::string> errors_;
   std::priority_queue<Event> events_;
+  bool holds_ = false;
+  std::deque<Action> held_;
   std::vector<Descriptor> descriptors_;
   size_t open_fds_ = 0;
   std::vector<std::unique_ptr<LoopRecord>> loops_;
