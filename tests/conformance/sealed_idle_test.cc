@@ -1,0 +1,72 @@
+// What an idle sealed connection costs: no byte of the pool, and a bounded piece of heap, all
+// included: the connection, the sealed stream, the keys.
+#include <malloc.h>
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "testing/harness.h"
+#include "testing/sealed_environment.h"
+
+namespace penstock::internal {
+namespace {
+
+constexpr size_t kHeapMax = 2048;
+
+class SealedIdleTest : public Harness {
+ protected:
+  static size_t HeapInUse() {
+    const struct mallinfo2 info = ::mallinfo2();
+    return info.uordblks + info.hblkhd;
+  }
+};
+
+TEST_P(SealedIdleTest, HoldsNoPoolMemoryAndLittleHeapBeforeAndAfterTraffic) {
+  if (kSanitized) GTEST_SKIP() << "a sanitizer replaces the heap";
+  constexpr size_t kPairs = 1000;
+  std::vector<StreamPtr> streams;
+  streams.reserve(2 * kPairs);
+  std::unique_ptr<Listener> listener = Listen();
+  const auto connect = [&] {
+    absl::StatusOr<StreamPtr> client = ConnectTo(listener->address(), Connecting());
+    ASSERT_TRUE(client.ok()) << client.status();
+    ASSERT_TRUE(Drive([this] { return !accepted().empty(); }));
+    streams.push_back(*std::move(client));
+    streams.push_back(std::move(accepted().front()));
+    accepted().pop_front();
+  };
+  connect();  // what the loop itself needs
+  Exchange(*streams[0], *streams[1], "warm");
+  Settle();
+  const size_t before = HeapInUse();
+  const size_t already = streams.size();
+  while (streams.size() < already + 2 * kPairs) connect();
+  Settle();
+  const size_t fresh = (HeapInUse() - before) / (2 * kPairs);
+  EXPECT_LE(fresh, kHeapMax);
+  EXPECT_EQ(loop().Snapshot().pool.live, 0u);
+  for (size_t i = 0; i < streams.size(); i += 2) {
+    Exchange(*streams[i], *streams[i + 1], "some bytes one way");
+    Exchange(*streams[i + 1], *streams[i], "and some the other");
+  }
+  // Cipher contexts are given up when they have not been used for a while.
+  Pass(absl::Milliseconds(2500));
+  Settle();
+  const size_t used = (HeapInUse() - before) / (2 * kPairs);
+  EXPECT_LE(used, kHeapMax);
+  const LoopSnapshot now = loop().Snapshot();
+  EXPECT_EQ(now.pool.live, 0u);
+  EXPECT_EQ(now.pinned_bytes + now.sealed_pinned_bytes, 0u);
+  EXPECT_EQ(now.timers, 0u) << "an idle loop sleeps";
+  RecordProperty("heap_bytes_fresh", static_cast<int>(fresh));
+  RecordProperty("heap_bytes_used", static_cast<int>(used));
+}
+
+INSTANTIATE_TEST_SUITE_P(Sealed, SealedIdleTest, ::testing::ValuesIn(SealedEngines()),
+                         EnvironmentName);
+
+}  // namespace
+}  // namespace penstock::internal
