@@ -5,7 +5,8 @@ set -u -o pipefail
 
 tree=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 build_root=${PENSTOCK_BUILD_ROOT:-$tree/build}
-all_stages=(release clang asan tsan vm demo)
+default_stages=(release clang asan tsan demo)
+all_stages=("${default_stages[@]}" vm)
 stages=()
 
 usage() {
@@ -17,9 +18,9 @@ Installs missing Debian packages (as root or through sudo), builds, tests, print
   clang    clang 14: everything compiles, the unit tests pass
   asan     AddressSanitizer and UndefinedBehaviorSanitizer: every test
   tsan     ThreadSanitizer: every test
-  vm       the engines and sockets on Linux 6.1 and 6.12, in an emulated machine
   demo     examples/demo.sh --quick, with a check of its figures
-Without a STAGE all run, in this order; --quick runs release alone.
+  vm       the engines and sockets on Linux 6.1 and 6.12, in an emulated machine
+Without a STAGE all but vm run, in this order; --quick runs release alone.
 Builds go to \$PENSTOCK_BUILD_ROOT, build/ in the tree unless set.
 USAGE
 }
@@ -39,7 +40,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-[ ${#stages[@]} -gt 0 ] || stages=("${all_stages[@]}")
+[ ${#stages[@]} -gt 0 ] || stages=("${default_stages[@]}")
 
 # shellcheck source=../cmake/deps.sh
 . "$tree/cmake/deps.sh"

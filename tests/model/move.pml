@@ -762,7 +762,3 @@ init {
     run Peer()
   }
 }
-
-// Whoever asks is answered, and the connection is somewhere again.
-ltl answered { [](move != kAttached -> <>(move == kAttached)) }
-ltl ends { <>(state == kClosed) }
