@@ -5,7 +5,7 @@
 // that speaks for the other engine for some ticks it tries: a few streams first, then all of them
 // for some ticks, and compares the thread's CPU time for each read with what it was before. It
 // keeps the other engine only for a gain; otherwise it goes back, and waits twice as long before it
-// tries again. Faults of an engine, which no peer causes, end a trial at once and lock it.
+// tries again. Faults of an engine, which no peer causes, end a trial at once.
 //
 // Streams of StreamOptions::pinned_engine stay where they are. Every decision is a line in trace().
 #ifndef PENSTOCK_ADAPTIVE_H_

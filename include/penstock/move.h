@@ -32,9 +32,9 @@ class StreamMail;
 // and on the same thread. `done` runs there, before the callbacks that the move held up:
 //   OK                  it does; also when it did already
 //   FAILED_PRECONDITION the stream is not open
-//   UNIMPLEMENTED       the engine is absent or forbidden, or the stream is not of Penstock's
-//   sockets RESOURCE_EXHAUSTED  and others: the engine did not take it, and the old one serves it
-//   still CANCELLED           a later move of the same stream took the place of this one
+//   UNIMPLEMENTED       the engine is absent or forbidden, or no socket of Penstock's is below
+//   RESOURCE_EXHAUSTED  and others: the engine did not take it, and the old one serves it still
+//   CANCELLED           a later move of the same stream took the place of this one
 // or how the stream has ended meanwhile. Loop's thread.
 PENSTOCK_EXPORT void SwitchEngine(Stream& stream, EngineKind to,
                                   Stream::DoneCallback done = nullptr);

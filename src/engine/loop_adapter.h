@@ -1,7 +1,7 @@
 // LoopAdapter: what an EngineAdapter is inside: samples its loop once a tick, asks the controller,
 // and moves streams as that says.
 //
-// Owned by the user, on the loop's thread; it outlives nothing. Sweeps that it began go on without
+// Owned by the user, on the loop's thread; goes before the loop. Sweeps that it began go on without
 // it.
 #ifndef PENSTOCK_ENGINE_LOOP_ADAPTER_H_
 #define PENSTOCK_ENGINE_LOOP_ADAPTER_H_
