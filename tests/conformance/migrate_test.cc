@@ -64,12 +64,6 @@ class MigrateTest : public Harness {
     Loop* const alone[] = {&loop};
     return environment().Drive(alone, done);
   }
-  static StreamOptions SmallBuffers() {
-    StreamOptions options;
-    options.send_buffer = 16 * 1024;
-    options.receive_buffer = 16 * 1024;
-    return options;
-  }
 
  private:
   std::unique_ptr<Loop> other_;

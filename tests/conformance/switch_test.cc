@@ -23,9 +23,7 @@ class SwitchTest : public Harness {
   void SetUp() override {
     Harness::SetUp();
     if (IsSkipped()) return;
-    for (EngineKind kind : {EngineKind::kEpoll, EngineKind::kUring}) {
-      if (const std::string why = MissingEngine(kind); !why.empty()) GTEST_SKIP() << why;
-    }
+    if (const std::string why = MissingEngine(); !why.empty()) GTEST_SKIP() << why;
   }
 
   // The engine that does not serve `stream`.
@@ -47,12 +45,6 @@ class SwitchTest : public Harness {
     ASSERT_TRUE(Drive([&] { return moved.ended(); }));
     EXPECT_TRUE(moved.status().ok()) << moved.status();
     EXPECT_EQ(stream.stats().engine, to);
-  }
-  static StreamOptions SmallBuffers() {
-    StreamOptions options;
-    options.send_buffer = 16 * 1024;
-    options.receive_buffer = 16 * 1024;
-    return options;
   }
 };
 

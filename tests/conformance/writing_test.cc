@@ -15,15 +15,7 @@ namespace {
 // More than the kernel takes with SmallBuffers on a connection nobody reads.
 constexpr size_t kTooMuch = 1 << 20;
 
-class WritingTest : public Harness {
- protected:
-  static StreamOptions SmallBuffers() {
-    StreamOptions options;
-    options.send_buffer = 16 * 1024;
-    options.receive_buffer = 16 * 1024;
-    return options;
-  }
-};
+class WritingTest : public Harness {};
 
 TEST_P(WritingTest, EndsWhenTheKernelHasTakenTheLastByte) {
   StreamPair pair = Pair(SmallBuffers(), SmallBuffers());

@@ -22,9 +22,7 @@ class LoopAdapterTest : public Harness {
   void SetUp() override {
     Harness::SetUp();
     if (IsSkipped()) return;
-    for (EngineKind kind : {EngineKind::kEpoll, EngineKind::kUring}) {
-      if (const std::string why = MissingEngine(kind); !why.empty()) GTEST_SKIP() << why;
-    }
+    if (const std::string why = MissingEngine(); !why.empty()) GTEST_SKIP() << why;
   }
 };
 

@@ -26,9 +26,7 @@ EngineKind OtherOf(EngineKind kind) {
 class MoveSweepTest : public ::testing::TestWithParam<EngineKind> {
  protected:
   void SetUp() override {
-    for (EngineKind kind : {EngineKind::kEpoll, EngineKind::kUring}) {
-      if (const std::string why = MissingEngine(kind); !why.empty()) GTEST_SKIP() << why;
-    }
+    if (const std::string why = MissingEngine(); !why.empty()) GTEST_SKIP() << why;
     LoopOptions options;
     options.engine = GetParam();
     loop_ = Loop::Create(std::move(options)).value();
@@ -119,9 +117,7 @@ TEST_P(MoveSweepTest, AnEmptyLoopSwitchesAndStops) {
 TEST_P(MoveSweepTest, ToTheEngineItHasIsDoneAtOnce) { EXPECT_EQ(SwitchTo(GetParam()), GetParam()); }
 
 TEST(MoveSweepHost, AHostThatWatchesTheLoopsDescriptorKeepsIt) {
-  for (EngineKind kind : {EngineKind::kEpoll, EngineKind::kUring}) {
-    if (const std::string why = MissingEngine(kind); !why.empty()) GTEST_SKIP() << why;
-  }
+  if (const std::string why = MissingEngine(); !why.empty()) GTEST_SKIP() << why;
   LoopOptions options;
   options.engine = EngineKind::kEpoll;
   std::unique_ptr<Loop> loop = Loop::Create(std::move(options)).value();

@@ -178,6 +178,11 @@ std::string MissingEngine(EngineKind engine) {
   return row->second;
 }
 
+std::string MissingEngine() {
+  std::string why = MissingEngine(EngineKind::kEpoll);
+  return why.empty() ? MissingEngine(EngineKind::kUring) : why;
+}
+
 ScratchFolder::ScratchFolder() {
   std::string pattern = (std::filesystem::temp_directory_path() / "penstock-XXXXXX").string();
   if (::mkdtemp(pattern.data()) == nullptr) std::abort();

@@ -88,6 +88,8 @@ void SettleLoops(std::span<Loop* const> loops);
 
 // Empty, or why `engine` cannot be had here.
 std::string MissingEngine(EngineKind engine);
+// The same of the first of the two real ones that cannot be had.
+std::string MissingEngine();
 
 // True in a build with a sanitizer.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)

@@ -66,6 +66,14 @@ class Harness : public ::testing::TestWithParam<EnvironmentCase> {
   // Two ends of one connection. The listener behind it has gone.
   StreamPair Pair(StreamOptions client = {}, StreamOptions server = {});
 
+  // Socket buffers that fill soon.
+  static StreamOptions SmallBuffers() {
+    StreamOptions options;
+    options.send_buffer = 16 * 1024;
+    options.receive_buffer = 16 * 1024;
+    return options;
+  }
+
   BufferChain Chain(std::string_view bytes);
 
   // Start the operation, and run the loop until it has ended.

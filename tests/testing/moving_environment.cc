@@ -29,10 +29,7 @@ class MovingEnvironment final : public Environment {
 
   std::string missing() override {
     if (std::string why = still_->missing(); !why.empty()) return why;
-    for (EngineKind kind : {EngineKind::kEpoll, EngineKind::kUring}) {
-      if (std::string why = MissingEngine(kind); !why.empty()) return why;
-    }
-    return "";
+    return MissingEngine();
   }
   absl::StatusOr<std::unique_ptr<Loop>> NewLoop(LoopOptions options) override {
     return still_->NewLoop(std::move(options));
