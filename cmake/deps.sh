@@ -2,8 +2,8 @@
 # examples/demo.sh: `ensure_packages "${PACKAGES_BUILD[@]}"`.
 
 # To build the library and the example programs. ccache is there for the second build.
-PACKAGES_BUILD=(g++ cmake ninja-build pkg-config ccache libabsl-dev liburing-dev libssl-dev openssl
-  python3)
+PACKAGES_BUILD=(g++ cmake ninja-build pkg-config ccache libabsl-dev liburing-dev libssl-dev
+  libibverbs-dev openssl python3)
 # To build and run the tests and benchmarks, the second compiler and the format check among them.
 PACKAGES_TESTS=("${PACKAGES_BUILD[@]}" clang-14 clang-format-14 libclang-rt-14-dev libgtest-dev
   libbenchmark-dev libasio-dev libuv1-dev libgrpc29 curl wrk spin)

@@ -22,13 +22,15 @@ install(EXPORT penstockTargets
   DESTINATION "${package_dir}"
   COMPONENT dev)
 
-# A static library leaves finding liburing and OpenSSL to the consumer's link.
+# A static library leaves finding liburing, OpenSSL and libibverbs to the consumer's link.
 get_target_property(type penstock TYPE)
 set(PENSTOCK_NEEDS_LIBURING OFF)
 set(PENSTOCK_NEEDS_OPENSSL OFF)
+set(PENSTOCK_NEEDS_LIBIBVERBS OFF)
 if(type STREQUAL "STATIC_LIBRARY")
   set(PENSTOCK_NEEDS_LIBURING ${PENSTOCK_HAVE_URING})
   set(PENSTOCK_NEEDS_OPENSSL ${PENSTOCK_HAVE_SECURE})
+  set(PENSTOCK_NEEDS_LIBIBVERBS ${PENSTOCK_HAVE_VERBS})
 endif()
 configure_package_config_file(
   "${PROJECT_SOURCE_DIR}/cmake/penstockConfig.cmake.in"
@@ -55,6 +57,9 @@ endif()
 if(PENSTOCK_HAVE_SECURE)
   list(APPEND requires_private "libssl >= 3" "libcrypto >= 3")
 endif()
+if(PENSTOCK_HAVE_VERBS)
+  list(APPEND requires_private "libibverbs >= 1.14")
+endif()
 if(type STREQUAL "SHARED_LIBRARY")
   set(PENSTOCK_PC_CFLAGS " -DPENSTOCK_SHARED")
   set(PENSTOCK_PC_LIBS "")
@@ -66,6 +71,9 @@ else()
 endif()
 if(NOT PENSTOCK_HAVE_SECURE)
   string(APPEND PENSTOCK_PC_CFLAGS " -DPENSTOCK_NO_SECURE")
+endif()
+if(NOT PENSTOCK_HAVE_RDMA)
+  string(APPEND PENSTOCK_PC_CFLAGS " -DPENSTOCK_NO_RDMA")
 endif()
 list(JOIN requires ", " PENSTOCK_PC_REQUIRES)
 list(JOIN requires_private ", " PENSTOCK_PC_REQUIRES_PRIVATE)

@@ -216,13 +216,13 @@ class Package:
         for name in built:
             expect(f"penstock_{name}_FOUND=TRUE" in found(f"-DCOMPONENTS={name}"),
                    f"component {name} is in the build and was not found")
-        for name in sorted({"uring", "secure", "rdma"} - set(built)):
+        for name in sorted({"uring", "secure", "rdma", "verbs"} - set(built)):
             out = refused(f"-DCOMPONENTS={name}")
             expect(f"component '{name}': this Penstock was built without it" in out, out)
             out = found(f"-DOPTIONAL_COMPONENTS={name}")
             expect("penstock_FOUND=1" in out and f"penstock_{name}_FOUND=FALSE" in out, out)
         out = refused("-DCOMPONENTS=teleport")
-        expect("component 'teleport': this Penstock knows only uring, secure and rdma" in out, out)
+        expect("component 'teleport': this Penstock knows only uring, secure, rdma and verbs" in out, out)
         major, minor, _ = header_version().split(".")
         found(f"-DVERSION={major}.{minor}")
         refused(f"-DVERSION={major}.{int(minor) + 1}")
@@ -233,9 +233,9 @@ class Package:
             return flat(self.configure(TREE, self.fresh("options"), *LIBRARY_ONLY, *options,
                                        expect_failure=True))
 
-        if not list((TREE / "src/rdma").glob("*.cc")):
-            out = refused("-DPENSTOCK_RDMA=ON")
-            expect("this version of Penstock has no rdma layer" in out, out)
+        out = refused("-DPENSTOCK_RDMA=ON", "-DCMAKE_DISABLE_FIND_PACKAGE_OpenSSL=ON",
+                      "-DCMAKE_DISABLE_FIND_PACKAGE_PkgConfig=ON")
+        expect("PENSTOCK_RDMA=ON, but pkg-config was not found, which finds libibverbs" in out, out)
         out = refused("-DPENSTOCK_SECURE=ON", "-DCMAKE_DISABLE_FIND_PACKAGE_OpenSSL=ON")
         expect("PENSTOCK_SECURE=ON, but OpenSSL >= 3 was not found" in out, out)
         out = refused("-DPENSTOCK_URING=maybe")

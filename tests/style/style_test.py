@@ -27,7 +27,7 @@ LAYERS = {
 # Where a foreign header may be included, as patterns of paths under src/ and include/.
 FOREIGN = [
     (re.compile(r"liburing(\.h|/)|linux/io_uring\.h"), re.compile(r"src/engine/uring")),
-    (re.compile(r"infiniband/|rdma/"), re.compile(r"src/rdma/(verbs|real)")),
+    (re.compile(r"infiniband/|rdma/(?:rdma|rsocket|ib_)"), re.compile(r"src/rdma/verbs_")),
     (re.compile(r"openssl/"), re.compile(r"src/secure/(openssl|tls)_")),
 ]
 
@@ -239,6 +239,8 @@ OFFENCES = [
     ("foreign_headers", "src/engine/loop.cc", "#include <liburing.h>\n", "belongs in"),
     ("foreign_headers", "src/secure/record_opener.cc", "#include <openssl/evp.h>\n", "belongs in"),
     ("foreign_headers", "include/penstock/a.h", "#include <openssl/evp.h>\n", "belongs in"),
+    ("foreign_headers", "src/rdma/pump.cc", "#include <infiniband/verbs.h>\n", "belongs in"),
+    ("foreign_headers", "src/rdma/pump.cc", "#include <rdma/rdma_cma.h>\n", "belongs in"),
     ("raw_calls", "src/engine/epoll.cc", "int f() { return ::close(3); }\n", "raw close()"),
     ("raw_calls", "src/engine/uring_a.cc", "int f() { return syscall(1); }\n", "raw syscall()"),
     ("raw_calls", "src/engine/epoll.cc", "int f() { return recv (3, 0, 0, 0); }\n", "raw recv()"),
@@ -265,6 +267,7 @@ CLEAN = {
     "src/transport/stream.cc": '#include <penstock/stream.h>\n\n#include "absl/status/status.h"\n'
                                '#include "engine/loop.h"\n',
     "src/observe/log.cc": '#include "base/sys.h"\n',
+    "src/rdma/verbs_fabric.cc": '#include <infiniband/verbs.h>\n\n#include "rdma/fabric.h"\n',
     "src/secure/openssl_aead.cc": '#include <openssl/evp.h>\n\n#include "transport/stream.h"\n',
     "include/penstock/stream.h":
         "// A stream.\n#ifndef PENSTOCK_STREAM_H_\n#define PENSTOCK_STREAM_H_\n#endif\n",
