@@ -196,6 +196,15 @@ GateAction ReadyGate::OnData(uint32_t tag) {
   return Apply(GateEvent::kData);
 }
 
+GateAction ReadyGate::OnClose(const ControlClose& close) {
+  if (state_ == GateState::kClosed) return Late();
+  status_ = close.code == CloseCode::kNormal
+                ? ErrorOf(absl::StatusCode::kOutOfRange, "closed by the peer")
+                : ErrorOf(absl::StatusCode::kUnavailable,
+                          absl::StrCat("the peer gives up: ", close.text));
+  return Apply(GateEvent::kEnd);
+}
+
 GateAction ReadyGate::Close(const absl::Status& status) {
   PENSTOCK_CHECK(!status.ok(), "an end needs a reason");
   if (state_ == GateState::kClosed) return Late();

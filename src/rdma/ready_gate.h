@@ -185,6 +185,9 @@ class ReadyGate {
   GateAction OnAccept(const ControlAccept& accept, std::string_view bytes);
   GateAction OnReady(const ControlReady& ready);
   GateAction OnReject(const ControlReject& reject);
+  // Ends the attempt, or the open endpoint: OutOfRange when the peer has finished in order,
+  // otherwise Unavailable.
+  GateAction OnClose(const ControlClose& close);
 
   // The bring-up of `attempt` has ended: every lane can receive and send, and has its receives
   // posted; or not. The passive side says which lanes, `offer`; not more than the peer's.
