@@ -206,10 +206,7 @@ int UringEngine::Wait(int64_t timeout_ns) {
     buffers_.Refill(loop_.cache());
     if (buffers_.starved()) loop_.WaitForRoom();
   }
-  if (notify_fd_ >= 0) {
-    uint64_t count;
-    sys_.Read(notify_fd_, &count, sizeof count);
-  }
+  if (notify_fd_ >= 0) RenewNotify();
   if (!backlog_.empty()) [[unlikely]]
     SubmitBacklog();
   if (io_uring_cq_ready(&ring_) > 0) timeout_ns = 0;
@@ -332,6 +329,19 @@ void UringEngine::RemoveWatch(uint32_t slot, int) {
   // The slot is free when the poll has ended.
   loop_.slots().at(slot).object = nullptr;
   Cancel(slot, RingOp::kWatch);
+}
+
+void UringEngine::RenewNotify() {
+  uint64_t count;
+  sys_.Read(notify_fd_, &count, sizeof count);
+  loop_.counters().syscalls.Add(3);
+  // After the read: what is signalled to the new registration is not taken back by it.
+  io_uring_unregister_eventfd(&ring_);
+  if (const int result = io_uring_register_eventfd(&ring_, notify_fd_); result < 0) {
+    loop_.Fault(ErrnoStatus(-result, "io_uring: an eventfd for fd()", nullptr).ToString());
+    const uint64_t one = 1;
+    sys_.Write(notify_fd_, &one, sizeof one);  // the host comes back, and so do we
+  }
 }
 
 void UringEngine::StopNotifying() {

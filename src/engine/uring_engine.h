@@ -86,6 +86,11 @@ class UringEngine : public SocketEngine {
   void SubmitBacklog();
   [[gnu::cold]] void Enable();
   int Enter(int64_t timeout_ns);
+  // Before every wait of a ring that is watched through notify_fd_. From Linux 6.11 on a
+  // registration passes on only one of the signals that the kernel has to defer: those that come of
+  // another eventfd's, and on some 6.12 all that come in an interrupt (io_uring/eventfd.c never
+  // clears IO_EVENTFD_OP_SIGNAL_BIT). So one signal is all that is asked of each registration.
+  void RenewNotify();
   [[gnu::cold]] int EnterFor(int64_t timeout_ns);
   [[gnu::cold]] void EnterFailed(int error);
   int DispatchCompletions();
@@ -125,7 +130,7 @@ class UringEngine : public SocketEngine {
 
   UringFeatures features_;
   io_uring ring_{};
-  int notify_fd_ = -1;
+  int notify_fd_ = -1;  // readable when there is something to wait for; see RenewNotify
   bool made_ = false;
   bool enabled_ = false;  // by the first wait, on the thread that will wait (SINGLE_ISSUER)
   BufferRing buffers_;
