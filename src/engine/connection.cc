@@ -108,7 +108,7 @@ void Connection::Write(BufferChain&& data, DoneCallback&& done) {
       first_write_.end = end;
       SetEmpty(first_write_.done, std::move(done));
     } else {
-      QueueWrite({end, std::move(done), absl::OkStatus()});
+      QueueWrite({std::move(done), end, absl::OkStatus()});
     }
   }
   MarkReady();
@@ -532,7 +532,7 @@ void Connection::UnqueueWrite() {
 
 void Connection::AddRefusedWrite(DoneCallback&& done, absl::Status refusal) {
   if (!done) return;
-  PendingWrite write{bytes_out_ + tx_.size(), std::move(done), std::move(refusal)};
+  PendingWrite write{std::move(done), bytes_out_ + tx_.size(), std::move(refusal)};
   if (!first_write_.done) {
     first_write_ = std::move(write);
   } else {

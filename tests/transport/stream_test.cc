@@ -112,9 +112,9 @@ INSTANTIATE_TEST_SUITE_P(Environments, StreamOptionsTest, ::testing::ValuesIn(Ke
 //   the peer, for error messages (32), the place in the loop's lists (24), the owner's handle (16),
 //   figures (24), the listener that counts it (16), loop and engine (16), descriptor and slot (8),
 //   receive sizes (8), watermarks (12), what is rare (8), the move under way (8), the layers that
-//   go along (8), states, holds and padding (40).
+//   go along (8), states and holds (8).
 // The budget for an idle echo connection is 512 bytes of user memory in all.
-TEST(ConnectionSize, IsTheOneThatWasAgreed) { EXPECT_EQ(sizeof(Connection), 432u); }
+TEST(ConnectionSize, IsTheOneThatWasAgreed) { EXPECT_EQ(sizeof(Connection), 400u); }
 
 }  // namespace
 }  // namespace penstock::internal
