@@ -1,5 +1,6 @@
 #include "common/server.h"
 
+#include <penstock/balance.h>
 #include <penstock/listener.h>
 #include <penstock/loop.h>
 #include <pthread.h>
@@ -43,6 +44,10 @@ ABSL_FLAG(absl::Duration, move_every, absl::ZeroDuration(),
 ABSL_FLAG(bool, adaptive, false,
           "each loop chooses between epoll and io_uring by measuring, and tells why on stderr at "
           "the end");
+
+ABSL_FLAG(bool, balance, false,
+          "connections move from the busiest of the --loops to the least busy one, and it is told "
+          "why on stderr at the end");
 
 namespace examples {
 namespace {
@@ -208,9 +213,10 @@ ServerConfig ConfigFromFlags(const SocketAddress& address, Serve serve,
   if (intervals.adaptive && intervals.switch_every > absl::ZeroDuration()) {
     Fail("--adaptive: --switch-every already says when to switch; one of the two is accepted");
   }
-  const bool moves = intervals.move_every > absl::ZeroDuration();
+  const bool moves = intervals.move_every > absl::ZeroDuration() || absl::GetFlag(FLAGS_balance);
   if (moves && loops < 2) {
-    Fail("--move-every: there is no other loop to move to; --loops=2 and more is accepted");
+    Fail(absl::StrCat(absl::GetFlag(FLAGS_balance) ? "--balance" : "--move-every",
+                      ": there is no other loop to move to; --loops=2 and more is accepted"));
   }
   ServerConfig config{EngineOrFail("engine", absl::GetFlag(FLAGS_engine)),
                       {},
@@ -257,21 +263,45 @@ void TakeSignals() {
   pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
 }
 
+// Drains the loops once no stream is between two of them.
+void StopAndDrain(std::vector<ServerLoop>& loops) {
+  std::vector<Mover*> movers;
+  for (ServerLoop& each : loops) movers.push_back(&each.mover());
+  StopMovers(movers, [&loops] {
+    for (ServerLoop& each : loops) each.Drain(absl::GetFlag(FLAGS_grace));
+  });
+}
+
+// Null without --balance.
+std::unique_ptr<penstock::LoopBalancer> BalancerOf(std::vector<ServerLoop>& loops) {
+  if (!absl::GetFlag(FLAGS_balance)) return nullptr;
+  std::vector<penstock::LoopHandle> handles;
+  for (ServerLoop& each : loops) handles.push_back(each.handle());
+  absl::StatusOr<std::unique_ptr<penstock::LoopBalancer>> balancer =
+      penstock::LoopBalancer::Create(loops[0].loop(), std::move(handles));
+  if (!balancer.ok()) Fail(absl::StrCat("--balance: ", balancer.status().message()));
+  return *std::move(balancer);
+}
+
 // Runs the first loop until a signal has asked for the end and the last stream has gone, or the
 // grace has passed.
 void RunUntilEnded(std::vector<ServerLoop>& loops, const penstock::BufferPool* pool) {
   Loop& loop = loops[0].loop();
+  const std::unique_ptr<penstock::LoopBalancer> balancer = BalancerOf(loops);
   bool ending = false;
   while (!loop.drained()) {
     loop.Run();
     if (print_wanted.exchange(false)) PrintSnapshot(loops, pool);
     if (!end_wanted || ending) continue;
     ending = true;
-    std::vector<Mover*> movers;
-    for (ServerLoop& each : loops) movers.push_back(&each.mover());
-    StopMovers(movers, [&loops] {
-      for (ServerLoop& each : loops) each.Drain(absl::GetFlag(FLAGS_grace));
-    });
+    if (balancer == nullptr) {
+      StopAndDrain(loops);
+    } else {
+      balancer->Stop([&loops, &balancer] {
+        for (const std::string& line : balancer->trace()) Complain("balance: " + line);
+        StopAndDrain(loops);
+      });
+    }
   }
 }
 

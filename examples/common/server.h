@@ -9,8 +9,9 @@
 // On stdout: `listening on ADDRESS` first, one JSON line for each SIGUSR1, and a last one after
 // SIGTERM or SIGINT, when the streams have ended or --grace has passed; then status 0.
 //
-// With --adaptive each loop chooses its engine itself (EngineAdapter); with --switch-every and
-// --move-every each stream changes engine and loop while it is served.
+// With --adaptive each loop chooses its engine itself (EngineAdapter), with --balance the loops
+// even out their load (LoopBalancer); with --switch-every and --move-every each stream changes
+// engine and loop while it is served.
 #ifndef PENSTOCK_EXAMPLES_COMMON_SERVER_H_
 #define PENSTOCK_EXAMPLES_COMMON_SERVER_H_
 

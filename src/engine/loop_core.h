@@ -103,6 +103,8 @@ class LoopCore : private RoomWaiter {
   }
   bool Post(absl::AnyInvocable<void() &&> task) { return mailbox_->Push(std::move(task)); }
   LoopHandle handle() { return LoopHandle(mailbox_, this); }
+  // For tasks of that loop: it may be gone for others.
+  static LoopCore* Of(const LoopHandle& handle) { return handle.core_; }
   // The engine for `kind`, made now if need be.
   absl::StatusOr<Engine*> EngineFor(EngineKind kind);
   LoopSnapshot Snapshot() const;
@@ -158,6 +160,8 @@ class LoopCore : private RoomWaiter {
   void MigrateAll(const LoopHandle& target, EngineKind engine, MoveSweep::Done done);
   // By the sweep, in a task: every move has ended. The sweep is destroyed by this.
   void EndSweep(MoveSweep& sweep);
+  // All that exist, closed ones with an owner included; Connection::next goes on.
+  const Connection* connections() const { return connections_; }
   void PushReady(Connection& connection);
   // Runs `node` in the ready step of a later turn.
   void Defer(Deferred& node) {

@@ -25,9 +25,9 @@ class Flags(Case):
     def test_help(self):
         for name, flags in {
                 "echo_server": ("listen", "engine", "loops", "max-connections", "grace",
-                                "switch-every", "move-every", "adaptive"),
+                                "switch-every", "move-every", "adaptive", "balance"),
                 "http_hello": ("listen", "engine", "loops", "max-connections", "grace",
-                               "switch-every", "move-every", "adaptive"),
+                               "switch-every", "move-every", "adaptive", "balance"),
                 "live_migration": ("connections", "seconds", "switch-every", "move-every", "seal",
                                    "json"),
                 "echo_client": ("connect", "connections", "size", "depth", "duration", "idle",

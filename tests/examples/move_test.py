@@ -119,6 +119,15 @@ class Servers(MovingCase):
             last = server.stop()
         self.assertEqual((last["errors"], last["closed"], last["stranded"]), (0, 64, 0))
 
+    def test_balance(self):
+        """As above."""
+        with Server("echo_server", "--listen=127.0.0.1:0", "--loops=2", "--balance") as server:
+            done = run("echo_client", f"--connect={server.address}", "--connections=9",
+                       "--size=1000", "--depth=4", "--duration=1s")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            last = server.stop()
+        self.assertEqual((last["errors"], last["closed"], last["stranded"]), (0, 9, 0))
+
     def test_stops_in_order_while_they_move(self):
         """What was received before SIGTERM is answered, whatever is on its way."""
         with Server("echo_server", "--listen=127.0.0.1:0", "--loops=2", "--move-every=1ms") as server:
@@ -159,6 +168,7 @@ class Servers(MovingCase):
         for name in ("echo_server", "http_hello"):
             for words, says in (
                     (["--move-every=10ms"], ["--move-every", "--loops=2"]),
+                    (["--balance"], ["--balance", "--loops=2"]),
                     (["--move-every=1us", "--loops=2"], ["--move-every", "1us", "1ms"]),
                     (["--switch-every=-1s"], ["--switch-every", "-1s", "1ms"]),
                     (["--adaptive", "--switch-every=1s"], ["--adaptive", "--switch-every"]),

@@ -1,0 +1,87 @@
+#include "engine/balance_controller.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/time.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+absl::Status BalanceController::Check(const BalanceOptions& o) {
+  const auto bad = [](const char* what) {
+    return absl::InvalidArgumentError(absl::StrCat("balance options: ", what));
+  };
+  if (o.tick <= absl::ZeroDuration()) return bad("tick must be positive");
+  if (!(o.difference > 0 && o.difference < 1)) return bad("difference must be between 0 and 1");
+  if (o.sustain < 1) return bad("sustain must be at least 1");
+  if (o.streams_max < 1) return bad("streams_max must be at least 1");
+  if (o.observed_max < 1) return bad("observed_max must be at least 1");
+  if (o.rest < 1 || o.rest_max < o.rest)
+    return bad("rest must be at least 1, and at most rest_max");
+  return absl::OkStatus();
+}
+
+std::optional<BalanceController::Pair> BalanceController::Differing(
+    std::span<const Busy> loops) const {
+  std::optional<Pair> pair;
+  for (size_t i = 0; i < loops.size(); ++i) {
+    if (!loops[i].has_value()) continue;
+    if (!pair.has_value()) pair = Pair{i, i, 0};
+    if (*loops[i] > *loops[pair->from]) pair->from = i;
+    if (*loops[i] < *loops[pair->to]) pair->to = i;
+  }
+  if (!pair.has_value()) return std::nullopt;
+  pair->difference = *loops[pair->from] - *loops[pair->to];
+  if (pair->difference <= options_.difference) return std::nullopt;
+  return pair;
+}
+
+BalanceController::Action BalanceController::Tick(std::span<const Busy> loops) {
+  ++tick_;
+  if (state_ == BalanceState::kMoving) return {};
+  const std::optional<Pair> pair = Differing(loops);
+  if (!pair.has_value() || (differed_ > 0 && pair->from != from_)) {
+    differed_ = 0;
+    Apply(BalanceEvent::kEven);
+  }
+  if (!pair.has_value()) return {};
+  from_ = pair->from;
+  ++differed_;
+  if (state_ == BalanceState::kWatching) {
+    if (differed_ < options_.sustain || tick_ < rest_until_) return {};
+    Apply(BalanceEvent::kDiffer);
+    return {Action::Kind::kObserve, pair->from, pair->to, 0};
+  }
+  Apply(BalanceEvent::kDiffer);
+  const double busy = *loops[pair->from];
+  why_ = absl::StrFormat(
+      "loop %d is busy for %.0f %% of the time and loop %d for %.0f %%, for %d ticks", pair->from,
+      100 * busy, pair->to, 100 * *loops[pair->to], differed_);
+  differed_ = 0;
+  return {Action::Kind::kMove, pair->from, pair->to, pair->difference / 2 / busy};
+}
+
+void BalanceController::Ended(uint64_t streams, double part) {
+  Apply(BalanceEvent::kEnded);
+  moves_ += streams;
+  if (streams > 0) {
+    rest_ = 0;
+    return Note(absl::StrFormat("%s: %d streams with %.0f %% of its traffic go", why_, streams,
+                                100 * part));
+  }
+  rest_ = rest_ == 0 ? options_.rest : std::min(2 * rest_, options_.rest_max);
+  rest_until_ = tick_ + static_cast<uint64_t>(rest_);
+  Note(absl::StrFormat("%s: no stream may go or is small enough; none is asked for %d ticks", why_,
+                       rest_));
+}
+
+void BalanceController::Note(std::string line) {
+  trace_.push_back(std::move(line));
+  if (trace_.size() > options_.trace_max) trace_.pop_front();
+}
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE

@@ -1,0 +1,102 @@
+// BalanceController: decides which loop gives streams to which: loads in, actions out. Sans-I/O: it
+// reads no clock and moves nothing; LoopBalance feeds it and does what it says. One thread.
+//
+// Watching ─differ─► Observing ─differ─► Moving ─ended─► Watching
+//    ▲                   └───── even ──────┘ (nothing could go: it rests)
+#ifndef PENSTOCK_ENGINE_BALANCE_CONTROLLER_H_
+#define PENSTOCK_ENGINE_BALANCE_CONTROLLER_H_
+
+#include <penstock/balance.h>
+#include <penstock/export.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+enum class BalanceState : uint8_t { kWatching, kObserving, kMoving };
+inline constexpr size_t kBalanceStates = 3;
+
+enum class BalanceEvent : uint8_t {
+  kDiffer,  // the loops have differed for long enough
+  kEven,    // they do no more, or others do
+  kEnded,   // every move has ended
+};
+inline constexpr size_t kBalanceEvents = 3;
+
+inline constexpr std::array<std::array<BalanceState, kBalanceEvents>, kBalanceStates>
+    kBalanceTransitions = {{
+        /* kWatching  */ {BalanceState::kObserving, BalanceState::kWatching,
+                          BalanceState::kWatching},
+        /* kObserving */
+        {BalanceState::kMoving, BalanceState::kWatching, BalanceState::kObserving},
+        /* kMoving    */ {BalanceState::kMoving, BalanceState::kMoving, BalanceState::kWatching},
+    }};
+
+class BalanceController {
+ public:
+  // Part of the tick that a loop's thread was on a CPU; none of a loop that did not tell.
+  using Busy = std::optional<double>;
+  struct Action {
+    enum class Kind : uint8_t {
+      kNone,
+      kObserve,  // note how much each stream of `from` has carried
+      kMove,     // give streams that carried `part` of the traffic since then to `to`
+    };
+    Kind kind = Kind::kNone;
+    size_t from = 0;
+    size_t to = 0;
+    double part = 0;
+  };
+
+  explicit BalanceController(const BalanceOptions& options) : options_(options) {}
+  // InvalidArgument names the option.
+  static absl::Status Check(const BalanceOptions& options);
+
+  // Once a tick, with all loops.
+  Action Tick(std::span<const Busy> loops);
+  // What became of kMove: so many streams went, with that part of the loop's traffic.
+  void Ended(uint64_t streams, double part);
+
+  BalanceState state() const { return state_; }
+  uint64_t moves() const { return moves_; }
+  const std::deque<std::string>& trace() const { return trace_; }
+
+ private:
+  struct Pair {
+    size_t from = 0;
+    size_t to = 0;
+    double difference = 0;
+  };
+
+  void Apply(BalanceEvent event) {
+    state_ = kBalanceTransitions[static_cast<size_t>(state_)][static_cast<size_t>(event)];
+  }
+  // The busiest and the least busy loop, when they differ by enough.
+  std::optional<Pair> Differing(std::span<const Busy> loops) const;
+  void Note(std::string line);
+
+  const BalanceOptions options_;
+  BalanceState state_ = BalanceState::kWatching;
+  uint64_t tick_ = 0;
+  uint64_t rest_until_ = 0;
+  int rest_ = 0;      // ticks of the last rest, 0 after a move
+  int differed_ = 0;  // ticks in a row
+  size_t from_ = 0;
+  std::string why_;  // of the move under way
+  uint64_t moves_ = 0;
+  std::deque<std::string> trace_;
+};
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_ENGINE_BALANCE_CONTROLLER_H_

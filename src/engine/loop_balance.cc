@@ -1,0 +1,227 @@
+#include "engine/loop_balance.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "engine/connection.h"
+#include "engine/slot_table.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+namespace {
+
+uint64_t BytesOf(const LoopCounters& counters) {
+  return counters.bytes_in.value() + counters.bytes_out.value();
+}
+
+}  // namespace
+
+struct LoopBalance::Traffic {
+  struct Stream {
+    Token token;
+    uint64_t bytes;  // at first all it had carried, then what it has carried since
+  };
+  uint64_t bytes = 0;  // of the loop
+  std::vector<Stream> streams;
+
+  void Begin(LoopCore& loop, size_t streams_max);
+  // Has streams go that carry at most `part` of what the loop does.
+  void Move(LoopCore& loop, const LoopHandle& to, double part, size_t streams_max,
+            const std::shared_ptr<Batch>& batch);
+
+ private:
+  static Connection* Find(LoopCore& loop, Token token);
+};
+
+struct LoopBalance::Batch {
+  Batch(LoopHandle home, std::weak_ptr<LoopBalance> balance)
+      : home_(std::move(home)), balance_(std::move(balance)) {}
+  Batch(const Batch&) = delete;
+  Batch& operator=(const Batch&) = delete;
+  ~Batch() {
+    home_.Post([balance = std::move(balance_), streams = streams, part = part] {
+      if (const auto self = balance.lock()) self->OnEnded(streams, part);
+    });
+  }
+
+  uint64_t streams = 0;  // by the task that begins the moves; read when all have ended
+  double part = 0;
+
+ private:
+  const LoopHandle home_;
+  std::weak_ptr<LoopBalance> balance_;
+};
+
+void LoopBalance::Traffic::Begin(LoopCore& loop, size_t streams_max) {
+  bytes = BytesOf(loop.counters());
+  for (const Connection* c = loop.connections(); c != nullptr; c = c->next()) {
+    if (c->state() != ConnectionState::kOpen || c->moving() || !c->migratable()) continue;
+    if (streams.size() == streams_max) break;
+    streams.push_back({loop.slots().TokenOf(c->slot()), c->bytes()});
+  }
+}
+
+Connection* LoopBalance::Traffic::Find(LoopCore& loop, Token token) {
+  const Slot* const slot = loop.slots().Find(token);
+  if (slot == nullptr || slot->kind() != SlotKind::kConnection) return nullptr;
+  auto* const connection = static_cast<Connection*>(slot->object);
+  const bool may_go = connection != nullptr && connection->state() == ConnectionState::kOpen &&
+                      !connection->moving() && connection->migratable();
+  return may_go ? connection : nullptr;
+}
+
+void LoopBalance::Traffic::Move(LoopCore& loop, const LoopHandle& to, double part,
+                                size_t streams_max, const std::shared_ptr<Batch>& batch) {
+  const auto all = static_cast<double>(BytesOf(loop.counters()) - bytes);
+  for (Stream& stream : streams) {
+    const Connection* const connection = Find(loop, stream.token);
+    stream.bytes = connection == nullptr ? 0 : connection->bytes() - stream.bytes;
+  }
+  std::sort(streams.begin(), streams.end(),
+            [](const Stream& a, const Stream& b) { return a.bytes > b.bytes; });
+  double left = all * part;
+  for (const Stream& stream : streams) {
+    if (stream.bytes == 0 || batch->streams == streams_max) break;
+    const auto carried = static_cast<double>(stream.bytes);
+    if (carried > left) continue;
+    left -= carried;
+    batch->part += carried / all;
+    ++batch->streams;
+    Find(loop, stream.token)->Move(EngineKind::kAuto, &to, [batch](const absl::Status&) {});
+  }
+}
+
+LoopBalance::LoopBalance(LoopCore& home, std::vector<LoopHandle> loops,
+                         const BalanceOptions& options)
+    : home_(home),
+      home_handle_(home.handle()),
+      options_(options),
+      controller_(options),
+      timer_(home.timers()) {
+  for (LoopHandle& loop : loops) members_.emplace_back().loop = std::move(loop);
+}
+
+void LoopBalance::Arm() {
+  for (size_t i = 0; i < members_.size(); ++i) Ask(i);
+  timer_.Arm(TimerWheel::DeadlineTick(home_.sys().Now(), options_.tick), [this] { Tick(); });
+}
+
+void LoopBalance::Ask(size_t index) {
+  Member& member = members_[index];
+  if (member.asked) return;  // so busy that it has not come to it
+  // A loop that is gone never tells again.
+  member.asked = true;
+  member.loop.Post([core = LoopCore::Of(member.loop), home = home_handle_, index,
+                    self = weak_from_this()]() mutable {
+    const Reading reading{core->sys().Now(), core->sys().ThreadCpu()};
+    home.Post([self = std::move(self), index, reading] {
+      if (const auto balance = self.lock()) balance->OnAnswer(index, reading);
+    });
+  });
+}
+
+void LoopBalance::OnAnswer(size_t index, const Reading& reading) {
+  Member& member = members_[index];
+  member.asked = false;
+  const auto span = static_cast<double>(reading.now_ns - member.last.now_ns);
+  if (member.known && span > 0) {
+    member.busy = std::min(static_cast<double>(reading.cpu_ns - member.last.cpu_ns) / span, 1.0);
+    member.told = true;
+  }
+  member.known = true;
+  member.last = reading;
+}
+
+void LoopBalance::Tick() {
+  std::vector<BalanceController::Busy> busy;
+  for (Member& member : members_) {
+    busy.push_back(std::exchange(member.told, false) ? BalanceController::Busy(member.busy)
+                                                     : std::nullopt);
+  }
+  const BalanceController::Action action = controller_.Tick(busy);
+  switch (action.kind) {
+    case BalanceController::Action::Kind::kNone:
+      break;
+    case BalanceController::Action::Kind::kObserve:
+      Observe(action);
+      break;
+    case BalanceController::Action::Kind::kMove:
+      Move(action);
+      break;
+  }
+  Arm();
+}
+
+void LoopBalance::Observe(const BalanceController::Action& action) {
+  traffic_ = std::make_shared<Traffic>();
+  const LoopHandle& from = members_[action.from].loop;
+  from.Post([core = LoopCore::Of(from), traffic = traffic_, streams_max = options_.observed_max] {
+    traffic->Begin(*core, streams_max);
+  });
+}
+
+void LoopBalance::Move(const BalanceController::Action& action) {
+  moving_ = true;
+  const LoopHandle& from = members_[action.from].loop;
+  from.Post([core = LoopCore::Of(from), traffic = std::move(traffic_),
+             to = members_[action.to].loop, part = action.part, streams_max = options_.streams_max,
+             batch = std::make_shared<Batch>(home_handle_, weak_from_this())] {
+    traffic->Move(*core, to, part, streams_max, batch);
+  });
+}
+
+void LoopBalance::OnEnded(uint64_t streams, double part) {
+  moving_ = false;
+  controller_.Ended(streams, part);
+  TellIfStill();
+}
+
+void LoopBalance::Stop(absl::AnyInvocable<void() &&> stopped) {
+  stopping_ = true;
+  stopped_ = std::move(stopped);
+  timer_.Cancel();
+  home_handle_.Post([self = weak_from_this()] {
+    if (const auto balance = self.lock()) balance->TellIfStill();
+  });
+}
+
+void LoopBalance::TellIfStill() {
+  if (stopping_ && !moving_ && stopped_) std::exchange(stopped_, nullptr)();
+}
+
+}  // namespace internal
+
+absl::StatusOr<std::unique_ptr<LoopBalancer>> LoopBalancer::Create(Loop& home,
+                                                                   std::vector<LoopHandle> loops,
+                                                                   BalanceOptions options) {
+  if (absl::Status status = internal::BalanceController::Check(options); !status.ok()) {
+    return status;
+  }
+  if (loops.size() < 2) {
+    return absl::InvalidArgumentError("balance: fewer than two loops leave nothing to even out");
+  }
+  auto balance = std::make_shared<internal::LoopBalance>(home.core(), std::move(loops), options);
+  balance->Start();
+  return std::unique_ptr<LoopBalancer>(new LoopBalancer(std::move(balance)));
+}
+
+LoopBalancer::LoopBalancer(std::shared_ptr<internal::LoopBalance> balance)
+    : balance_(std::move(balance)) {}
+
+LoopBalancer::~LoopBalancer() = default;
+
+void LoopBalancer::Stop(absl::AnyInvocable<void() &&> stopped) {
+  balance_->Stop(std::move(stopped));
+}
+
+std::vector<std::string> LoopBalancer::trace() const {
+  const auto& lines = balance_->controller().trace();
+  return {lines.begin(), lines.end()};
+}
+
+uint64_t LoopBalancer::moves() const { return balance_->controller().moves(); }
+
+PENSTOCK_END_NAMESPACE

@@ -1,0 +1,185 @@
+// A balancer on loops with real traffic; how busy their threads are is made up. Its rules are in
+// balance_controller_test.cc.
+#include <penstock/balance.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "base/sys.h"
+#include "engine/loop_core.h"
+#include "testing/fate.h"
+#include "testing/harness.h"
+
+namespace penstock::internal {
+namespace {
+
+// The real kernel, but for the part of the time that the thread is on a CPU.
+class BusySys : public Sys {
+ public:
+  explicit BusySys(double busy) : busy_(busy) {}
+  int64_t ThreadCpu() override { return static_cast<int64_t>(static_cast<double>(Now()) * busy_); }
+
+ private:
+  const double busy_;
+};
+
+BalanceOptions Eager() {
+  BalanceOptions options;
+  options.tick = absl::Milliseconds(20);
+  options.sustain = 2;
+  options.rest = 2;
+  return options;
+}
+
+class LoopBalanceTest : public Harness {
+ protected:
+  void SetUp() override {
+    Harness::SetUp();
+    if (IsSkipped()) return;
+    other_ = Make(other_sys_);
+    AlsoDrive(other_.get());
+    busy_ = Make(busy_sys_);
+    AlsoDrive(busy_.get());
+  }
+  void TearDown() override {
+    balancer_ = nullptr;
+    flows_.clear();
+    if (busy_ != nullptr) {
+      EXPECT_TRUE(Drive([&] { return busy_->Snapshot().open + OpenThere() == 0; }));
+      EXPECT_EQ(busy_->Snapshot().stranded, 0u);
+    }
+    DestroyOther();
+    if (busy_ != nullptr) StopDriving(busy_.get());
+    busy_ = nullptr;
+    Harness::TearDown();
+  }
+  void DestroyOther() {
+    if (other_ != nullptr) StopDriving(other_.get());
+    other_ = nullptr;
+  }
+  uint64_t OpenThere() const { return other_ == nullptr ? 0 : other_->Snapshot().open; }
+  Loop& busy() { return *busy_; }
+  Loop& other() { return *other_; }
+  LoopBalancer& balancer() { return *balancer_; }
+
+  void Balance() {
+    absl::StatusOr<std::unique_ptr<LoopBalancer>> made =
+        LoopBalancer::Create(loop(), {busy().handle(), other().handle()}, Eager());
+    ASSERT_TRUE(made.ok()) << made.status();
+    balancer_ = *std::move(made);
+  }
+
+  // A stream of the busy loop that echoes what a client of the test's loop sends without end.
+  void Flow(bool migratable) {
+    ListenOptions listening;
+    listening.stream.migratable = migratable;
+    absl::StatusOr<std::unique_ptr<Listener>> listener =
+        Listener::Listen(busy(), environment().NewAddress(), listening,
+                         [](StreamPtr stream) { EchoForever(std::move(stream)); });
+    ASSERT_TRUE(listener.ok()) << listener.status();
+    absl::StatusOr<StreamPtr> client = ConnectTo((*listener)->address(), Connecting());
+    ASSERT_TRUE(client.ok()) << client.status();
+    flows_.push_back(std::make_unique<Flowing>(*std::move(client), flows_.size()));
+  }
+  bool Intact() const {
+    for (const auto& flow : flows_) {
+      if (!flow->reader.intact() || flow->reader.received() == 0) return false;
+    }
+    return true;
+  }
+  bool Traced(const std::string& words) const {
+    for (const std::string& line : balancer_->trace()) {
+      if (line.find(words) != std::string::npos) return true;
+    }
+    return false;
+  }
+
+ private:
+  struct Flowing {
+    Flowing(StreamPtr stream, uint64_t seed)
+        : writer(*stream, seed, uint64_t{1} << 40), reader(std::move(stream), seed) {
+      writer.Start();
+      reader.Start();
+    }
+    PatternWriter writer;
+    PatternReader reader;
+  };
+
+  std::unique_ptr<Loop> Make(Sys& sys) {
+    LoopOptions options;
+    options.engine = environment().listen_engine();
+    absl::StatusOr<std::unique_ptr<Loop>> made =
+        LoopCore::CreateLoop(std::move(options), {.sys = &sys, .engines = {}});
+    EXPECT_TRUE(made.ok()) << made.status();
+    return made.ok() ? *std::move(made) : nullptr;
+  }
+
+  BusySys busy_sys_{0.9};
+  BusySys other_sys_{0.1};
+  std::unique_ptr<Loop> busy_;
+  std::unique_ptr<Loop> other_;
+  std::vector<std::unique_ptr<Flowing>> flows_;
+  std::unique_ptr<LoopBalancer> balancer_;
+};
+
+TEST_P(LoopBalanceTest, GivesStreamsToTheLoopThatHasLessToDo) {
+  for (int i = 0; i < 8; ++i) Flow(true);
+  Balance();
+  ASSERT_TRUE(Drive([&] { return other().Snapshot().moves_in >= 2; }));
+  EXPECT_TRUE(Drive([&] { return balancer().moves() >= 2; }));
+  EXPECT_TRUE(Traced("loop 0 is busy for 90 % of the time and loop 1 for 10 %"));
+  EXPECT_TRUE(Drive([&] { return Intact(); }));
+}
+
+TEST_P(LoopBalanceTest, LeavesAStreamThatWouldCarryTheLoadElsewhere) {
+  Flow(true);
+  Balance();
+  ASSERT_TRUE(Drive([&] { return Traced("no stream may go or is small enough"); }));
+  EXPECT_EQ(balancer().moves(), 0u);
+  EXPECT_EQ(other().Snapshot().moves_in, 0u);
+}
+
+TEST_P(LoopBalanceTest, LeavesStreamsAloneThatMayNotGo) {
+  for (int i = 0; i < 4; ++i) Flow(false);
+  Balance();
+  ASSERT_TRUE(Drive([&] { return Traced("no stream may go or is small enough"); }));
+  EXPECT_EQ(other().Snapshot().moves_in, 0u);
+}
+
+TEST_P(LoopBalanceTest, StopTellsWhenNothingIsUnderWay) {
+  for (int i = 0; i < 8; ++i) Flow(true);
+  Balance();
+  ASSERT_TRUE(Drive([&] { return other().Snapshot().moves_in >= 1; }));
+  Fate stopped;
+  balancer().Stop(stopped.OnEvent());
+  EXPECT_FALSE(stopped.ended()) << "inside its own call";
+  ASSERT_TRUE(Drive([&] { return stopped.ended(); }));
+  EXPECT_EQ(busy().Snapshot().moves_out, other().Snapshot().moves_in);
+}
+
+TEST_P(LoopBalanceTest, ALoopThatHasGoneIsNoLongerBalanced) {
+  for (int i = 0; i < 4; ++i) Flow(false);
+  Balance();
+  DestroyOther();
+  Pass(absl::Milliseconds(200));
+  EXPECT_TRUE(balancer().trace().empty());
+}
+
+TEST_P(LoopBalanceTest, RefusesWhatCannotBeBalanced) {
+  EXPECT_TRUE(absl::IsInvalidArgument(LoopBalancer::Create(loop(), {busy().handle()}).status()));
+  BalanceOptions options;
+  options.sustain = 0;
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      LoopBalancer::Create(loop(), {busy().handle(), other().handle()}, options).status()));
+}
+
+INSTANTIATE_TEST_SUITE_P(Engines, LoopBalanceTest, ::testing::ValuesIn(KernelEngines()),
+                         EnvironmentName);
+
+}  // namespace
+}  // namespace penstock::internal
