@@ -229,8 +229,10 @@ bool UringEngine::Receive(Connection& connection, Slot& slot) {
       return true;
     case Received::kNoRoom:
       if (MayUseRing(slot)) {
-        // The kernel has buffers of ours: let it use one.
+        // The kernel has buffers of ours: let it use one. A poll that was armed while it had none
+        // must end first, for it does not tell again of bytes that it has told of.
         ClearFlag(slot, UringBit::kReadable);
+        Cancel(connection.slot(), RingOp::kPollRead);
         return false;
       }
       SetFlag(slot, UringBit::kNeedsBuffer);

@@ -124,6 +124,34 @@ TEST_P(BulkTest, APoolThatIsTooSmallSlowsStreamsDownAndFailsNone) {
   EXPECT_EQ(loop().Snapshot().faults, 0u);
 }
 
+// The engine began to wait while it had no buffer at all, and had some when the bytes came.
+TEST_P(BulkTest, BytesThatCameToADryPoolAreToldOfWhenThereIsRoom) {
+  LoopOptions options;
+  options.pool_options.bytes_max = 1 << 20;
+  RemakeLoop(std::move(options));
+  std::vector<Buffer> all;
+  const auto drain = [&] {
+    for (size_t size : {size_t{64} << 10, size_t{4} << 10, size_t{256}}) {
+      while (Buffer block = loop().pool().TryAllocate(size)) all.push_back(std::move(block));
+    }
+  };
+  drain();
+  StreamPair pair = Pair();
+  Fate read, write;
+  pair.server->ReadReady(read.OnRead());
+  Settle();
+  all.clear();
+  Settle();
+  drain();
+  const std::string bytes = "bytes that nobody will speak of twice";
+  pair.client->Write(Buffer::FromExternal(bytes.data(), bytes.size(), [] {}), write.OnDone());
+  Settle();
+  all.clear();
+  ASSERT_TRUE(Drive([&] { return read.ended() && write.ended(); }));
+  EXPECT_TRUE(read.status().ok()) << read.status();
+  EXPECT_TRUE(write.status().ok()) << write.status();
+}
+
 INSTANTIATE_TEST_SUITE_P(Environments, BulkTest, ::testing::ValuesIn(AllEnvironments()),
                          EnvironmentName);
 INSTANTIATE_TEST_SUITE_P(Moving, BulkTest, ::testing::ValuesIn(MovingEnvironments()),
