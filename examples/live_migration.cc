@@ -36,6 +36,8 @@
 
 ABSL_FLAG(int32_t, connections, 64, "connections, each an echo server and its client");
 ABSL_FLAG(int32_t, seconds, 10, "how long to go on");
+ABSL_FLAG(int64_t, moves, 0,
+          "ends early, once streams have changed engine or loop so often; 0: goes by time alone");
 ABSL_FLAG(absl::Duration, switch_every, absl::Milliseconds(2),
           "every stream changes engine at this interval; 0: never");
 ABSL_FLAG(absl::Duration, move_every, absl::Milliseconds(5),
@@ -174,6 +176,7 @@ class Client {
 struct Plan {
   uint64_t connections;
   absl::Duration duration;
+  uint64_t moves;  // UINT64_MAX: no end to them
   examples::MoveIntervals intervals;
   examples::Sealing server;
   examples::Sealing client;
@@ -363,6 +366,12 @@ bool SignalWithin(const sigset_t& set, absl::Duration wait) {
   return sigtimedwait(&set, nullptr, &limit) > 0;
 }
 
+uint64_t MovesSoFar(const Loops& loops) {
+  MoveFigures moves;
+  for (const LoopThread& loop : loops) moves.Add(loop.Snapshot());
+  return moves.engine_switches + moves.loop_moves;
+}
+
 // Has the clients work for their time, and ends them. Returns how long they have worked.
 absl::Duration Work(const Plan& plan, Loops& loops, Tally& tally, const sigset_t& signals,
                     bool quiet) {
@@ -375,7 +384,8 @@ absl::Duration Work(const Plan& plan, Loops& loops, Tally& tally, const sigset_t
   for (size_t i = 0; i < kLoops; ++i) loops[i].mover().Start(loops[(i + 1) % kLoops].handle());
   absl::Duration left = plan.duration;
   bool interrupted = !all_connected();
-  while (!interrupted && left > absl::ZeroDuration() && tally.ended < plan.connections) {
+  while (!interrupted && left > absl::ZeroDuration() && tally.ended < plan.connections &&
+         MovesSoFar(loops) < plan.moves) {
     interrupted = SignalWithin(signals, std::min(left, table.interval()));
     table.Show(loops, tally, watch.elapsed());
     left = plan.duration - watch.elapsed();
@@ -463,10 +473,13 @@ absl::Status Run(const Plan& plan, const sigset_t& signals, bool json, Tally& ta
 Plan PlanFromFlags() {
   const int64_t connections = absl::GetFlag(FLAGS_connections);
   const int64_t seconds = absl::GetFlag(FLAGS_seconds);
+  const int64_t moves = absl::GetFlag(FLAGS_moves);
   examples::RangeOrFail("connections", connections, 1, 5000);
   examples::RangeOrFail("seconds", seconds, 1, 1'000'000);
+  examples::RangeOrFail("moves", moves, 0, INT64_MAX);
   return {static_cast<uint64_t>(connections),
           absl::Seconds(seconds),
+          moves == 0 ? UINT64_MAX : static_cast<uint64_t>(moves),
           {examples::IntervalOrFail("switch-every", absl::GetFlag(FLAGS_switch_every)),
            examples::IntervalOrFail("move-every", absl::GetFlag(FLAGS_move_every))},
           examples::Sealing::FromFlags(true),

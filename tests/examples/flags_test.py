@@ -28,7 +28,7 @@ class Flags(Case):
                                 "switch-every", "move-every", "adaptive", "balance"),
                 "http_hello": ("listen", "engine", "loops", "max-connections", "grace",
                                "switch-every", "move-every", "adaptive", "balance"),
-                "live_migration": ("connections", "seconds", "switch-every", "move-every", "seal",
+                "live_migration": ("connections", "seconds", "moves", "switch-every", "move-every", "seal",
                                    "json"),
                 "echo_client": ("connect", "connections", "size", "depth", "duration", "idle",
                                 "engine"),

@@ -2,6 +2,7 @@
 """Servers whose connections change engine and loop all the time, and live_migration."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ from seal_test import SCRIPT
 MOVE_KEYS = ["engine_switches", "loop_moves", "stranded", "pause_p50_us", "pause_p99_us",
              "late_completions", "bytes_carried"]
 KEYS = ["connections", "loops", "seconds", "bytes", "bytes_per_s", "errors", *MOVE_KEYS]
+# Of streams under verified traffic, half of them sealed; the preset soak has a million.
+MOVES = int(os.environ.get("PENSTOCK_TEST_MOVES", "20000"))
 SWITCH, MOVE = "--switch-every=2ms", "--move-every=3ms"
 
 
@@ -187,8 +190,8 @@ class LiveMigration(MovingCase):
             self.fail("live_migration is not built")
         self.need_uring()
 
-    def check_json(self, *words):
-        done = run("live_migration", "--json", "--seconds=1", *words)
+    def check_json(self, *words, **options):
+        done = run("live_migration", "--json", "--seconds=1", *words, **options)
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertEqual(done.stdout.count("\n"), 1, done.stdout)
         figures = json.loads(done.stdout)
@@ -207,6 +210,16 @@ class LiveMigration(MovingCase):
     def test_sealed(self):
         figures = self.check_json("--connections=20", *self.psk())
         self.assertGreater(figures["loop_moves"], 40)
+
+    def check_many_moves(self, *words):
+        figures = self.check_json("--seconds=5000", f"--moves={MOVES // 2}", *words, timeout=5500)
+        self.assertGreaterEqual(figures["engine_switches"] + figures["loop_moves"], MOVES // 2)
+
+    def test_many_moves_plain(self):
+        self.check_many_moves()
+
+    def test_many_moves_sealed(self):
+        self.check_many_moves(*self.psk())
 
     def test_one_kind_of_move_alone(self):
         self.assertEqual(self.check_json("--move-every=0")["loop_moves"], 0)
