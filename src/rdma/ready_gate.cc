@@ -17,7 +17,7 @@ int64_t After(int64_t now_ns, absl::Duration limit) {
                                            : now_ns + absl::ToInt64Nanoseconds(limit);
 }
 
-// What the active side makes of a refusal. Unavailable may be tried again.
+// What becomes of an endpoint that is refused, on both sides. Unavailable may be tried again.
 absl::StatusCode CodeOf(RejectCode code) {
   switch (code) {
     case RejectCode::kBusy:
@@ -190,6 +190,11 @@ GateAction ReadyGate::OnLanesFailed(uint64_t attempt, const absl::Status& status
   return Apply(GateEvent::kEnd);
 }
 
+GateAction ReadyGate::OnBusy(absl::Duration retry_after) {
+  if (state_ != GateState::kPassiveBringup) return Late();
+  return Refuse(RejectCode::kBusy, "too many endpoints are opening here", retry_after);
+}
+
 GateAction ReadyGate::OnData(uint32_t tag) {
   if (state_ == GateState::kClosed) return Late();
   if (transcript_ != 0 && tag != data_tag()) return Violate("data of another attempt");
@@ -253,12 +258,16 @@ absl::Status ReadyGate::ErrorOf(absl::StatusCode code, std::string_view reason) 
              : PeerStatus(code, "open RDMA endpoint", nullptr, reason);
 }
 
-void ReadyGate::TellPeer(std::string_view reason, CloseCode code, RejectCode reject) {
+void ReadyGate::TellPeer(std::string_view reason, CloseCode code, RejectCode reject,
+                         absl::Duration retry_after) {
   const std::string text(reason.substr(0, kControlTextMax));
   const bool before_accept = state_ == GateState::kIdle || state_ == GateState::kPassiveBringup;
   if (options_.role == GateRole::kPassive && before_accept) {
-    outgoing_ +=
-        EncodeControl(ControlReject{.code = reject, .attempt = peer_.attempt, .text = text});
+    outgoing_ += EncodeControl(ControlReject{
+        .code = reject,
+        .retry_after_ms = static_cast<uint32_t>(absl::ToInt64Milliseconds(retry_after)),
+        .attempt = peer_.attempt,
+        .text = text});
   } else if (state_ != GateState::kIdle) {
     outgoing_ += EncodeControl(ControlClose{.code = code, .text = text});
   }
@@ -271,9 +280,9 @@ GateAction ReadyGate::End(absl::StatusCode status, std::string_view reason, Clos
   return Apply(GateEvent::kEnd);
 }
 
-GateAction ReadyGate::Refuse(RejectCode code, std::string_view reason) {
-  status_ = ErrorOf(absl::StatusCode::kFailedPrecondition, reason);
-  TellPeer(reason, CloseCode::kViolation, code);
+GateAction ReadyGate::Refuse(RejectCode code, std::string_view reason, absl::Duration retry_after) {
+  status_ = ErrorOf(CodeOf(code), reason);
+  TellPeer(reason, CloseCode::kViolation, code, retry_after);
   return Apply(GateEvent::kEnd);
 }
 

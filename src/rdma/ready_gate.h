@@ -194,6 +194,10 @@ class ReadyGate {
   GateAction OnLanesUp(int64_t now_ns, uint64_t attempt, GateOffer offer = {});
   GateAction OnLanesFailed(uint64_t attempt, const absl::Status& status);
 
+  // Passive side, instead of bringing lanes up: too many others are at it. REJECT says when the
+  // peer is to come again.
+  GateAction OnBusy(absl::Duration retry_after);
+
   // A receive has brought a message whose header has this tag.
   GateAction OnData(uint32_t tag);
 
@@ -240,9 +244,11 @@ class ReadyGate {
   GateAction Violate(std::string_view what);
   // Ends the attempt; says so to the peer with `code`, by REJECT if that is still possible.
   GateAction End(absl::StatusCode status, std::string_view reason, CloseCode code);
-  GateAction Refuse(RejectCode code, std::string_view reason);
+  GateAction Refuse(RejectCode code, std::string_view reason,
+                    absl::Duration retry_after = absl::ZeroDuration());
   absl::Status ErrorOf(absl::StatusCode code, std::string_view reason) const;
-  void TellPeer(std::string_view reason, CloseCode code, RejectCode reject);
+  void TellPeer(std::string_view reason, CloseCode code, RejectCode reject,
+                absl::Duration retry_after = absl::ZeroDuration());
   GateEvent LanesUpEvent() const;
   std::string_view AcceptProblem(const ControlAccept& accept) const;
   ControlReady ReadyMessage() const;

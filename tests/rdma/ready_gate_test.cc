@@ -374,6 +374,18 @@ TEST(ReadyGateTest, ARejectSaysWhyAndWhenToTryAgain) {
   EXPECT_TRUE(outcome(RejectCode::kBusy, 7).first.ok()) << "of another attempt";
 }
 
+TEST(ReadyGateTest, ABusySideSaysWhenToComeAgain) {
+  Pair pair;
+  EXPECT_EQ(pair.passive.OnBusy(absl::Seconds(1)), GateAction::kIgnore) << "nobody has come";
+  pair.SayHello();
+  EXPECT_EQ(pair.passive.OnBusy(absl::Milliseconds(300)), GateAction::kClose);
+  EXPECT_EQ(pair.passive.status(),
+            absl::UnavailableError("open RDMA endpoint: too many endpoints are opening here"));
+  EXPECT_EQ(GiveFrame(pair.active, 0, pair.OneFrameOf(pair.passive)), GateAction::kClose);
+  EXPECT_TRUE(absl::IsUnavailable(pair.active.status()));
+  EXPECT_EQ(pair.active.retry_after(), absl::Milliseconds(300));
+}
+
 TEST(ReadyGateTest, LanesThatFailTellThePeer) {
   Pair pair;
   pair.SayHello();

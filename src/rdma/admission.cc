@@ -1,0 +1,85 @@
+#include "rdma/admission.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+Admission::~Admission() {
+  PENSTOCK_CHECK(running_ == 0 && waiting_ == 0, "bring-ups outlive what admits them");
+}
+
+Admission::Answer Admission::Ask(Place& place, absl::AnyInvocable<void() &&> admitted) {
+  PENSTOCK_CHECK(place.state_ == Place::State::kNone, "a place is held already");
+  if (running_ < options_.concurrent && waiting_ == 0) {
+    place.admission_ = this;
+    place.state_ = Place::State::kAdmitted;
+    ++running_;
+    ++admitted_;
+    refused_in_row_ = 0;
+    return Answer::kAdmitted;
+  }
+  if (waiting_ == options_.waiting) {
+    ++refused_;
+    ++refused_in_row_;
+    return Answer::kBusy;
+  }
+  place.admission_ = this;
+  place.admitted_ = std::move(admitted);
+  // If there is room although some wait, AdmitNext is running, and comes to this one.
+  Append(place);
+  return Answer::kWaiting;
+}
+
+absl::Duration Admission::retry_after() const {
+  const auto ahead = static_cast<int64_t>(refused_in_row_ == 0 ? 0 : refused_in_row_ - 1);
+  const auto step = options_.retry_after / static_cast<int64_t>(options_.concurrent);
+  return std::min(options_.retry_after + step * ahead, options_.retry_after * 8);
+}
+
+void Admission::Place::Leave() {
+  Admission* const admission = std::exchange(admission_, nullptr);
+  const State state = std::exchange(state_, State::kNone);
+  if (state == State::kWaiting) admission->Remove(*this);
+  if (state == State::kAdmitted) {
+    --admission->running_;
+    admission->AdmitNext();
+  }
+  admitted_ = nullptr;
+}
+
+// In a loop and not in itself: who is admitted may fail, and leave, at once.
+void Admission::AdmitNext() {
+  if (std::exchange(admitting_, true)) return;
+  while (running_ < options_.concurrent && first_ != nullptr) {
+    Place& place = *first_;
+    Remove(place);
+    place.state_ = Place::State::kAdmitted;
+    ++running_;
+    ++admitted_;
+    refused_in_row_ = 0;
+    std::exchange(place.admitted_, nullptr)();
+  }
+  admitting_ = false;
+}
+
+void Admission::Append(Place& place) {
+  place.state_ = Place::State::kWaiting;
+  place.previous_ = last_;
+  place.next_ = nullptr;
+  (last_ == nullptr ? first_ : last_->next_) = &place;
+  last_ = &place;
+  ++waiting_;
+}
+
+void Admission::Remove(Place& place) {
+  (place.previous_ == nullptr ? first_ : place.previous_->next_) = place.next_;
+  (place.next_ == nullptr ? last_ : place.next_->previous_) = place.previous_;
+  --waiting_;
+}
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
