@@ -14,6 +14,8 @@
 #include <algorithm>
 #include <atomic>
 
+#include "base/nonblocking.h"
+
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 namespace {
@@ -199,6 +201,12 @@ int64_t Sys::ThreadCpu() {
   timespec now{};
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
   return now.tv_sec * 1'000'000'000 + now.tv_nsec;
+}
+
+int MakeNonblocking(int fd) {
+  const int flags = fcntl(fd, F_GETFL);
+  if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) return -errno;
+  return fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 ? -errno : 0;
 }
 
 Sys& RealSys() {

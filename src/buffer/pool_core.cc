@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "buffer/pool_cache.h"
+#include "buffer/slab_pinner.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -323,7 +324,11 @@ void PoolCore::Trim(PoolCache* caller) {
   empty_kept_ = options_.empty_slabs_kept;
   empty_low_ = 0;
   regretted_ = 0;
+  const bool pinned = std::any_of(observers_.begin(), observers_.end(), [](SlabObserver* observer) {
+    return dynamic_cast<SlabPinner*>(observer) != nullptr;
+  });
   for (ClassState& state : classes_) {
+    if (pinned) break;  // see slab_pinner.h
     for (Slab* slab = state.partial.front(); slab != nullptr; slab = slab->next) {
       ReleaseFreePages(sys_, *slab);
     }

@@ -1,5 +1,9 @@
 #include "rdma/fabric.h"
 
+#ifdef PENSTOCK_HAVE_VERBS
+#include "rdma/verbs_fabric.h"
+#endif
+
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 
@@ -75,16 +79,27 @@ std::string_view FabricEventKindName(FabricEventKind kind) {
   return "unknown";
 }
 
+#ifdef PENSTOCK_HAVE_VERBS
+
+Fabric& SystemFabric() {
+  static VerbsFabric fabric;
+  return fabric;
+}
+
+#else
+
 namespace {
 
 class AbsentFabric final : public Fabric {
  public:
-  absl::StatusOr<std::vector<std::string>> ListDevices() override { return Absent(); }
-  absl::StatusOr<std::unique_ptr<FabricDevice>> Open(std::string_view) override { return Absent(); }
+  absl::StatusOr<std::vector<std::string> > ListDevices() override { return Absent(); }
+  absl::StatusOr<std::unique_ptr<FabricDevice> > Open(std::string_view) override {
+    return Absent();
+  }
 
  private:
   static absl::Status Absent() {
-    return absl::UnavailableError("RDMA devices: this Penstock was built without a verbs provider");
+    return absl::UnavailableError("RDMA devices: this Penstock was built without libibverbs");
   }
 };
 
@@ -94,6 +109,8 @@ Fabric& SystemFabric() {
   static AbsentFabric fabric;
   return fabric;
 }
+
+#endif
 
 }  // namespace internal
 PENSTOCK_END_NAMESPACE

@@ -70,6 +70,7 @@ void FakeFabric::FailNth(FakeCall call, uint64_t nth, int error) {
 
 int FakeFabric::Fault(FakeCall call) {
   ++stats_.calls;
+  if (on_call_) on_call_(call);
   for (Failure* failure : {&fail_any_, &fail_[static_cast<size_t>(call)]}) {
     if (failure->nth != 0 && --failure->nth == 0) return failure->error;
   }

@@ -150,6 +150,8 @@ class FakeFabric final : public internal::Fabric {
   // The `nth` call from here on (1 is the next), of any kind or of one kind, fails with `error`.
   void FailNth(uint64_t nth, int error);
   void FailNth(FakeCall call, uint64_t nth, int error);
+  // Runs inside every call, before it does anything.
+  void set_on_call(std::function<void(FakeCall)> on_call) { on_call_ = std::move(on_call); }
   // True: the packet is lost.
   void set_drop(std::function<bool(const FakePacket&)> drop) { drop_ = std::move(drop); }
   void set_loss(uint32_t thousandths) { options_.loss = thousandths; }
@@ -212,6 +214,7 @@ class FakeFabric final : public internal::Fabric {
   Failure fail_any_;
   std::array<Failure, kFakeCalls> fail_;
   std::function<bool(const FakePacket&)> drop_;
+  std::function<void(FakeCall)> on_call_;
   uint64_t receive_bytes_ = 0;
   size_t objects_ = 0;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);

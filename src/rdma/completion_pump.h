@@ -1,0 +1,168 @@
+// CompletionPump: one completion queue of a device on one loop, and the way its completions take to
+// whoever posted the work. DeviceWatch: the same for the events of the device itself.
+//
+// The queue sleeps armed: its channel's descriptor is watched by the loop's engine, whichever that
+// is. Awake it is drained, at most kTurnMax completions a turn (I9), then armed, and polled once
+// more, because a completion that came in between raises no event. While traffic is brisk it is
+// polled every turn instead for a little longer (twice the usual gap between completions, at most
+// `spin_max`), since waking up costs more; when the gap is longer than that, not at all.
+//
+// Work is named by a Tag, which has the number of its Sink; a completion whose sink has gone is
+// counted and dropped, whatever queue pair it came from, because numbers of queue pairs are used
+// again.
+//
+// Owned by its creator, on the loop's thread; must not be destroyed inside a callback of its own.
+// When the loop goes first, the pump is silent from then on. The device must outlive it.
+#ifndef PENSTOCK_RDMA_COMPLETION_PUMP_H_
+#define PENSTOCK_RDMA_COMPLETION_PUMP_H_
+
+#include <penstock/export.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "engine/deferred.h"
+#include "engine/engine.h"
+#include "engine/loop_core.h"
+#include "rdma/fabric.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+// Receives the completions of what was posted under its tags.
+class CompletionSink {
+ public:
+  virtual ~CompletionSink() = default;
+  // `word`: as it was given to CompletionPump::Tag.
+  virtual void OnCompletion(uint32_t word, const FabricCompletion& completion) = 0;
+};
+
+// A descriptor watched by a loop's waiting engine, until destroyed or the loop goes.
+class FabricWatch : public Watch {
+ public:
+  FabricWatch(LoopCore& loop, int descriptor);
+  ~FabricWatch() override;
+  absl::Status Start();
+  bool watching() const { return engine_ != nullptr; }
+
+ protected:
+  // Null once the loop has gone.
+  LoopCore* loop() { return loop_; }
+
+ private:
+  struct LoopEnd : Deferred {
+    explicit LoopEnd(FabricWatch& owner);
+    FabricWatch& watch;
+  };
+
+  void Stop();
+
+  LoopCore* loop_;
+  Engine* engine_ = nullptr;
+  LoopEnd loop_end_{*this};
+};
+
+struct PumpStats {
+  uint64_t completions = 0;
+  uint64_t late = 0;  // their sink had gone
+  uint64_t events = 0;
+  uint64_t polls = 0;
+  uint64_t sleeps = 0;
+  uint64_t spins = 0;          // turns that polled instead of sleeping
+  absl::Duration spin_budget;  // of the next time; zero when idle
+};
+
+class CompletionPump final : private FabricWatch {
+ public:
+  static constexpr uint32_t kTurnMax = 256;
+
+  struct Options {
+    uint32_t depth = 4096;
+    absl::Duration spin_max = absl::ZeroDuration();
+    // The queue is lost, and its queue pairs with it: told once.
+    absl::AnyInvocable<void(absl::Status)> on_lost;
+  };
+
+  // Errors: what CreateCq and the engine say.
+  static absl::StatusOr<std::unique_ptr<CompletionPump>> Create(LoopCore& loop,
+                                                                FabricDevice& device,
+                                                                Options options);
+  ~CompletionPump() override;
+
+  FabricCq& cq() { return *cq_; }
+  // A number for `sink`, which must stay until RemoveSink.
+  uint32_t AddSink(CompletionSink& sink);
+  void RemoveSink(uint32_t number);
+  // The id to post work with.
+  static uint64_t Tag(uint32_t sink, uint32_t word) { return uint64_t{sink} << 32 | word; }
+
+  const PumpStats& stats() const { return stats_; }
+
+ private:
+  static constexpr uint32_t kIndexBits = 20;
+  static constexpr uint32_t kIndexMask = (1u << kIndexBits) - 1;
+  static constexpr uint32_t kAckBatch = 64;
+  static constexpr int64_t kIdleGapNs = 1'000'000'000;
+
+  struct SinkSlot {
+    CompletionSink* sink = nullptr;
+    uint32_t generation = 0;
+    uint32_t next_free = 0;
+  };
+  struct Again : Deferred {
+    explicit Again(CompletionPump& owner);
+    CompletionPump& pump;
+  };
+
+  CompletionPump(LoopCore& loop, std::unique_ptr<FabricCq> cq, Options options);
+
+  void OnReadable() override;
+  void Turn();
+  // Up to `max` completions; how many, or -errno.
+  int Drain(uint32_t max);
+  void Dispatch(const FabricCompletion& completion);
+  // Whether to poll again next turn instead of sleeping.
+  bool Spin(bool found);
+  void Lose(int error, const char* operation);
+
+  std::unique_ptr<FabricCq> cq_;
+  Options options_;
+  int64_t spin_max_ns_;
+  Again again_{*this};
+  std::vector<SinkSlot> sinks_;
+  uint32_t free_sink_ = kIndexMask;
+  uint32_t unacked_ = 0;
+  bool lost_ = false;
+  int64_t gap_ns_ = kIdleGapNs;  // between arrivals, smoothed
+  int64_t arrival_ns_ = 0;       // the last
+  int64_t spin_until_ns_ = 0;
+  PumpStats stats_;
+};
+
+// Takes what a device reports, all of it whenever there is something (an event that is left makes
+// no edge).
+class DeviceWatch final : private FabricWatch {
+ public:
+  using OnEvent = absl::AnyInvocable<void(const FabricEvent&)>;
+
+  static absl::StatusOr<std::unique_ptr<DeviceWatch>> Create(LoopCore& loop, FabricDevice& device,
+                                                             OnEvent on_event);
+
+ private:
+  DeviceWatch(LoopCore& loop, FabricDevice& device, OnEvent on_event)
+      : FabricWatch(loop, device.event_fd()), device_(device), on_event_(std::move(on_event)) {}
+  void OnReadable() override;
+
+  FabricDevice& device_;
+  OnEvent on_event_;
+};
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_RDMA_COMPLETION_PUMP_H_

@@ -1,0 +1,361 @@
+// One completion queue on a real loop, of either engine, fed by a fake device; and in a SimWorld.
+#include "rdma/completion_pump.h"
+
+#include <cerrno>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "testing/fake_fabric.h"
+#include "testing/fake_fabric_kit.h"
+#include "testing/sim_world.h"
+
+namespace penstock::internal {
+namespace {
+
+using testing::FakeCall;
+using testing::FakeEnd;
+using testing::FakeFabric;
+using testing::FakeHost;
+using testing::VirtualHost;
+
+// A clock that the test moves, and descriptors that a real loop can watch.
+class WatchableHost final : public FakeHost {
+ public:
+  int64_t now_ns() const override { return clock.now_ns(); }
+  void After(int64_t delay_ns, Action action) override { clock.After(delay_ns, std::move(action)); }
+  int OpenFd() override { return RealSys().EventFd(); }
+  void CloseFd(int fd) override { RealSys().Close(fd); }
+  void RaiseFd(int fd) override {
+    const uint64_t one = 1;
+    RealSys().Write(fd, &one, sizeof(one));
+  }
+  void ClearFd(int fd) override {
+    uint64_t count;
+    RealSys().Read(fd, &count, sizeof(count));
+  }
+
+  VirtualHost clock;
+};
+
+// The loop's clock, moved by the test.
+class ClockSys final : public Sys {
+ public:
+  int64_t Now() override { return now_ns; }
+  int64_t now_ns = 1'000'000'000;
+};
+
+class Recorder final : public CompletionSink {
+ public:
+  void OnCompletion(uint32_t word, const FabricCompletion& completion) override {
+    words.push_back(word);
+    if (completion.outcome != FabricOutcome::kOk) ++failed;
+    if (then) then();
+  }
+  std::vector<uint32_t> words;
+  int failed = 0;
+  std::function<void()> then;
+};
+
+class CompletionPumpTest : public ::testing::TestWithParam<EngineKind> {
+ protected:
+  void Begin(CompletionPump::Options options = {}) {
+    LoopOptions loop_options;
+    loop_options.engine = GetParam();
+    LoopCore::Seams seams;
+    seams.sys = &sys_;
+    auto made = LoopCore::CreateLoop(std::move(loop_options), seams);
+    if (!made.ok()) GTEST_SKIP() << made.status();
+    loop_ = *std::move(made);
+    peer_.emplace(fabric_, "fake1");
+    end_.emplace(fabric_, "fake0");
+    auto pump = CompletionPump::Create(loop_->core(), *end_->device, std::move(options));
+    ASSERT_TRUE(pump.ok()) << pump.status();
+    pump_ = *std::move(pump);
+    sink_ = pump_->AddSink(recorder_);
+    auto& qp = end_->options.qp;
+    qp.send_cq = qp.receive_cq = &pump_->cq();
+    qp.send_depth = 1024;
+    qp_ = *end_->device->CreateQp(qp);
+    ASSERT_TRUE(qp_->ToInit({}).ok());
+    std::swap(end_->qp, qp_);
+    ASSERT_TRUE(end_->Receive(*peer_).ok());
+    ASSERT_TRUE(peer_->Receive(*end_).ok());
+    ASSERT_TRUE(end_->Send().ok());
+    Settle();
+  }
+  void TearDown() override {
+    if (end_) end_->qp.reset();
+    pump_.reset();
+    qp_.reset();
+    end_.reset();
+    peer_.reset();
+    for (const std::string& what : fabric_.violations()) ADD_FAILURE() << what;
+    EXPECT_EQ(fabric_.objects(), 0u);
+  }
+  void Write(uint32_t word) {
+    ASSERT_EQ(end_->Post(CompletionPump::Tag(sink_, word), FabricOp::kWrite, 0, 8, &*peer_), 0);
+  }
+  void Deliver() { host_.clock.Advance(absl::Milliseconds(1)); }
+  // Turns until nothing is left to do; how many.
+  int Settle() {
+    int turns = 1;
+    while (loop_->Poll() && turns < 10'000) ++turns;
+    return turns;
+  }
+
+  WatchableHost host_;
+  FakeFabric fabric_{host_, 1};
+  ClockSys sys_;
+  std::unique_ptr<Loop> loop_;
+  std::optional<FakeEnd> peer_;
+  std::optional<FakeEnd> end_;
+  std::unique_ptr<CompletionPump> pump_;
+  std::unique_ptr<FabricQp> qp_;
+  Recorder recorder_;
+  uint32_t sink_ = 0;
+};
+
+TEST_P(CompletionPumpTest, ACompletionWakesTheLoopAndFindsItsSink) {
+  Begin();
+  if (IsSkipped()) return;
+  for (uint32_t word = 7; word < 10; ++word) {
+    Write(word);
+    Deliver();
+    Settle();
+  }
+  EXPECT_EQ(recorder_.words, (std::vector<uint32_t>{7, 8, 9}));
+  EXPECT_EQ(pump_->stats().events, 3u);
+  EXPECT_EQ(pump_->stats().sleeps, 3u);
+  EXPECT_EQ(pump_->stats().spins, 0u);
+}
+
+TEST_P(CompletionPumpTest, ACompletionBetweenTheEmptyPollAndArmingIsSeen) {
+  Begin();
+  if (IsSkipped()) return;
+  bool raced = false;
+  fabric_.set_on_call([&](FakeCall call) {
+    if (call != FakeCall::kArm || std::exchange(raced, true)) return;
+    Write(2);
+    Deliver();
+  });
+  Write(1);
+  Deliver();
+  Settle();
+  EXPECT_TRUE(raced);
+  EXPECT_EQ(recorder_.words, (std::vector<uint32_t>{1, 2}));
+  // And it sleeps armed.
+  Write(3);
+  Deliver();
+  Settle();
+  EXPECT_EQ(recorder_.words.size(), 3u);
+}
+
+TEST_P(CompletionPumpTest, ATurnTakesABoundedNumber) {
+  Begin();
+  if (IsSkipped()) return;
+  for (uint32_t word = 0; word < 1000; ++word) Write(word);
+  Deliver();
+  size_t most = 0, before = 0;
+  for (int turn = 0; turn < 20; ++turn) {
+    loop_->Poll();
+    most = std::max(most, recorder_.words.size() - before);
+    before = recorder_.words.size();
+  }
+  EXPECT_EQ(before, 1000u);
+  EXPECT_EQ(most, CompletionPump::kTurnMax);
+}
+
+TEST_P(CompletionPumpTest, ACompletionWhoseSinkHasGoneIsDropped) {
+  Begin();
+  if (IsSkipped()) return;
+  Write(1);
+  pump_->RemoveSink(sink_);
+  Recorder other;
+  const uint32_t number = pump_->AddSink(other);
+  EXPECT_NE(number, sink_);
+  Deliver();
+  Settle();
+  EXPECT_TRUE(recorder_.words.empty());
+  EXPECT_TRUE(other.words.empty());
+  EXPECT_EQ(pump_->stats().late, 1u);
+}
+
+TEST_P(CompletionPumpTest, ASinkMayGoInsideItsOwnCompletion) {
+  Begin();
+  if (IsSkipped()) return;
+  recorder_.then = [this] { pump_->RemoveSink(sink_); };
+  Write(1);
+  Write(2);
+  Deliver();
+  Settle();
+  EXPECT_EQ(recorder_.words, (std::vector<uint32_t>{1}));
+  EXPECT_EQ(pump_->stats().late, 1u);
+}
+
+TEST_P(CompletionPumpTest, BriskTrafficIsPolledForAndPausesAreNot) {
+  CompletionPump::Options options;
+  options.spin_max = absl::Microseconds(50);
+  Begin(std::move(options));
+  if (IsSkipped()) return;
+  const auto beat = [&](int64_t gap_ns) {
+    sys_.now_ns += gap_ns;
+    Write(1);
+    Deliver();
+    loop_->Poll();
+  };
+  // Far apart: sleeps each time.
+  for (int i = 0; i < 10; ++i) beat(10'000'000);
+  EXPECT_EQ(pump_->stats().spins, 0u);
+  EXPECT_EQ(pump_->stats().spin_budget, absl::ZeroDuration());
+  // Ten microseconds apart: awake until the next comes, so that no event is needed.
+  for (int i = 0; i < 50; ++i) beat(10'000);
+  EXPECT_GT(pump_->stats().spins, 10u);
+  const uint64_t events = pump_->stats().events;
+  for (int i = 0; i < 10; ++i) beat(10'000);
+  EXPECT_EQ(pump_->stats().events, events);
+  EXPECT_GE(pump_->stats().spin_budget, absl::Microseconds(20));
+  EXPECT_LE(pump_->stats().spin_budget, absl::Microseconds(21));
+  EXPECT_TRUE(loop_->Poll());
+  // Idle: after its budget it sleeps.
+  sys_.now_ns += 25'000;
+  Settle();
+  EXPECT_FALSE(loop_->Poll());
+  EXPECT_EQ(pump_->stats().spin_budget, absl::ZeroDuration());
+  Write(2);
+  Deliver();
+  loop_->Poll();
+  EXPECT_EQ(recorder_.words.back(), 2u);
+}
+
+TEST_P(CompletionPumpTest, ALostQueueIsToldOnce) {
+  std::vector<absl::Status> lost;
+  CompletionPump::Options options;
+  options.depth = 2;
+  options.on_lost = [&](absl::Status status) { lost.push_back(std::move(status)); };
+  Begin(std::move(options));
+  if (IsSkipped()) return;
+  for (uint32_t word = 0; word < 3; ++word) Write(word);
+  Deliver();
+  Settle();
+  Settle();
+  ASSERT_EQ(lost.size(), 1u);
+  EXPECT_EQ(std::string(lost[0].message()), "poll a completion queue: input/output error (EIO)");
+}
+
+TEST_P(CompletionPumpTest, EveryCallMayFail) {
+  Begin();
+  if (IsSkipped()) return;
+  fabric_.FailNth(FakeCall::kCreateCq, 1, ENOMEM);
+  EXPECT_EQ(CompletionPump::Create(loop_->core(), *end_->device, {}).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  fabric_.FailNth(FakeCall::kArm, 1, EIO);
+  EXPECT_FALSE(CompletionPump::Create(loop_->core(), *end_->device, {}).ok());
+  for (const FakeCall call : {FakeCall::kTakeEvents, FakeCall::kPoll, FakeCall::kArm}) {
+    int lost = 0;
+    CompletionPump::Options options;
+    options.on_lost = [&](absl::Status) { ++lost; };
+    auto pump = *CompletionPump::Create(loop_->core(), *end_->device, std::move(options));
+    auto qp_options = end_->options.qp;
+    qp_options.send_cq = qp_options.receive_cq = &pump->cq();
+    const auto qp = *end_->device->CreateQp(qp_options);
+    ASSERT_TRUE(qp->ToInit({}).ok());
+    ASSERT_EQ(qp->PostReceive({}), 0);
+    ASSERT_TRUE(qp->ToError().ok());
+    fabric_.FailNth(call, 1, EIO);
+    Deliver();
+    Settle();
+    EXPECT_EQ(lost, 1) << static_cast<int>(call);
+  }
+}
+
+TEST_P(CompletionPumpTest, TheLoopMayGoFirst) {
+  Begin();
+  if (IsSkipped()) return;
+  Write(1);
+  Deliver();
+  loop_.reset();
+  EXPECT_TRUE(recorder_.words.empty());
+}
+
+TEST_P(CompletionPumpTest, DeviceEventsAreTakenAllAtOnce) {
+  Begin();
+  if (IsSkipped()) return;
+  std::vector<FabricEventKind> seen;
+  auto watch = DeviceWatch::Create(loop_->core(), *end_->device,
+                                   [&](const FabricEvent& event) { seen.push_back(event.kind); });
+  ASSERT_TRUE(watch.ok()) << watch.status();
+  Settle();
+  for (int i = 0; i < 49; ++i) {
+    fabric_.PushEvent("fake0", {.kind = FabricEventKind::kGidChange, .owner = 0, .port = 1});
+  }
+  fabric_.SetLink("fake0", false);
+  loop_->Poll();
+  ASSERT_EQ(seen.size(), 50u);
+  EXPECT_EQ(seen.back(), FabricEventKind::kPortError);
+  fabric_.SetLink("fake0", true);
+  Settle();
+  EXPECT_EQ(seen.back(), FabricEventKind::kPortActive);
+}
+
+INSTANTIATE_TEST_SUITE_P(, CompletionPumpTest,
+                         ::testing::Values(EngineKind::kEpoll, EngineKind::kUring),
+                         [](const auto& info) { return std::string(EngineKindName(info.param)); });
+
+// The same under LoopHost, whose clock is the machine's, and in a SimWorld.
+template <typename RunUntil>
+void PingPong(Loop& loop, FakeHost& host, RunUntil run_until) {
+  FakeFabric fabric(host, 3);
+  FakeEnd peer(fabric, "fake1");
+  FakeEnd end(fabric, "fake0");
+  auto pump = *CompletionPump::Create(loop.core(), *end.device, {});
+  Recorder recorder;
+  const uint32_t sink = pump->AddSink(recorder);
+  end.options.qp.send_cq = end.options.qp.receive_cq = &pump->cq();
+  end.qp = *end.device->CreateQp(end.options.qp);
+  ASSERT_TRUE(end.qp->ToInit({}).ok());
+  ASSERT_TRUE(end.Receive(peer).ok());
+  ASSERT_TRUE(peer.Receive(end).ok());
+  ASSERT_TRUE(end.Send().ok());
+  const auto post = [&] {
+    const auto word = static_cast<uint32_t>(recorder.words.size());
+    ASSERT_EQ(end.Post(CompletionPump::Tag(sink, word), FabricOp::kWrite, 0, 8, &peer), 0);
+  };
+  recorder.then = [&] {
+    if (recorder.words.size() < 100) post();
+  };
+  post();
+  run_until([&] { return recorder.words.size() == 100; });
+  EXPECT_EQ(recorder.words.size(), 100u);
+  EXPECT_EQ(recorder.failed, 0);
+  end.qp.reset();
+  pump.reset();
+  for (const std::string& what : fabric.violations()) ADD_FAILURE() << what;
+}
+
+TEST(CompletionPumpHostTest, RunsUnderTheClockOfALoop) {
+  LoopOptions options;
+  options.engine = EngineKind::kEpoll;
+  auto loop = *Loop::Create(std::move(options));
+  testing::LoopHost host(*loop);
+  PingPong(*loop, host, [&](const auto& until) {
+    for (int turn = 0; turn < 100'000 && !until(); ++turn) loop->Poll();
+  });
+}
+
+TEST(CompletionPumpHostTest, RunsInASimWorld) {
+  testing::SimWorld world(5);
+  auto loop = *world.NewLoop({});
+  testing::SimHost host(world);
+  PingPong(*loop, host, [&](const auto& until) {
+    world.Touch(*loop);
+    world.Run(until, absl::Seconds(10));
+  });
+  EXPECT_TRUE(world.errors().empty()) << world.errors().front();
+}
+
+}  // namespace
+}  // namespace penstock::internal
