@@ -19,7 +19,7 @@ Installs missing Debian packages (as root or through sudo), builds, tests, print
   asan     AddressSanitizer and UndefinedBehaviorSanitizer: every test
   tsan     ThreadSanitizer: every test
   demo     examples/demo.sh --quick, with a check of its figures
-  vm       the engines and sockets on Linux 6.1 and 6.12, in an emulated machine
+  vm       the engines, sockets and RDMA devices on Linux 6.1 and 6.12, in an emulated machine
 Without a STAGE all but vm run, in this order; --quick runs release alone.
 Builds go to \$PENSTOCK_BUILD_ROOT, build/ in the tree unless set.
 USAGE
@@ -131,26 +131,38 @@ stage_tsan() {
 # Each kernel gives its tests at most so many seconds.
 vm_limit=420
 
+# in_vm NAME KERNEL OPTIONS... -- COMMAND...: runs it there, with its output in vm/NAME.log.
+in_vm() {
+  local name=$1 kernel=$2 status log=$build_root/vm/$1.log
+  shift 2
+  echo "-- $name"
+  tests/vm/run.py "--kernel=$kernel" "--cache=$build_root/vm/kernels" \
+    "--share=$build_root/vm/results" "$@" | tee "$log"
+  status=${PIPESTATUS[0]}
+  case $status in
+    0) ;;
+    77) record_skip vm "$name: $(sed -n 's/^skipped: //p' "$log")" ;;
+    *) record_failure vm "$name: status $status" ;;
+  esac
+}
+
 stage_vm() {
-  local kernel status results=$build_root/vm/results cache=$build_root/vm/kernels
+  local kernel tests=$build_root/release/tests
+  local results=$build_root/vm/results cache=$build_root/vm/kernels
   if ! ensure_packages "${PACKAGES_VM[@]}"; then
     record_skip vm "packages are missing: ${PACKAGES_VM[*]}"
     return
   fi
-  build_stage vm release penstock_unit_tests penstock_conformance_tests || return
+  build_stage vm release penstock_unit_tests penstock_conformance_tests \
+    penstock_rdma_tests || return
   tests/vm/run_test.py "--cache=$cache" "--report=$results/vm.xml"
   [ -s "$results/vm.xml" ] || record_failure vm "tests/vm/run_test.py wrote no report"
   for kernel in 6.1 6.12; do
-    echo "-- Linux $kernel"
-    tests/vm/run.py "--kernel=$kernel" "--cache=$cache" "--share=$results" "--limit=$vm_limit" -- \
-      tests/vm/engines.sh "$build_root/release/tests" "$results/linux-$kernel" |
-      tee "$build_root/vm/linux-$kernel.log"
-    status=${PIPESTATUS[0]}
-    case $status in
-      0) ;;
-      77) record_skip vm "Linux $kernel: $(sed -n 's/^skipped: //p' "$build_root/vm/linux-$kernel.log")" ;;
-      *) record_failure vm "Linux $kernel: status $status" ;;
-    esac
+    in_vm "linux-$kernel" "$kernel" "--limit=$vm_limit" -- \
+      tests/vm/engines.sh "$tests" "$results/linux-$kernel"
+    in_vm "linux-$kernel-rdma" "$kernel" --rdma --limit=300 -- \
+      "$tests/penstock_rdma_tests" --gtest_filter='*Machine*' --gtest_brief=1 \
+      "--gtest_output=xml:$results/linux-$kernel-rdma.xml"
   done
 }
 
