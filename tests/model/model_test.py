@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Runs move.pml, the model of a move, and compares it with the code. One case a run:
+"""Runs the models, move.pml of a move and gate.pml of the ready gate, and compares them with the code.
+One case a run:
 
-  table    its states, events and transitions are those of src/engine/parcel.h
-  holds    Spin finds no error in it, and its table is used to the full
-  mutants  Spin finds an error in each engine that is wrong on purpose
+  table    their states, events and transitions are those of the code
+  holds    Spin finds no error in them, and their tables are used to the full
+  mutants  Spin finds an error in each that is wrong on purpose
 """
 
 import re
@@ -12,31 +13,57 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-MODEL = HERE / "move.pml"
-PARCEL = HERE.parents[1] / "src/engine/parcel.h"
-
-# Few of everything, so that all orders of it are looked at.
-SIZES = [
-    ["-DLOOPS=2", "-DMOVES=2", "-DTROUBLES=2"],
-    ["-DLOOPS=2", "-DROUGH=1"],
-    ["-DLOOPS=1", "-DWRITES=1", "-DTROUBLES=2"],
-    ["-DLOOPS=1", "-DWRITES=1", "-DROUGH=1", "-DTROUBLES=0"],
-]
-# For mutants.
-SMALL = ["-DLOOPS=2"]
-MUTANTS = ["DROP_LATE", "SKIP_TERMINAL", "TWO_OWNERS"]
+ROOT = HERE.parents[1]
 
 
-def table_of_code(text):
+@dataclass
+class Model:
+    name: str
+    source: str  # that has the code's table
+    sizes: list  # few of everything, so that all orders of it are looked at
+    small: list  # for mutants
+    mutants: dict  # with the size each needs beyond that
+
+    @property
+    def path(self):
+        return HERE / self.name
+
+
+MOVE = Model(
+    name="move.pml",
+    source="src/engine/parcel.h",
+    sizes=[
+        ["-DLOOPS=2", "-DMOVES=2", "-DTROUBLES=2"],
+        ["-DLOOPS=2", "-DROUGH=1"],
+        ["-DLOOPS=1", "-DWRITES=1", "-DTROUBLES=2"],
+        ["-DLOOPS=1", "-DWRITES=1", "-DROUGH=1", "-DTROUBLES=0"],
+    ],
+    small=["-DLOOPS=2"],
+    mutants={"DROP_LATE": [], "SKIP_TERMINAL": [], "TWO_OWNERS": []},
+)
+GATE = Model(
+    name="gate.pml",
+    source="src/rdma/ready_gate.h",
+    sizes=[["-DATTEMPTS=3", "-DTROUBLES=2"], ["-DOLD=1", "-DTROUBLES=2"], ["-DOLD=2", "-DTROUBLES=2"]],
+    small=[],
+    mutants={"GATE_OFF": [], "LATE_OPENS": [], "ANY_READY": [], "ANY_DATA": [],
+             "NO_DEADLINE": []},
+)
+MODELS = [MOVE, GATE]
+
+
+def names_of(text, enum):
+    body = re.search(r"enum class %s[^{]*\{(.*?)\};" % enum, text, re.DOTALL).group(1)
+    return re.findall(r"^\s*(k\w+),", body, re.MULTILINE)
+
+
+def move_of_code(text):
     """The states, the events and {(state, event): next} of parcel.h."""
-    def names(enum):
-        body = re.search(r"enum class %s[^{]*\{(.*?)\};" % enum, text, re.DOTALL).group(1)
-        return re.findall(r"^\s*(k\w+),", body, re.MULTILINE)
-
-    states, events = names("MoveState"), names("MoveEvent")
+    states, events = names_of(text, "MoveState"), names_of(text, "MoveEvent")
     body = re.search(r"kMoveTransitions = \{\{(.*?)\}\};", text, re.DOTALL).group(1)
     rows = {}
     for state, row in re.findall(r"/\*\s*(\w+)\s*\*/\s*\{(.*?)\}", body, re.DOTALL):
@@ -45,31 +72,66 @@ def table_of_code(text):
     return states, events, rows
 
 
-def table_of_model(text):
+def move_of_model(text):
     """The same of the model, where a pair that is not listed stays as it is."""
-    states, events = [re.findall(r"\w+", names) for names in
-                      re.findall(r"^mtype = \{(.*?)\};", text, re.MULTILINE)[:2]]
+    states, events, listed = listed_in(text, r":: move == (\w+) && event == (\w+) -> move = (\w+);")
     rows = {(state, event): state for state in states for event in events}
-    listed = re.findall(r":: move == (\w+) && event == (\w+) -> move = (\w+);", text)
-    for state, event, after in listed:
-        rows[state, event] = after
+    rows.update(listed)
     return states, events, rows
 
 
+def listed_in(text, pattern):
+    states, events = [re.findall(r"\w+", names) for names in
+                      re.findall(r"^mtype = \{(.*?)\};", text, re.MULTILINE)[:2]]
+    return states, events, {(state, event): after
+                            for state, event, after in re.findall(pattern, text)}
+
+
+def gate_of_code(text):
+    """The same of ready_gate.h, whose table its unit test has cell by cell."""
+    states, events = names_of(text, "GateState"), names_of(text, "GateEvent")
+    test = (ROOT / "tests/rdma/ready_gate_test.cc").read_text()
+    body = re.search(r"kTable\[kGateStates\] = \{(.*?)\};", test, re.DOTALL).group(1)
+    letters = dict(zip(re.search(r'kStateLetters = "(\w+)"', test).group(1), states, strict=True))
+    rows = {}
+    for state, row in zip(states, re.findall(r'"(.*?)"', body), strict=True):
+        for event, cell in zip(events, row.split(), strict=True):
+            rows[state, event] = letters[cell[0]]
+    return states, events, rows
+
+
+def gate_of_model(text):
+    """The same of gate.pml: an end closes, and so does what the peer does out of turn."""
+    states, events, listed = listed_in(
+        text, r":: gate\[s\] == (\w+) && event == (\w+) -> gate\[s\] = (\w+);")
+    closes = {"kHello", "kAccept", "kReady", "kData", "kEnd"}
+    rows = {(state, event): "kClosed" if event in closes else state
+            for state in states for event in events}
+    rows.update(listed)
+    return states, events, rows
+
+
+TABLES = {MOVE.name: (move_of_code, move_of_model), GATE.name: (gate_of_code, gate_of_model)}
+
+
 def check_table():
-    code, model = table_of_code(PARCEL.read_text()), table_of_model(MODEL.read_text())
-    problems = [f"{what}: {PARCEL.name} has {a}, {MODEL.name} has {b}"
-                for what, a, b in zip(("states", "events"), code, model) if a != b]
-    problems += [f"{state} on {event}: {PARCEL.name} says {code[2].get((state, event))}, "
-                 f"{MODEL.name} says {model[2].get((state, event))}"
-                 for state, event in sorted(set(code[2]) | set(model[2]))
-                 if code[2].get((state, event)) != model[2].get((state, event))]
-    if len(code[2]) != len(code[0]) * len(code[1]):
-        problems.append(f"{PARCEL.name}: {len(code[2])} transitions were understood")
+    problems = []
+    for model in MODELS:
+        of_code, of_model = TABLES[model.name]
+        source = ROOT / model.source
+        code, spin = of_code(source.read_text()), of_model(model.path.read_text())
+        problems += [f"{what}: {source.name} has {a}, {model.name} has {b}"
+                     for what, a, b in zip(("states", "events"), code, spin) if a != b]
+        problems += [f"{state} on {event}: {source.name} says {code[2].get((state, event))}, "
+                     f"{model.name} says {spin[2].get((state, event))}"
+                     for state, event in sorted(set(code[2]) | set(spin[2]))
+                     if code[2].get((state, event)) != spin[2].get((state, event))]
+        if len(code[2]) != len(code[0]) * len(code[1]):
+            problems.append(f"{source.name}: {len(code[2])} transitions were understood")
     return problems
 
 
-def verify(flags):
+def verify(model, flags):
     """Runs Spin on the model; what the verifier printed."""
     with tempfile.TemporaryDirectory() as folder:
         def run(*command):
@@ -78,7 +140,7 @@ def verify(flags):
                 sys.exit(f"{' '.join(command)}:\n{result.stdout}{result.stderr}")
             return result.stdout
 
-        run("spin", "-a", *flags, str(MODEL))
+        run("spin", "-a", *flags, str(model.path))
         # Unoptimised: the compiler would take longer than all runs.
         run("gcc", "-O0", "-w", "-DCOLLAPSE", "-DMEMLIM=3000", "-DSAFETY", *flags, "-o", "pan", "pan.c")
         return run("./pan", "-m50000", "-w24")
@@ -90,28 +152,33 @@ def figure(report, pattern):
 
 
 def check_holds():
-    problems, unused = [], None
-    for flags in SIZES:
-        started = time.monotonic()
-        report = verify(flags)
-        states = figure(report, r"([\d.e+]+) states, stored")
-        print(f"{' '.join(flags)}: {states} states in {time.monotonic() - started:.0f} s")
-        if figure(report, r"errors: (\d+)") != 0 or "Search not completed" in report:
-            problems.append(f"{' '.join(flags)}:\n{report}")
-        found = set(re.findall(r"transition \d+ of the table is never used", report))
-        unused = found if unused is None else unused & found
-    return problems + sorted(unused)
+    problems = []
+    for model in MODELS:
+        unused = None
+        for flags in model.sizes:
+            what = " ".join([model.name, *flags])
+            started = time.monotonic()
+            report = verify(model, flags)
+            states = figure(report, r"([\d.e+]+) states, stored")
+            print(f"{what}: {states} states in {time.monotonic() - started:.0f} s")
+            if figure(report, r"errors: (\d+)") != 0 or "Search not completed" in report:
+                problems.append(f"{what}:\n{report}")
+            found = set(re.findall(r"transition \d+ of the table is never used", report))
+            unused = found if unused is None else unused & found
+        problems += [f"{model.name}: {row}" for row in sorted(unused)]
+    return problems
 
 
 def check_mutants():
     problems = []
-    for mutant in MUTANTS:
-        report = verify([*SMALL, f"-D{mutant}"])
-        errors = figure(report, r"errors: (\d+)")
-        what = re.search(r"^pan:\d+: (.*)", report, re.MULTILINE)
-        print(f"{mutant}: {what.group(1) if what else 'no error'}")
-        if not errors:
-            problems.append(f"{mutant} was not seen:\n{report}")
+    for model in MODELS:
+        for mutant, flags in model.mutants.items():
+            report = verify(model, [*model.small, *flags, f"-D{mutant}"])
+            errors = figure(report, r"errors: (\d+)")
+            what = re.search(r"^pan:\d+: (.*)", report, re.MULTILINE)
+            print(f"{mutant}: {what.group(1) if what else 'no error'}")
+            if not errors:
+                problems.append(f"{mutant} was not seen:\n{report}")
     return problems
 
 
