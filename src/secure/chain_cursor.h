@@ -7,7 +7,9 @@
 #include <penstock/buffer.h>
 #include <penstock/export.h>
 
+#include <algorithm>
 #include <cstddef>
+#include <cstring>
 
 #include "buffer/block.h"
 
@@ -27,6 +29,24 @@ class ChainCursor {
     if (at_ < node_->size) return;
     node_ = node_->next;
     at_ = 0;
+  }
+  // `n` <= what is left of the chain.
+  void Advance(size_t n) {
+    while (n > 0) {
+      const size_t piece = std::min(n, room());
+      Skip(piece);
+      n -= piece;
+    }
+  }
+  // Copies the next `n` bytes, no more than are left, and passes them.
+  void Read(char* out, size_t n) {
+    while (n > 0) {
+      const size_t piece = std::min(n, room());
+      std::memcpy(out, here(), piece);
+      Skip(piece);
+      out += piece;
+      n -= piece;
+    }
   }
 
  private:

@@ -14,14 +14,10 @@ PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 namespace {
 
-// Plaintexts up to this size are moved next to each other: cheaper than a window and a callback for
-// each.
-constexpr size_t kJoinMax = 2048;
-// Records that one call of Next opens when they are small or empty.
-constexpr int kRunRecordsMax = 64;
-// A record whose pieces are smaller than this on average goes to a block of its own.
-constexpr size_t kPieceMin = 1024;
-constexpr size_t kGatherMax = 65536;
+// What leaves together: a block of this size stays in the processor's cache until it is sealed
+// again and sent.
+constexpr size_t kTogetherMax = 65536;
+constexpr int kTogetherRecordsMax = 64;
 
 absl::Status Refused() {
   return absl::UnauthenticatedError(
@@ -57,10 +53,8 @@ RecordOpener::Result RecordOpener::Next(Buffer& out) {
   }
   if (!status_.ok()) return Result::kError;
   if (!resting_.empty() && !Wake()) return Result::kNeedMore;
-  Result result = Result::kNeedMore;
   if (end_ == End::kNone) {
-    if (header_size_ == 0 && !foreign_) result = OpenFront(out);
-    if (result == Result::kNeedMore) result = OpenGathered(out);
+    const Result result = Open(out);
     if (wire_.empty()) foreign_ = false;
     if (result != Result::kAgain || end_ == End::kNone) return result;
   }
@@ -71,147 +65,138 @@ RecordOpener::Result RecordOpener::Next(Buffer& out) {
   return Result::kEnd;
 }
 
-RecordOpener::Result RecordOpener::OpenFront(Buffer& out) {
-  const std::string_view front = wire_.front();
-  char* const base = const_cast<char*>(front.data());
-  size_t taken = 0, plain_at = 0, plain_size = 0, payload = 0;
-  int records = 0;
-  absl::Status error;
-  do {
-    if (front.size() - taken < kRecordHeaderSize) break;
-    const std::string_view header = front.substr(taken, kRecordHeaderSize);
-    error = CheckRecordHeader(header, frame_max_);
-    if (!error.ok()) break;
-    payload = RecordPayloadSize(header);
-    if (front.size() - taken - kRecordHeaderSize < payload + kAeadTagSize) break;
-    if (plain_size > 0 && payload > kJoinMax) break;
-    char* const body = base + taken + kRecordHeaderSize;
-    error = DecryptAt(body, payload);
-    if (!error.ok()) break;
-    taken += kRecordOverhead + payload;
-    ++records;
-    if (payload == 0) {
-      if (mode_ == RecordMode::kNative) end_ = End::kOpened;
-    } else if (plain_size == 0) {
-      plain_at = static_cast<size_t>(body - base);
-      plain_size = payload;
-    } else {
-      std::memmove(base + plain_at + plain_size, body, payload);
-      plain_size += payload;
+RecordOpener::Result RecordOpener::Open(Buffer& out) {
+  const Run run = FindRun();
+  if (!status_.ok()) return Fail(std::move(status_));
+  if (run.records == 0) {
+    TakeHeader();
+    return Result::kNeedMore;
+  }
+  if (run.together) {
+    const Result result = OpenTogether(run, out);
+    if (result != Result::kNoRoom || foreign_) return result;
+  }
+  return OpenInPlace(run, out);
+}
+
+RecordOpener::Run RecordOpener::FindRun() {
+  Run run;
+  ChainCursor cursor(wire_);
+  size_t left = wire_.size();
+  char header[kRecordHeaderSize];
+  size_t known = header_size_;
+  std::memcpy(header, header_, known);
+  while (run.records < kTogetherRecordsMax) {
+    const size_t more = std::min(kRecordHeaderSize - known, left);
+    cursor.Read(header + known, more);
+    absl::Status status = CheckRecordHeader({header, known + more}, frame_max_);
+    if (!status.ok() && run.records == 0) status_ = std::move(status);
+    if (known + more < kRecordHeaderSize || !status.ok()) break;
+    known = 0;
+    left -= more;
+    const size_t payload = RecordPayloadSize({header, kRecordHeaderSize});
+    if (left < payload + kAeadTagSize) break;
+    if (run.plain > 0 && run.plain + payload > kTogetherMax) break;
+    ++run.records;
+    if (payload == 0 && mode_ == RecordMode::kNative) break;  // nothing may follow
+    if (payload > 0) {
+      const bool in_pieces = cursor.room() < payload && payload <= kTogetherMax;
+      run.together |= run.plain > 0 || in_pieces || foreign_;
+      if (run.plain == 0) run.first_plain = payload;
+      run.plain += payload;
     }
-  } while (payload <= kJoinMax && records < kRunRecordsMax && end_ == End::kNone);
-  if (plain_size > 0) {
-    out = CutFront(plain_at, plain_size, taken);
-  } else {
-    wire_.TrimFront(taken);
+    left -= payload + kAeadTagSize;
+    if (left == 0) break;
+    cursor.Advance(payload + kAeadTagSize);
   }
-  if (!error.ok()) Fail(std::move(error));
-  if (plain_size > 0) return Result::kData;
-  if (!status_.ok()) return Result::kError;
-  return records > 0 ? Result::kAgain : Result::kNeedMore;
+  return run;
 }
 
-Buffer RecordOpener::CutFront(size_t at, size_t size, size_t taken) {
-  if (taken == wire_.front().size()) {
-    Buffer whole = wire_.PopFront();
-    whole.TrimFront(at);
-    whole.Truncate(size);
-    return whole;
+RecordOpener::Result RecordOpener::OpenTogether(const Run& run, Buffer& out) {
+  size_t room = run.plain;
+  Buffer own = pool_->TryAllocate(room, BufferTag::kSeal);
+  if (!own) own = pool_->TryAllocate(room = run.first_plain, BufferTag::kSeal);
+  if (!own) return Result::kNoRoom;
+  own.Extend(room);
+  char* const base = own.mutable_data();
+  size_t opened = 0, passed = 0;
+  absl::Status status;
+  ChainCursor cursor(wire_);
+  for (int i = 0; i < run.records; ++i) {
+    cursor.Read(header_ + header_size_, kRecordHeaderSize - header_size_);
+    const size_t payload = RecordPayloadSize({header_, kRecordHeaderSize});
+    if (payload > room - opened) break;
+    status = Decrypt(cursor, payload, base + opened);
+    if (!status.ok()) break;
+    passed += kRecordOverhead - header_size_ + payload;
+    header_size_ = 0;
+    opened += payload;
+    if (payload == 0 && mode_ == RecordMode::kNative) end_ = End::kOpened;
   }
-  wire_.TrimFront(at);
-  Buffer window = wire_.SplitFront(size).PopFront();
-  wire_.TrimFront(taken - at - size);
-  return window;
-}
-
-RecordOpener::Result RecordOpener::OpenGathered(Buffer& out) {
-  if (header_size_ < kRecordHeaderSize) {
-    const size_t taken =
-        wire_.CopyTo({header_ + header_size_, kRecordHeaderSize - size_t{header_size_}});
-    wire_.TrimFront(taken);
-    header_size_ = static_cast<uint8_t>(header_size_ + taken);
-    absl::Status status = CheckRecordHeader({header_, header_size_}, frame_max_);
-    if (!status.ok()) return Fail(std::move(status));
-    if (header_size_ < kRecordHeaderSize) return Result::kNeedMore;
-  }
-  const size_t payload = RecordPayloadSize({header_, kRecordHeaderSize});
-  if (wire_.size() < payload + kAeadTagSize) return Result::kNeedMore;
-  Buffer own;
-  if (payload > 0 && (foreign_ || Scattered(payload))) {
-    own = pool_->TryAllocate(payload, BufferTag::kSeal);
-    if (!own && foreign_) return Result::kNoRoom;
-    if (own) own.Extend(payload);
-  }
-  absl::Status status = Decrypt(payload, own);
-  if (!status.ok()) return Fail(std::move(status));
-  header_size_ = 0;
-  if (payload == 0) {
-    wire_.TrimFront(kAeadTagSize);
-    if (mode_ == RecordMode::kNative) end_ = End::kOpened;
-    return Result::kAgain;
-  }
-  if (own) {
-    wire_.TrimFront(payload + kAeadTagSize);
-    out = std::move(own);
-  } else {
-    plain_ = wire_.SplitFront(payload);
-    wire_.TrimFront(kAeadTagSize);
-    out = plain_.PopFront();
-  }
+  wire_.TrimFront(passed);
+  if (!status.ok()) Fail(std::move(status));
+  if (opened == 0) return Result::kError;
+  own.Truncate(opened);
+  out = std::move(own);
   return Result::kData;
 }
 
-bool RecordOpener::Scattered(size_t payload) const {
-  if (payload > kGatherMax) return false;
-  size_t pieces = 1;
-  ChainCursor cursor(wire_);
-  for (size_t left = payload; left > cursor.room(); ++pieces) {
-    left -= cursor.room();
-    cursor.Skip(cursor.room());
+RecordOpener::Result RecordOpener::OpenInPlace(const Run& run, Buffer& out) {
+  for (int i = 0; i < run.records; ++i) {
+    TakeHeader();
+    const size_t payload = RecordPayloadSize({header_, kRecordHeaderSize});
+    ChainCursor cursor(wire_);
+    absl::Status status = Decrypt(cursor, payload, nullptr);
+    if (!status.ok()) return Fail(std::move(status));
+    header_size_ = 0;
+    if (payload > 0) {
+      out = Cut(payload);
+      return Result::kData;
+    }
+    wire_.TrimFront(kAeadTagSize);
+    if (mode_ == RecordMode::kNative) end_ = End::kOpened;
   }
-  return pieces > 1 && payload < pieces * kPieceMin;
+  return Result::kAgain;
 }
 
-absl::Status RecordOpener::DecryptAt(char* body, size_t payload) {
+void RecordOpener::TakeHeader() {
+  const size_t taken =
+      wire_.CopyTo({header_ + header_size_, kRecordHeaderSize - size_t{header_size_}});
+  wire_.TrimFront(taken);
+  header_size_ = static_cast<uint8_t>(header_size_ + taken);
+}
+
+Buffer RecordOpener::Cut(size_t payload) {
+  if (wire_.front().size() == payload + kAeadTagSize) {
+    Buffer whole = wire_.PopFront();
+    whole.Truncate(payload);
+    return whole;
+  }
+  plain_ = wire_.SplitFront(payload);
+  wire_.TrimFront(kAeadTagSize);
+  return plain_.PopFront();
+}
+
+absl::Status RecordOpener::Decrypt(ChainCursor& from, size_t payload, char* to) {
   if (keys().exhausted()) {
     return absl::ResourceExhaustedError("open record: all counters are used");
   }
   Aead* aead = cipher_.StartOpen();
-  if (aead == nullptr || (payload > 0 && !aead->Update(body, body, payload))) {
-    WipeSecret(body, payload);
-    return absl::InternalError("open record: the cryptographic library failed");
-  }
-  if (aead->FinishOpen(body + payload)) return absl::OkStatus();
-  WipeSecret(body, payload);
-  return Refused();
-}
-
-absl::Status RecordOpener::Decrypt(size_t payload, Buffer& own) {
-  if (keys().exhausted()) {
-    return absl::ResourceExhaustedError("open record: all counters are used");
-  }
-  Aead* aead = cipher_.StartOpen();
-  ChainCursor cursor(wire_);
+  const ChainCursor body = from;
   bool working = aead != nullptr;
   for (size_t done = 0; working && done < payload;) {
-    const size_t n = std::min(payload - done, cursor.room());
-    char* const to = own ? own.mutable_data() + done : cursor.here();
-    working = aead->Update(cursor.here(), to, n);
-    cursor.Skip(n);
+    const size_t n = std::min(payload - done, from.room());
+    working = aead->Update(from.here(), to != nullptr ? to + done : from.here(), n);
+    from.Skip(n);
     done += n;
   }
   char tag[kAeadTagSize];
-  for (size_t done = 0; working && done < kAeadTagSize;) {
-    const size_t n = std::min(kAeadTagSize - done, cursor.room());
-    std::memcpy(tag + done, cursor.here(), n);
-    cursor.Skip(n);
-    done += n;
-  }
+  if (working) from.Read(tag, kAeadTagSize);
   if (working && aead->FinishOpen(tag)) return absl::OkStatus();
-  if (own) {
-    WipeSecret(own.mutable_data(), payload);
+  if (to != nullptr) {
+    WipeSecret(to, payload);
   } else {
-    ChainCursor wiped(wire_);
+    ChainCursor wiped = body;
     for (size_t left = payload; left > 0;) {
       const size_t n = std::min(left, wiped.room());
       WipeSecret(wiped.here(), n);
@@ -250,9 +235,9 @@ bool RecordOpener::Wake() {
   // Next had said kNeedMore, so the header is in.
   const size_t payload = RecordPayloadSize({header_, kRecordHeaderSize});
   if (resting_.size() < payload + kAeadTagSize) return false;
+  // Without room in the pool the first bytes come back in memory of the heap, which nobody else
+  // sees.
   wire_ = resting_.SplitFront(resting_.size(), *pool_, BufferTag::kSeal);
-  // Without room in the pool the first bytes come back in memory of the heap.
-  if (BufferAccess::Head(wire_)->block->core == nullptr) foreign_ = true;
   return true;
 }
 

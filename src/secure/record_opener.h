@@ -1,10 +1,13 @@
 // RecordOpener: the receiving half of a sealed stream's codec: received bytes in, plaintext out.
 //
 // Sans I/O: it owns one direction's keys and counter and the bytes of the record that is not
-// complete yet. One thread at a time. Records are decrypted where they lie, piece by piece, when
-// they are in whole; plaintext is a window onto the received block and leaves only after the
-// record's tag was verified (I8). The first error is the last word: it is repeated for ever, what
-// was decrypted is wiped, and nothing that follows is looked at.
+// complete yet. One thread at a time. A record is decrypted when it is in whole, piece by piece as
+// it came, and leaves only after its tag was verified (I8). One that came alone and in one piece is
+// decrypted where it lies, so that its plaintext is a window onto the received block; neighbours
+// that came together, and pieces of one, are decrypted to one block, so that whoever reads is
+// called once for them and writes its answer at once. The first error is the last word: it is
+// repeated for ever, what was decrypted of the bad record is wiped, and nothing that follows is
+// looked at.
 //
 // Memory: nothing is allocated for a length that a header announces. After Rest() an opener holds
 // nothing between records, and within one at most max(256, 2 x received) bytes.
@@ -23,6 +26,7 @@
 
 #include "absl/status/status.h"
 #include "buffer/compact_chain.h"
+#include "secure/chain_cursor.h"
 #include "secure/cipher_contexts.h"
 #include "secure/record_format.h"
 
@@ -48,8 +52,9 @@ class RecordOpener {
   // memory) is left as it is: its records are decrypted to blocks of the opener's own.
   void Feed(Buffer wire);
 
-  // The next plaintext, never empty. One record may come in several buffers, and several small ones
-  // in one. Bounded work: one record that is not small, or 64 small or empty ones.
+  // The next plaintext, never empty. Several records may come in one buffer, and one above 64 KiB,
+  // or any when the pool has no room, in several. Bounded work: one record, or 64 of together 64
+  // KiB of plaintext.
   //
   // Errors: InvalidArgument for a header out of bounds or bytes after the end; Unauthenticated for
   // a record that was not sealed as this direction's next; ResourceExhausted when the counter is
@@ -85,16 +90,26 @@ class RecordOpener {
  private:
   enum class End : uint8_t { kNone, kOpened, kTold };  // of the stream, in native mode
 
-  // Opens records that lie whole in the front buffer; kNeedMore when the first one does not.
-  Result OpenFront(Buffer& out);
-  // Takes `taken` bytes off the front buffer and returns the window of `size` at `at` in them.
-  Buffer CutFront(size_t at, size_t size, size_t taken);
-  // Opens the record at the front, in however many pieces it came.
-  Result OpenGathered(Buffer& out);
-  absl::Status Decrypt(size_t payload, Buffer& own);
-  // One record lying in one piece.
-  absl::Status DecryptAt(char* body, size_t payload);
-  bool Scattered(size_t payload) const;
+  // Whole records at the front of what was received, as many as may leave together.
+  struct Run {
+    int records = 0;
+    size_t plain = 0;        // bytes of plaintext in them
+    size_t first_plain = 0;  // and in the first that has any
+    bool together = false;   // to be decrypted to one block
+  };
+
+  Result Open(Buffer& out);
+  // `status_` holds the error of a header that cannot be good; of the first one only.
+  Run FindRun();
+  Result OpenTogether(const Run& run, Buffer& out);
+  // Opens up to the first record with plaintext in it.
+  Result OpenInPlace(const Run& run, Buffer& out);
+  // Takes `payload` bytes of plaintext and the tag behind them off the front.
+  Buffer Cut(size_t payload);
+  // Moves header bytes to header_, where they rest without a block.
+  void TakeHeader();
+  // Passes a record's body and tag. To where the body is when `to` is null.
+  absl::Status Decrypt(ChainCursor& from, size_t payload, char* to);
   // All received bytes are in wire_, unless resting_ holds a part of a record.
   bool Wake();
   Result Fail(absl::Status status);

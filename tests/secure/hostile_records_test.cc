@@ -155,46 +155,62 @@ TEST(HostileRecords, AnnouncedLengthsCostNothing) {
   EXPECT_EQ(kit.pool().Stats().live, 0u);
 }
 
-// Looks for plaintext in the block around a window that is still held.
+// Looks for plaintext in the block around a window that is still held. The two are too large to be
+// put together, so that each is opened where it lies.
 TEST(HostileRecords, WhatFailedIsWiped) {
   RecordKit kit;
   const std::string good = kit.SealOne({}, std::string(600, 'g'));
-  const std::string secret(4000, 's');
+  const std::string secret(65'000, 's');
   std::string bad = kit.SealOne({.counter = 1}, secret);
   bad.back() = static_cast<char>(bad.back() ^ 1);
-  for (size_t cut : {bad.size(), size_t{2500}}) {
-    RecordOpener opener = kit.Opener({});
-    Buffer block = *kit.pool().Copy(good + bad.substr(0, cut), BufferTag::kReceive);
-    const std::string_view memory = block.view();
-    opener.Feed(std::move(block));
-    Buffer held;
-    ASSERT_EQ(opener.Next(held), Result::kData);
-    Buffer out;
-    if (cut < bad.size()) {
-      EXPECT_EQ(opener.Next(out), Result::kNeedMore);
-      kit.Feed(opener, std::string_view(bad).substr(cut));
-    }
-    EXPECT_EQ(opener.Next(out), Result::kError);
-    EXPECT_TRUE(absl::IsUnauthenticated(opener.status())) << opener.status();
-    const size_t body = good.size() + 8;
-    const size_t size = std::min(secret.size(), cut - 8);
-    EXPECT_EQ(memory.substr(body, size).find_first_not_of('\0'), std::string_view::npos) << cut;
-    EXPECT_EQ(held.view(), std::string(600, 'g'));
-  }
+  RecordOpener opener = kit.Opener({});
+  Buffer block = *kit.pool().Copy(good + bad, BufferTag::kReceive);
+  const std::string_view memory = block.view();
+  opener.Feed(std::move(block));
+  Buffer held, out;
+  ASSERT_EQ(opener.Next(held), Result::kData);
+  ASSERT_EQ(held.data(), memory.data() + 8);
+  EXPECT_EQ(opener.Next(out), Result::kError);
+  EXPECT_TRUE(absl::IsUnauthenticated(opener.status())) << opener.status();
+  const std::string_view body = memory.substr(good.size() + 8, secret.size());
+  EXPECT_EQ(body.find_first_not_of('\0'), std::string_view::npos);
+  EXPECT_EQ(held.view(), std::string(600, 'g'));
 }
 
-// The block of the opener's own, which is the next one that the pool hands out.
-TEST(HostileRecords, WhatFailedIsWipedInACopyToo) {
+// And behind what was good, where records are put together.
+TEST(HostileRecords, WhatFailedIsWipedBesideWhatWasGood) {
+  RecordKit kit;
+  std::string wire = kit.SealOne({}, std::string(600, 'g'));
+  wire += kit.SealOne({.counter = 1}, std::string(4000, 's'));
+  wire.back() = static_cast<char>(wire.back() ^ 1);
+  RecordOpener opener = kit.Opener({});
+  kit.Feed(opener, wire);
+  Buffer held, out;
+  ASSERT_EQ(opener.Next(held), Result::kData);
+  EXPECT_EQ(held.view(), std::string(600, 'g'));
+  EXPECT_EQ(opener.Next(out), Result::kError);
+  held.Extend(4000);
+  EXPECT_EQ(held.view().substr(600).find_first_not_of('\0'), std::string_view::npos);
+}
+
+TEST(HostileRecords, WhatFailedIsWipedInABlockOfItsOwnToo) {
   RecordKit kit;
   std::string bad = kit.SealOne({}, std::string(2000, 's'));
   bad.back() = static_cast<char>(bad.back() ^ 1);
-  RecordOpener opener = kit.Opener({});
-  opener.Feed(Buffer::FromExternal(bad.data(), bad.size(), [] {}));
-  Buffer out;
-  EXPECT_EQ(opener.Next(out), Result::kError);
-  Buffer block = kit.pool().TryAllocate(2000);
-  block.Extend(2000);
-  EXPECT_EQ(block.view().find("ssss"), std::string_view::npos);
+  for (bool in_pieces : {false, true}) {
+    RecordOpener opener = kit.Opener({});
+    if (in_pieces) {
+      kit.Feed(opener, std::string_view(bad).substr(0, 100));
+      kit.Feed(opener, std::string_view(bad).substr(100));
+    } else {
+      opener.Feed(Buffer::FromExternal(bad.data(), bad.size(), [] {}));
+    }
+    Buffer out;
+    EXPECT_EQ(opener.Next(out), Result::kError);
+    Buffer block = kit.pool().TryAllocate(2000);
+    block.Extend(2000);
+    EXPECT_EQ(block.view().find("ssss"), std::string_view::npos);
+  }
 }
 
 // Fails at the nth call of any kind, and keeps failing.

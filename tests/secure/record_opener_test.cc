@@ -125,51 +125,95 @@ TEST(RecordOpener, ManyRecordsInOnePieceAndOneRecordInMany) {
   EXPECT_EQ(opened.buffers.size(), 1u);
 }
 
-TEST(RecordOpener, SmallNeighboursComeTogetherAndLargeOnesAlone) {
+TEST(RecordOpener, NeighboursComeTogether) {
   RecordKit kit;
   const auto sizes = [&](const std::vector<size_t>& records) {
     RecordOpener opener = kit.Opener({});
     std::vector<size_t> found;
-    for (const std::string& bytes : kit.Open(opener, Records(kit, records)).buffers) {
-      found.push_back(bytes.size());
+    std::string bytes;
+    for (const std::string& buffer : kit.Open(opener, Records(kit, records)).buffers) {
+      found.push_back(buffer.size());
+      bytes += buffer;
     }
+    EXPECT_EQ(bytes, PatternBytes(1, 0, bytes.size()));
     return found;
   };
-  EXPECT_EQ(sizes({1, 2, 3}), (std::vector<size_t>{6}));
-  EXPECT_EQ(sizes({2048, 2048, 2049, 1}), (std::vector<size_t>{4096, 2049, 1}));
-  EXPECT_EQ(sizes({20'000, 20'000, 7, 0, 8}), (std::vector<size_t>{20'000, 20'000, 15}));
-  EXPECT_EQ(sizes(std::vector<size_t>(130, 10)), (std::vector<size_t>{640, 640, 20}));
+  using Sizes = std::vector<size_t>;
+  EXPECT_EQ(sizes({1, 2, 3}), (Sizes{6}));
+  EXPECT_EQ(sizes({20'000, 20'000, 7, 0, 8}), (Sizes{40'015}));
+  // As many as 64 KiB of plaintext, and as many as 64.
+  EXPECT_EQ(sizes({40'000, 25'536, 1}), (Sizes{65'536, 1}));
+  EXPECT_EQ(sizes({40'000, 25'537, 1}), (Sizes{40'000, 25'538}));
+  EXPECT_EQ(sizes({70'000, 5}), (Sizes{70'000, 5}));
+  EXPECT_EQ(sizes(Sizes(130, 10)), (Sizes{640, 640, 20}));
 }
 
-// Plaintext is where the ciphertext was: no copy.
-TEST(RecordOpener, OpensInPlace) {
+// Plaintext is where the ciphertext was.
+TEST(RecordOpener, OpensInPlaceWhatCameAlone) {
   RecordKit kit;
-  const std::string wire = Records(kit, {5000, 5000});
-  Buffer whole = *kit.pool().Copy(wire, BufferTag::kReceive);
-  const char* const base = whole.data();
+  const std::string records = Records(kit, {5000, 5000});
+  const std::string_view wire = records;
+  // Half of the second header comes with the first record.
+  const std::string_view halves[] = {wire.substr(0, 5028), wire.substr(5028)};
   RecordOpener opener = kit.Opener({});
-  opener.Feed(std::move(whole));
+  for (std::string_view half : halves) {
+    Buffer received = *kit.pool().Copy(half, BufferTag::kReceive);
+    const char* const body = received.data() + (half == halves[0] ? 8 : 4);
+    opener.Feed(std::move(received));
+    Buffer out;
+    ASSERT_EQ(opener.Next(out), Result::kData);
+    EXPECT_EQ(out.data(), body);
+    EXPECT_EQ(out.size(), 5000u);
+    EXPECT_EQ(opener.Next(out), Result::kNeedMore);
+  }
+}
+
+// A record in pieces becomes one buffer, as long as it is no larger than what a reader is given
+// at once.
+TEST(RecordOpener, PutsPiecesTogether) {
+  RecordKit kit;
+  for (const auto& [payload, buffers] : {std::pair(65'536, 1u), std::pair(65'537, 2u)}) {
+    const std::string wire = Records(kit, {static_cast<size_t>(payload)});
+    RecordOpener opener = kit.Opener({});
+    kit.Feed(opener, std::string_view(wire).substr(0, 40'000));
+    kit.Feed(opener, std::string_view(wire).substr(40'000));
+    const RecordKit::Opened opened = RecordKit::Drain(opener);
+    EXPECT_EQ(opened.bytes, PatternBytes(1, 0, static_cast<size_t>(payload)));
+    EXPECT_EQ(opened.buffers.size(), buffers);
+  }
+}
+
+// Where there is no room to put them together, they come as they are.
+TEST(RecordOpener, NeedsNoRoomForBytesOfItsOwn) {
+  RecordKit kit(PoolOptions{.bytes_max = 65'536});
+  const std::string wire = Records(kit, {9000, 9000});
+  RecordOpener opener = kit.Opener({});
+  kit.Feed(opener, std::string_view(wire).substr(0, 15'000));
+  kit.Feed(opener, std::string_view(wire).substr(15'000));
+  std::vector<Buffer> hogs;
+  while (Buffer hog = kit.pool().TryAllocate(1024)) hogs.push_back(std::move(hog));
+  std::vector<Buffer> got;
+  std::string bytes;
   Buffer out;
-  ASSERT_EQ(opener.Next(out), Result::kData);
-  EXPECT_EQ(out.data(), base + 8);
-  EXPECT_EQ(out.size(), 5000u);
-  Buffer second;
-  ASSERT_EQ(opener.Next(second), Result::kData);
-  EXPECT_EQ(second.data(), base + 5024 + 8);
-  // In pieces as well.
-  RecordOpener pieces = kit.Opener({});
-  Buffer front = *kit.pool().Copy(std::string_view(wire).substr(0, 3000), BufferTag::kReceive);
-  Buffer back = *kit.pool().Copy(std::string_view(wire).substr(3000, 2024), BufferTag::kReceive);
-  const char* const front_base = front.data();
-  const char* const back_base = back.data();
-  pieces.Feed(std::move(front));
-  EXPECT_EQ(pieces.Next(out), Result::kNeedMore);
-  pieces.Feed(std::move(back));
-  ASSERT_EQ(pieces.Next(out), Result::kData);
-  EXPECT_EQ(out.data(), front_base + 8);
-  ASSERT_EQ(pieces.Next(out), Result::kData);
-  EXPECT_EQ(out.data(), back_base);
-  EXPECT_EQ(out.size(), 2008u);
+  while (opener.Next(out) == Result::kData) {
+    bytes += out.view();
+    got.push_back(std::move(out));
+  }
+  EXPECT_EQ(bytes, PatternBytes(1, 0, 18'000));
+  EXPECT_EQ(got.size(), 3u);
+}
+
+// What was verified before a record that was altered is delivered, and nothing of that one.
+TEST(RecordOpener, GivesWhatWasGoodBeforeABadRecord) {
+  RecordKit kit;
+  std::string wire = Records(kit, {300, 400, 500, 600});
+  wire[324 + 424 + 100] ^= 1;
+  RecordOpener opener = kit.Opener({});
+  const RecordKit::Opened opened = kit.Open(opener, wire);
+  EXPECT_EQ(opened.buffers, std::vector<std::string>{PatternBytes(1, 0, 700)});
+  EXPECT_EQ(opened.last, Result::kError);
+  EXPECT_TRUE(absl::IsUnauthenticated(opener.status())) << opener.status();
+  EXPECT_EQ(opener.pinned_bytes(), 0u);
 }
 
 TEST(RecordOpener, LeavesBytesThatOthersSee) {
@@ -240,9 +284,6 @@ TEST(RecordOpener, WakesWithoutRoomAndLosesNothing) {
   std::vector<Buffer> small;
   while (Buffer buffer = kit.pool().TryAllocate(256)) small.push_back(std::move(buffer));
   opener.Feed(std::move(rest));
-  Buffer out;
-  EXPECT_EQ(opener.Next(out), Result::kNoRoom);
-  small.pop_back();
   EXPECT_EQ(RecordKit::Drain(opener).bytes, PatternBytes(1, 0, 100));
 }
 
@@ -416,12 +457,12 @@ TEST(RecordOpener, RestsWithoutABlockBetweenRecords) {
 TEST(RecordOpener, ARestWithRecordsLeftChangesNothing) {
   RecordKit kit;
   RecordOpener opener = kit.Opener({});
-  kit.Feed(opener, Records(kit, {3000, 3000, 3000}));
+  kit.Feed(opener, Records(kit, {50'000, 50'000, 50'000}));
   opener.Rest();
   Buffer out;
   ASSERT_EQ(opener.Next(out), Result::kData);
   opener.Rest();
-  EXPECT_EQ(RecordKit::Drain(opener).bytes, PatternBytes(1, 3000, 6000));
+  EXPECT_EQ(RecordKit::Drain(opener).bytes, PatternBytes(1, 50'000, 100'000));
 }
 
 TEST(RecordOpener, OneThatMovesGoesOnWhereItWas) {
