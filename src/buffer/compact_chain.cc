@@ -2,9 +2,11 @@
 
 #include <bit>
 #include <cstring>
+#include <string>
 
 #include "base/check.h"
 #include "buffer/block.h"
+#include "buffer/heap_buffer.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -95,7 +97,7 @@ size_t CompactChain::Compact(BufferPool& pool, BufferTag tag) {
   if (settled_blocks_ + fresh_blocks_ <= PinnedMax(size())) return 0;
   size_t copied = 0;
   if (inline_size_ > 0) {
-    if (!StartTail(inline_, inline_size_, pool, tag)) return 0;
+    if (!StartTail(inline_, inline_size_, pool, tag)) return Evacuate(pool, tag);
     copied += std::exchange(inline_size_, 0);
   }
   while (!fresh_.empty()) {
@@ -113,10 +115,30 @@ size_t CompactChain::Compact(BufferPool& pool, BufferTag tag) {
       copied += piece.size();
     } else {
       fresh_.Prepend(std::move(piece));
-      fresh_blocks_ = fresh_.block_bytes();
-      break;
+      return copied + Evacuate(pool, tag);
     }
   }
+  return copied;
+}
+
+size_t CompactChain::Evacuate(BufferPool& pool, BufferTag tag) {
+  size_t copied = 0;
+  BufferChain pieces = std::exchange(fresh_, {});
+  while (!pieces.empty()) {
+    Buffer piece = pieces.PopFront();
+    if (piece.block_size() > PinnedMax(piece.size())) {
+      copied += piece.size();
+      piece = HeapBuffer(std::string(piece.view()));
+      // The block it was in has made room, unless somebody else holds on to it.
+      if (Buffer own = pool.TryAllocate(piece.size(), tag)) {
+        own.Extend(piece.size());
+        std::memcpy(own.mutable_data(), piece.data(), piece.size());
+        piece = std::move(own);
+      }
+    }
+    fresh_.Append(std::move(piece));
+  }
+  fresh_blocks_ = fresh_.block_bytes();
   return copied;
 }
 
@@ -170,9 +192,7 @@ Buffer CompactChain::TakeInline(size_t n, BufferPool& pool, BufferTag tag) {
     taken.Extend(n);
     std::memcpy(taken.mutable_data(), inline_, n);
   } else {
-    char* const copy = new char[n];
-    std::memcpy(copy, inline_, n);
-    taken = Buffer::FromExternal(copy, n, [copy] { delete[] copy; });
+    taken = HeapBuffer(std::string(inline_, n));
   }
   inline_size_ -= n;
   std::memmove(inline_, inline_ + n, inline_size_);

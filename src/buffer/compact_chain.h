@@ -4,8 +4,10 @@
 // Owns the blocks behind its bytes (I2). One thread at a time. Plain movable state: it knows no
 // loop, engine or pool. Whenever it rests (after Rest, until the next Append) it pins at most
 // PinnedMax(size()) bytes of blocks, and none while size() <= kInlineMax, however large the blocks
-// were that the bytes came in and whatever length the unit's header announces; unless the pool had
-// no room to compact into, and then it is as it was.
+// were that the bytes came in and whatever length the unit's header announces. When the pool has no
+// room to compact into, each piece by itself keeps to that, in memory of the heap if need be: were
+// blocks kept for want of room, many chains could hold all the room there is and wait for each
+// other for ever.
 //
 // Copying is linear: a byte is copied once at most from Append until units are split off, however
 // small the pieces it comes in, because blocks are filled one after the other, each as large as all
@@ -54,8 +56,8 @@ class CompactChain {
   BufferChain SplitFront(size_t n, BufferPool& pool, BufferTag tag);
   void Clear();
 
-  // The owner is about to wait. Keeps the bound above with blocks from `pool`; returns how many
-  // bytes were copied.
+  // The owner is about to wait. Keeps the bound above with blocks from `pool`, or without; returns
+  // how many bytes were copied.
   size_t Rest(BufferPool& pool, BufferTag tag) {
     return settled_.empty() && fresh_.empty() && !tail_ ? 0 : Compact(pool, tag);
   }
@@ -63,6 +65,8 @@ class CompactChain {
  private:
   size_t Compact(BufferPool& pool, BufferTag tag);
   size_t MoveInline();
+  // What Compact comes to without room: moves every piece that pins more than its share.
+  size_t Evacuate(BufferPool& pool, BufferTag tag);
   // Makes the `size` bytes at `data` the first of a new tail that more may follow; false without
   // room.
   bool StartTail(const char* data, size_t size, BufferPool& pool, BufferTag tag);

@@ -66,8 +66,8 @@ class RecordOpener {
   // missing; or the error there was before.
   absl::Status OnWireEnd();
 
-  // Next has said kNeedMore, and there is nothing to feed: keeps the bound above from here on,
-  // unless the pool has no room to compact into.
+  // Next has said kNeedMore, and there is nothing to feed: keeps the bound above from here on; on
+  // the heap where the pool has no room.
   void Rest();
   // Bytes of the blocks held.
   size_t pinned_bytes() const {

@@ -150,7 +150,8 @@ TEST_F(CompactChainTest, SharedAndExternalMemoryIsLeftAlone) {
   EXPECT_TRUE(chain.empty());
 }
 
-TEST_F(CompactChainTest, WithoutRoomItStaysAsItIs) {
+// The block a piece came in makes the room that its bytes move to.
+TEST_F(CompactChainTest, WithoutRoomAPieceGoesByWayOfTheHeap) {
   PoolOptions options;
   options.bytes_max = 64 * 1024;
   BufferPool pool(options);
@@ -160,9 +161,10 @@ TEST_F(CompactChainTest, WithoutRoomItStaysAsItIs) {
   std::memset(all.mutable_data(), 'x', 100);
   CompactChain chain;
   chain.Append(std::move(all));
-  EXPECT_EQ(chain.Rest(pool, kTag), 0u);
+  EXPECT_EQ(chain.Rest(pool, kTag), 100u);
   EXPECT_EQ(TextOf(chain), std::string(100, 'x'));
-  EXPECT_EQ(chain.pinned_bytes(), 64u * 1024);
+  EXPECT_LE(chain.pinned_bytes(), CompactChain::PinnedMax(100));
+  EXPECT_EQ(pool.Stats().live, chain.pinned_bytes());
   // A few bytes need no room.
   chain.TrimFront(90);
   EXPECT_EQ(chain.Rest(pool, kTag), 10u);
@@ -172,10 +174,39 @@ TEST_F(CompactChainTest, WithoutRoomItStaysAsItIs) {
   const BufferChain out = chain.SplitFront(8, pool, kTag);
   EXPECT_EQ(out.ToString(), "xxxxxxxx");
   EXPECT_EQ(TextOf(chain), "xx");
-  // And with bytes inline and no room for their block, the rest waits with them.
-  chain.Append(Piece(std::string(50, 'y'), 4096));
-  EXPECT_EQ(chain.Rest(pool, kTag), 0u);
-  EXPECT_EQ(TextOf(chain), "xx" + std::string(50, 'y'));
+}
+
+// Whatever holds the pool's room: a chain that waits does not pin the blocks that others want.
+TEST_F(CompactChainTest, WithoutAnyRoomItKeepsNoLargeBlock) {
+  PoolOptions options;
+  options.bytes_max = 64 * 1024;
+  BufferPool pool(options);
+  Buffer all = pool.TryAllocate(64 * 1024);
+  ASSERT_TRUE(all);
+  const std::string text = PatternBytes(7, 0, 5000);
+  all.Extend(text.size());
+  std::memcpy(all.mutable_data(), text.data(), text.size());
+  CompactChain chain;
+  chain.Append(Piece(text.substr(0, 10)));
+  EXPECT_EQ(chain.Rest(pool, kTag), 10u);
+  // Its reader holds on to what came before in the same block.
+  Buffer held = all.SplitFront(1000);
+  chain.Append(std::move(all));
+  EXPECT_EQ(chain.Rest(pool, kTag), 4000u);
+  EXPECT_EQ(TextOf(chain), text.substr(0, 10) + text.substr(1000));
+  EXPECT_LE(chain.pinned_bytes(), CompactChain::PinnedMax(chain.size()));
+  held.Reset();
+  EXPECT_EQ(pool.Stats().live, 0u);
+  // What is fair by itself stays where it is, and so do the inline bytes before it.
+  const Buffer hog = pool.TryAllocate(64 * 1024);
+  CompactChain fair;
+  fair.Append(Piece("xx"));
+  EXPECT_EQ(fair.Rest(pool, kTag), 2u);
+  fair.Append(Piece(std::string(130, 'y'), 256));
+  fair.Append(Piece(std::string(50, 'z'), 256));
+  EXPECT_EQ(fair.Rest(pool, kTag), 0u);
+  EXPECT_EQ(TextOf(fair), "xx" + std::string(130, 'y') + std::string(50, 'z'));
+  EXPECT_EQ(fair.pinned_bytes(), 512u);
 }
 
 TEST_F(CompactChainTest, AMoveTakesEverythingAlong) {
