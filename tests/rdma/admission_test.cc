@@ -18,6 +18,8 @@ constexpr AdmissionOptions kSmall = {
 
 class AdmissionTest : public ::testing::Test {
  protected:
+  ~AdmissionTest() override { on_admitted_ = nullptr; }
+
   // Asks for place `index`, which notes when it is admitted later.
   Answer Ask(size_t index) {
     return admission_.Ask(places_[index], [this, index] {
@@ -26,10 +28,11 @@ class AdmissionTest : public ::testing::Test {
     });
   }
 
-  Admission admission_{kSmall};
-  std::vector<Admission::Place> places_{10};
   std::vector<int> order_;
   std::function<void(size_t)> on_admitted_;
+  Admission admission_{kSmall};
+  // Going, they admit one another.
+  std::vector<Admission::Place> places_{10};
 };
 
 TEST_F(AdmissionTest, AdmitsSomeLetsSomeWaitAndRefusesTheRest) {
