@@ -1,0 +1,241 @@
+// RdmaEndpoint: messages, and reads and writes of memory that the peer has exposed, between two
+// programs that share a stream; the same program whether an RDMA device is there or not.
+//
+//   auto endpoint = RdmaEndpoint::Connect(std::move(stream));   // the other side: Accept
+//   endpoint->Send(std::move(message), [](absl::Status status) { ... });
+//   endpoint->Receive([](absl::StatusOr<BufferChain> message) { ... });
+//
+// Any stream will do, plain or sealed: over it the two sides agree on what they are and tell each
+// other when they are ready, and its end is the endpoint's end. In this version the stream carries
+// the data, too: one-sided operations are carried out by the peer's loop, which checks the bounds
+// of every one of them before a byte is touched.
+//
+// Opening
+//   Work may be started at once. It waits, bounded and without using the processor, until the gate
+//   is open: until it is proved that the peer can receive (I6). NotifyOpen tells when that is.
+// Outcomes
+//   A failed operation tells whether it may be started again: OutcomeOf(status) is kNeverPosted
+//   when the peer cannot have seen any of it, and kInDoubt when it may have.
+// Order
+//   Messages arrive once, in the order they were started, and so do writes. A message that was
+//   started after a write arrives when all of the write is in the peer's memory. Reads may be
+//   overtaken by messages and writes that are started later.
+// Flow control
+//   The peer says how many messages it has room for; what goes beyond waits in the queue, so that a
+//   slow receiver slows the sender. RdmaOptions bounds the queue; beyond it operations are refused
+//   (RESOURCE_EXHAUSTED, kNeverPosted) without touching the endpoint.
+// Ends
+//   An endpoint has one life: it opens once, and when it has ended everything pending and later
+//   fails the same way. Close ends it in order: the peer gets every message and then IsEof.
+//   Destroying it is safe at any time, in any callback; the peer sees that it has gone.
+// Callbacks
+//   Each runs exactly once, on the loop's thread, never inside the call that started it (I3), or is
+//   destroyed unrun when its endpoint or the loop is destroyed first.
+// Memory
+//   An endpoint that waits holds no buffer (I1). It stays on the loop that it was made on; its
+//   stream may change engine, but not the loop.
+#ifndef PENSTOCK_RDMA_H_
+#define PENSTOCK_RDMA_H_
+
+#include <penstock/address.h>
+#include <penstock/buffer.h>
+#include <penstock/export.h>
+#include <penstock/loop.h>
+#include <penstock/stream.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+
+#ifdef PENSTOCK_NO_RDMA
+#error "This build of Penstock has no component rdma."
+#endif
+
+PENSTOCK_BEGIN_NAMESPACE
+
+namespace internal {
+class EndpointCore;
+}  // namespace internal
+
+// What became of an operation.
+enum class RdmaOutcome : uint8_t {
+  kDone,
+  kNeverPosted,  // the peer has seen nothing of it: starting it again does it once
+  kInDoubt,      // the peer may have seen some or all of it
+};
+// Of the status that an operation of an RdmaEndpoint ended with. Any other error is kInDoubt.
+PENSTOCK_EXPORT RdmaOutcome OutcomeOf(const absl::Status& status);
+// "done", "never posted", "in doubt".
+PENSTOCK_EXPORT std::string_view RdmaOutcomeName(RdmaOutcome outcome);
+
+struct RdmaOptions {
+  // From the making of the endpoint until it is open; the passive side waits `ready_deadline` at
+  // most for the peer's last word. Passing it ends the endpoint with DEADLINE_EXCEEDED.
+  absl::Duration open_deadline = absl::Seconds(5);
+  absl::Duration ready_deadline = absl::Seconds(3);
+  // An open endpoint that has heard nothing for this long asks whether the peer is still there, and
+  // ends with DEADLINE_EXCEEDED when `pings_missed_max` questions in a row stay unanswered.
+  // Infinite: it does not ask.
+  absl::Duration ping_interval = absl::Seconds(2);
+  uint32_t pings_missed_max = 3;
+  // Operations that wait to be posted, and their bytes.
+  uint32_t queue_operations_max = 4096;
+  uint64_t queue_bytes_max = 64 * 1024 * 1024;
+  // Largest message that is received, and largest single read, in bytes; a peer that sends a larger
+  // message ends the endpoint.
+  uint32_t message_max = 16 * 1024 * 1024;
+  // Pieces of messages (of 64 KiB at most) that the peer may have on the way or unread here; 2 to
+  // 32,768.
+  uint32_t receive_depth = 64;
+  // Reads that the peer may have outstanding; 1 to 1,024.
+  uint32_t read_depth = 16;
+};
+
+// What the peer may do with exposed memory.
+enum class RdmaAccess : uint8_t { kRead = 1, kWrite = 2, kReadWrite = 3 };
+
+// Memory of the peer, as it has exposed it. A value: copies name the same region. It is of no use
+// to another endpoint.
+struct RdmaRemoteRegion {
+  bool readable() const { return (static_cast<uint8_t>(access) & 1) != 0; }
+  bool writable() const { return (static_cast<uint8_t>(access) & 2) != 0; }
+
+  uint64_t id = 0;
+  uint32_t epoch = 0;  // ids are used again, with another epoch
+  uint64_t size = 0;   // bytes
+  RdmaAccess access = RdmaAccess::kRead;
+};
+
+// Memory of this program, exposed to the peer of one endpoint. Owned by whoever exposed it. Loop's
+// thread.
+class PENSTOCK_EXPORT RdmaRegion {
+ public:
+  // None.
+  RdmaRegion() = default;
+  // Takes the peer's access away at once. A peer that uses the region nevertheless (it cannot know
+  // in time, without Revoke) ends the endpoint. The memory may be freed afterwards.
+  ~RdmaRegion();
+  RdmaRegion(RdmaRegion&& other) noexcept;
+  RdmaRegion& operator=(RdmaRegion&& other) noexcept;
+
+  uint64_t id() const { return id_; }
+  uint32_t epoch() const { return epoch_; }
+
+  // Asks the peer to let go of it. `done` runs with OK when what the peer had started is done and
+  // nothing more can come, because the peer says so or because the endpoint has ended: the memory
+  // is the caller's alone then. Until then keep the region. FailedPrecondition when asked already.
+  void Revoke(Stream::DoneCallback done);
+
+ private:
+  friend class internal::EndpointCore;
+  RdmaRegion(std::weak_ptr<internal::EndpointCore> core, uint64_t id, uint32_t epoch);
+
+  std::weak_ptr<internal::EndpointCore> core_;
+  uint64_t id_ = 0;
+  uint32_t epoch_ = 0;
+};
+
+// Figures of one endpoint since it was made. Loop's thread.
+struct RdmaStats {
+  bool open = false;
+  uint64_t messages_sent = 0;  // taken by the peer's endpoint
+  uint64_t messages_received = 0;
+  uint64_t writes = 0;  // done
+  uint64_t reads = 0;
+  uint64_t bytes_out = 0;          // of messages and writes that are done, and of reads served
+  uint64_t bytes_in = 0;           // of messages and writes received, and of reads that are done
+  uint32_t operations_queued = 0;  // not posted
+  uint64_t bytes_queued = 0;
+  uint32_t operations_posted = 0;  // and not done
+  uint32_t credits = 0;            // pieces of messages that may be posted now
+  uint64_t credit_waits = 0;       // times that the first in the queue had to wait for one
+  uint64_t refused = 0;            // operations, for a full queue
+  uint64_t expired = 0;            // operations, before they were posted
+  uint64_t pings = 0;              // sent
+  uint32_t late = 0;               // messages of an attempt to open that came too late to matter
+};
+
+class PENSTOCK_EXPORT RdmaEndpoint {
+ public:
+  using DoneCallback = Stream::DoneCallback;
+  using ReceiveCallback = absl::AnyInvocable<void(absl::StatusOr<BufferChain>) &&>;
+  using ReadCallback = ReceiveCallback;
+  using RegionCallback = absl::AnyInvocable<void(absl::StatusOr<RdmaRemoteRegion>) &&>;
+
+  // An endpoint over `control`, which nobody has an operation pending on, which has at least
+  // 128 KiB of SendBounds::max above its SendBounds::high, and whose peer does the other of the
+  // two. What is wrong with the options or the stream shows as the end of the endpoint.
+  static std::unique_ptr<RdmaEndpoint> Connect(StreamPtr control, RdmaOptions options = {});
+  static std::unique_ptr<RdmaEndpoint> Accept(StreamPtr control, RdmaOptions options = {});
+  ~RdmaEndpoint();
+  RdmaEndpoint(const RdmaEndpoint&) = delete;
+  RdmaEndpoint& operator=(const RdmaEndpoint&) = delete;
+
+  // `done` runs with OK when the endpoint is open, or with the reason why it never will be:
+  // DEADLINE_EXCEEDED, UNAVAILABLE (the peer has gone or cannot now), FAILED_PRECONDITION (the
+  // peers have no version or feature in common), INVALID_ARGUMENT (the peer broke the protocol, or
+  // the options are none).
+  void NotifyOpen(DoneCallback done);
+  // What a peer that refused, being busy, said about when to try again with a new endpoint; zero
+  // when it said nothing.
+  absl::Duration retry_after() const;
+
+  // Sends one message, which may be empty. `done` runs with OK when the peer's endpoint has it,
+  // which does not mean that the peer's program has received it. An operation that has waited for
+  // `wait_max` without being posted ends with DEADLINE_EXCEEDED and kNeverPosted; once posted it
+  // cannot be called back. So for all operations.
+  void Send(BufferChain message, DoneCallback done = nullptr,
+            absl::Duration wait_max = absl::InfiniteDuration());
+  // Calls `done` with the next message, or with how the endpoint ended, after the last message:
+  // IsEof when the peer closed it in order. FailedPrecondition when one is pending.
+  void Receive(ReceiveCallback done);
+  // Ends a pending Receive with Cancelled, in a later turn. No message is lost.
+  void CancelReceive();
+
+  // Lets the peer read or write `memory`, until the region goes. FailedPrecondition when the
+  // endpoint has ended, InvalidArgument for empty memory, ResourceExhausted beyond 1,024 regions.
+  absl::StatusOr<RdmaRegion> Expose(std::span<char> memory, RdmaAccess access);
+  // Calls `done` with the next region that the peer exposes, or has exposed and nobody has asked
+  // for, or with how the endpoint ended. FailedPrecondition when one is pending.
+  void AwaitRegion(RegionCallback done);
+  // One-sided operations: the peer's program is not told. `done` runs with OK when the bytes are in
+  // the peer's memory, or with those that were there. Refused with kNeverPosted: OUT_OF_RANGE
+  // beyond the region, PERMISSION_DENIED when it does not allow this, FAILED_PRECONDITION when the
+  // peer has revoked it.
+  void Write(const RdmaRemoteRegion& region, uint64_t offset, BufferChain data,
+             DoneCallback done = nullptr, absl::Duration wait_max = absl::InfiniteDuration());
+  void Read(const RdmaRemoteRegion& region, uint64_t offset, uint64_t size, ReadCallback done,
+            absl::Duration wait_max = absl::InfiniteDuration());
+  // Write, and then Send of `message`, as one operation: the message is the news of the write.
+  void WriteThenSend(const RdmaRemoteRegion& region, uint64_t offset, BufferChain data,
+                     BufferChain message, DoneCallback done = nullptr,
+                     absl::Duration wait_max = absl::InfiniteDuration());
+
+  // Ends it in order: nothing more may be started; what is queued is sent, and the peer's endpoint
+  // has all of it when `done` runs with OK. Messages that the peer still sends are received until
+  // then. Otherwise `done` runs with what came between.
+  void Close(DoneCallback done = nullptr);
+  // Ends it now, everything pending with Cancelled. The peer sees a reset.
+  void Abort();
+
+  RdmaStats stats() const;
+  SocketAddress peer() const;
+  SocketAddress local() const;
+  // As Stream::loop.
+  Loop& loop() const;
+
+ private:
+  explicit RdmaEndpoint(std::shared_ptr<internal::EndpointCore> core);
+  std::shared_ptr<internal::EndpointCore> core_;
+};
+
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_RDMA_H_

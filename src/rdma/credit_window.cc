@@ -1,0 +1,48 @@
+#include "rdma/credit_window.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+void CreditWindow::Open(uint32_t peer_depth) {
+  peer_depth_ = std::min(peer_depth, kDepthMax);
+  limit_ = peer_depth_;
+}
+
+absl::Status CreditWindow::OnHeader(uint32_t credits, uint16_t received) {
+  // A peer with more room than acknowledgements can count is taken at kDepthMax.
+  const uint32_t room = credits - sent_;
+  if (credits - limit_ > kDepthMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("credits went back from ", limit_, " to ", credits));
+  }
+  if (room > peer_depth_) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(room, " credits, but the peer has room for ", peer_depth_));
+  }
+  const auto news = static_cast<uint16_t>(received - static_cast<uint16_t>(acknowledged_));
+  if (news > sent_ - acknowledged_) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(news, " pieces acknowledged, but ", sent_ - acknowledged_, " are on the way"));
+  }
+  limit_ = credits;
+  acknowledged_ += news;
+  return absl::OkStatus();
+}
+
+absl::Status CreditWindow::OnPiece(uint32_t sequence) {
+  if (sequence != received_ + 1) {
+    return absl::InvalidArgumentError(absl::StrCat("piece ", sequence, " after piece ", received_));
+  }
+  if (received_ == granted_) {
+    return absl::InvalidArgumentError(absl::StrCat("piece ", sequence, " without a credit"));
+  }
+  ++received_;
+  return absl::OkStatus();
+}
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE

@@ -1,0 +1,356 @@
+#include "rdma/endpoint_core.h"
+
+#include <sys/random.h>
+
+#include <algorithm>
+#include <atomic>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/error.h"
+#include "engine/connection.h"
+#include "rdma/control_codec.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+namespace {
+
+// How long an endpoint that has ended waits for the peer to take the reason.
+constexpr absl::Duration kRetireMax = absl::Seconds(1);
+
+Bytes16 RandomBytes() {
+  Bytes16 bytes;
+  const ssize_t got = ::getrandom(bytes.data(), bytes.size(), 0);
+  PENSTOCK_CHECK(got == static_cast<ssize_t>(bytes.size()), "the kernel has no random bytes");
+  return bytes;
+}
+
+AttemptId NewAttempt() {
+  static const Bytes16 incarnation = RandomBytes();
+  static std::atomic<uint64_t> last{0};
+  const uint64_t number = last.fetch_add(1, std::memory_order_relaxed) + 1;
+  return {.incarnation = incarnation, .endpoint = number, .attempt = number};
+}
+
+GateOptions OptionsOfGate(GateRole role, const RdmaOptions& options, const SocketAddress& peer) {
+  return {.role = role,
+          .self = NewAttempt(),
+          .nonce = RandomBytes(),
+          .features = kFeatureReady | kFeatureFallback | kFeatureOneSided,
+          .policy = ReadyPolicy::kRequire,
+          .handshake_deadline = options.open_deadline,
+          .ready_deadline = options.ready_deadline,
+          .peer = peer};
+}
+
+absl::Status CheckOptions(const RdmaOptions& options) {
+  if (options.receive_depth < 2 || options.receive_depth > CreditWindow::kDepthMax) {
+    return absl::InvalidArgumentError(absl::StrCat("receive_depth is ", options.receive_depth,
+                                                   ", must be 2 to ", CreditWindow::kDepthMax));
+  }
+  if (options.read_depth < 1 || options.read_depth > 1024) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("read_depth is ", options.read_depth, ", must be 1 to 1024"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+EndpointCore::EndpointCore(GateRole role, StreamPtr control, const RdmaOptions& options)
+    : Deferred([](Deferred* node) { static_cast<EndpointCore*>(node)->Service(); }),
+      loop_(&control->loop()),
+      core_(&loop_->core()),
+      options_(options),
+      peer_(control->peer()),
+      local_(control->local()),
+      channel_(std::make_unique<ControlChannel>(std::move(control),
+                                                static_cast<ControlChannel::Owner&>(*this))),
+      connection_(channel_->stream().connection()),
+      loop_end_([](Deferred* node) { static_cast<LoopEnd*>(node)->core.OnLoopEnd(); }, *this),
+      gate_(OptionsOfGate(role, options, peer_), core_->sys().Now()),
+      queue_(options.queue_operations_max, options.queue_bytes_max),
+      window_(std::min(std::max(options.receive_depth, 1u), CreditWindow::kDepthMax)) {
+  timer_.emplace(core_->timers());
+  queue_timer_.emplace(core_->timers());
+  core_->AtEnd(loop_end_);
+  if (connection_ != nullptr) connection_->AddLayer(*this);
+}
+
+EndpointCore::~EndpointCore() { DropChannel(); }
+
+// --- Opening ---
+
+void EndpointCore::Start() {
+  absl::Status problem = CheckOptions(options_);
+  if (problem.ok()) problem = channel_->Check();
+  if (!problem.ok()) {
+    return End(Explain(problem.code(), "open RDMA endpoint to", MessageOf(problem)));
+  }
+  channel_->Start();
+  if (gate_.role() == GateRole::kActive) Act(gate_.Connect(Offer()));
+  ArmGateTimer();
+  MarkReady();
+}
+
+GateOffer EndpointCore::Offer() const {
+  return {.lanes = {},
+          .terms = {.depth = options_.receive_depth,
+                    .size = static_cast<uint32_t>(kStreamPieceMax),
+                    .read_depth = options_.read_depth}};
+}
+
+absl::Status EndpointCore::PeerProblem() const {
+  constexpr uint64_t kNeeded = kFeatureFallback | kFeatureOneSided;
+  if ((gate_.features() & kNeeded) != kNeeded) {
+    return Explain(absl::StatusCode::kFailedPrecondition, "open RDMA endpoint to",
+                   "the peer needs a device, and there is none here");
+  }
+  return absl::OkStatus();
+}
+
+void EndpointCore::Act(GateAction action) {
+  if (action == GateAction::kBringUp) {
+    // No lanes: the stream that brought this carries the data, and is up.
+    const absl::Status problem = PeerProblem();
+    const uint64_t attempt = gate_.self().attempt;
+    action = problem.ok() ? gate_.OnLanesUp(core_->sys().Now(), attempt, Offer())
+                          : gate_.OnLanesFailed(attempt, problem);
+  }
+  const std::string outgoing = gate_.TakeOutgoing();
+  if (!outgoing.empty() && channel_ != nullptr) channel_->Send(outgoing);
+  switch (action) {
+    case GateAction::kSendReadyAndOpen:
+    case GateAction::kSendAcceptAndOpen:
+    case GateAction::kOpen:
+      OnOpen();
+      break;
+    case GateAction::kClose:
+    case GateAction::kViolation:
+      End(gate_.status());
+      break;
+    default:
+      ArmGateTimer();
+      break;
+  }
+}
+
+void EndpointCore::OnOpen() {
+  Apply(EndpointEvent::kGateOpen);
+  const ReceiveTerms& terms = gate_.peer_offer().terms;
+  window_.Open(terms.depth);
+  piece_max_ = std::min<size_t>(terms.size, kStreamPieceMax);
+  peer_read_depth_ = terms.read_depth;
+  for (const ControlRegion& region : regions_.All()) channel_->Send(EncodeControl(region));
+  while (!open_waiters_.empty()) {
+    calls_.push([done = open_waiters_.pop()]() mutable { std::move(done)(absl::OkStatus()); });
+  }
+  if (closing_) Apply(EndpointEvent::kClose);
+  ArmPing();
+}
+
+void EndpointCore::ArmGateTimer() {
+  if (dead()) return;
+  if (gate_.deadline_ns() == ReadyGate::kNever) return;
+  timer_->Arm(TimerWheel::TickAtOrAfter(gate_.deadline_ns()), [this] {
+    Act(gate_.OnTime(core_->sys().Now()));
+    Service();
+  });
+}
+
+// --- Time ---
+
+void EndpointCore::ArmPing() {
+  if (options_.ping_interval == absl::InfiniteDuration()) return timer_->Cancel();
+  const int64_t now = core_->sys().Now();
+  timer_->Arm(TimerWheel::DeadlineTick(now, options_.ping_interval), [this] { OnPingTime(); });
+}
+
+void EndpointCore::OnPingTime() {
+  if (std::exchange(heard_, false)) {
+    pings_missed_ = 0;
+  } else if (pings_missed_ >= options_.pings_missed_max) {
+    End(Explain(absl::StatusCode::kDeadlineExceeded, "RDMA endpoint to",
+                absl::StrCat("the peer has not answered ", pings_missed_, " pings")));
+    return Service();
+  } else {
+    ++pings_missed_;
+    ++stats_.pings;
+    channel_->Send(EncodeControl(ControlPing{.token = stats_.pings}));
+  }
+  ArmPing();
+  Service();
+}
+
+void EndpointCore::ArmQueueTimer() {
+  const int64_t deadline = queue_.next_deadline_ns();
+  if (deadline == Work::kNever) return queue_timer_->Cancel();
+  queue_timer_->Arm(TimerWheel::TickAtOrAfter(deadline), [this] {
+    WorkList expired = queue_.TakeExpired(core_->sys().Now());
+    while (!expired.empty()) {
+      WorkList one;
+      one.splice(one.end(), expired, expired.begin());
+      ++stats_.expired;
+      core_->counters().deadlines.Add(1);
+      Finish(std::move(one),
+             Explain(absl::StatusCode::kDeadlineExceeded, "RDMA operation to",
+                     "wait_max has passed before it was posted"),
+             RdmaOutcome::kNeverPosted);
+    }
+    Service();
+  });
+}
+
+// --- Ends ---
+
+void EndpointCore::End(absl::Status status) {
+  if (dead()) return;
+  Apply(EndpointEvent::kEnd);
+  end_ = status;
+  if (gate_.state() != GateState::kClosed) gate_.Close(end_);
+  FailAll();
+  Retire();
+  MarkReady();
+}
+
+void EndpointCore::FailAll() {
+  for (WorkList* out : {&sends_out_, &writes_out_, &reads_out_}) {
+    while (!out->empty()) {
+      WorkList one;
+      one.splice(one.end(), *out, out->begin());
+      Finish(std::move(one), end_, RdmaOutcome::kInDoubt);
+    }
+  }
+  WorkList waiting = queue_.TakeAll();
+  while (!waiting.empty()) {
+    WorkList one;
+    one.splice(one.end(), waiting, waiting.begin());
+    const bool posted = one.front().posted;
+    Finish(std::move(one), end_, posted ? RdmaOutcome::kInDoubt : RdmaOutcome::kNeverPosted);
+  }
+  const auto tell = [this](RdmaEndpoint::DoneCallback done, absl::Status status) {
+    calls_.push([done = std::move(done), status = std::move(status)]() mutable {
+      std::move(done)(std::move(status));
+    });
+  };
+  while (!open_waiters_.empty()) tell(open_waiters_.pop(), end_);
+  if (close_done_) tell(std::exchange(close_done_, nullptr), end_);
+  for (Fifo<Stream::DoneCallback> revoked = regions_.Clear(); !revoked.empty();) {
+    tell(revoked.pop(), absl::OkStatus());
+  }
+  // Only whole messages are delivered.
+  partial_ = Message();
+  while (!serving_.empty()) serving_.pop();
+  served_.reset();
+}
+
+void EndpointCore::Retire() {
+  queue_timer_->Cancel();
+  timer_->Cancel();
+  if (channel_ == nullptr) return;
+  // A stream that is closed with bytes unread or unsent would take the reason along.
+  channel_->Send(gate_.TakeOutgoing());
+  if (!channel_->Flush()) return DropChannel();
+  channel_->Finish();
+  timer_->Arm(TimerWheel::DeadlineTick(core_->sys().Now(), kRetireMax), [this] { DropChannel(); });
+}
+
+void EndpointCore::DropChannel() {
+  if (connection_ != nullptr) std::exchange(connection_, nullptr)->RemoveLayer(*this);
+  channel_.reset();
+}
+
+void EndpointCore::Close(RdmaEndpoint::DoneCallback done) {
+  if (core_ == nullptr) return;
+  if (dead() || closing_) {
+    const absl::Status status =
+        dead() ? end_
+               : Explain(absl::StatusCode::kFailedPrecondition, "close RDMA endpoint to",
+                         "it is being closed already");
+    calls_.push([done = std::move(done), status]() mutable {
+      if (done) std::move(done)(status);
+    });
+  } else {
+    closing_ = true;
+    close_done_ = std::move(done);
+    Apply(EndpointEvent::kClose);
+  }
+  MarkReady();
+}
+
+void EndpointCore::FinishClose() {
+  if (close_done_) {
+    calls_.push([done = std::exchange(close_done_, nullptr)]() mutable {
+      std::move(done)(absl::OkStatus());
+    });
+  }
+  // CLOSE with code 0: the peer's end is an end of stream.
+  channel_->Send(EncodeControl(ControlClose{}));
+  Apply(EndpointEvent::kEnd);
+  end_ = Explain(absl::StatusCode::kCancelled, "RDMA endpoint to", "closed");
+  gate_.Close(end_);
+  gate_.TakeOutgoing();
+  FailAll();
+  Retire();
+}
+
+void EndpointCore::Abort() {
+  if (core_ == nullptr || dead()) return;
+  if (channel_ != nullptr) channel_->stream().Abort();
+  DropChannel();
+  End(Explain(absl::StatusCode::kCancelled, "RDMA endpoint to", "aborted"));
+}
+
+EndpointCore::Leftovers EndpointCore::TakeLeftovers() {
+  Leftovers left;
+  left.calls = std::move(calls_);
+  left.works = queue_.TakeAll();
+  for (WorkList* list : {&sends_out_, &writes_out_, &reads_out_, &finished_}) {
+    left.works.splice(left.works.end(), *list);
+  }
+  left.receive_done = std::exchange(receive_done_, nullptr);
+  left.region_done = std::exchange(region_done_, nullptr);
+  left.close_done = std::exchange(close_done_, nullptr);
+  left.open_waiters = std::move(open_waiters_);
+  left.revocations = regions_.Clear();
+  left.ready = std::move(ready_);
+  left.partial = std::exchange(partial_, {});
+  calls_ = {};
+  open_waiters_ = {};
+  ready_ = {};
+  return left;
+}
+
+void EndpointCore::Release() {
+  released_ = true;
+  const Leftovers unrun = TakeLeftovers();
+  Deferred::Cancel();
+  state_ = EndpointState::kDead;
+  DropChannel();
+  timer_.reset();
+  queue_timer_.reset();
+}
+
+void EndpointCore::OnLoopEnd() {
+  const auto self = shared_from_this();
+  const Leftovers unrun = TakeLeftovers();
+  Deferred::Cancel();
+  state_ = EndpointState::kDead;
+  DropChannel();
+  timer_.reset();
+  queue_timer_.reset();
+  core_ = nullptr;
+}
+
+absl::Status EndpointCore::MayLeave() const {
+  return absl::FailedPreconditionError("an RDMA endpoint is on it, which stays on its loop");
+}
+
+absl::Status EndpointCore::Explain(absl::StatusCode code, std::string_view operation,
+                                   std::string_view reason) const {
+  return PeerStatus(code, operation, &peer_, reason);
+}
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE

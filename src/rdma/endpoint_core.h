@@ -1,0 +1,270 @@
+// EndpointCore: one endpoint over its control stream: what RdmaEndpoint promises, kept.
+//
+// Shared by its RdmaEndpoint, which is its owner, and for the length of a call by whatever runs in
+// it; regions only look at it. Loop's thread. All callbacks run in Service, one after the other,
+// never in the call that started them (I3).
+//
+// Parts: ReadyGate judges when work may be posted (I6, I7), WorkQueue holds what waits,
+// CreditWindow how much may go and what has come, RegionTable and PeerRegions who may reach which
+// memory. Here they meet the ControlChannel: Pump posts, OnData takes, and every operation is in
+// exactly one list from its start to its callback: the queue, one of those that are out, those that
+// are finished.
+#ifndef PENSTOCK_RDMA_ENDPOINT_CORE_H_
+#define PENSTOCK_RDMA_ENDPOINT_CORE_H_
+
+#include <penstock/export.h>
+#include <penstock/rdma.h>
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/fifo.h"
+#include "base/timer_wheel.h"
+#include "engine/deferred.h"
+#include "engine/loop_core.h"
+#include "engine/parcel.h"
+#include "rdma/control_channel.h"
+#include "rdma/control_message.h"
+#include "rdma/credit_window.h"
+#include "rdma/message_header.h"
+#include "rdma/ready_gate.h"
+#include "rdma/region_table.h"
+#include "rdma/work_queue.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+// The life of an endpoint; how far opening has come is the gate's to know.
+enum class EndpointState : uint8_t {
+  kOpening,
+  kOpen,
+  kDraining,  // Close was called: what was started before it is being sent
+  kFlushing,  // the peer is asked whether it has everything
+  kDead,
+};
+inline constexpr size_t kEndpointStates = 5;
+
+enum class EndpointEvent : uint8_t {
+  kGateOpen,
+  kClose,
+  kSent,  // everything is done, as far as this side can tell
+  kEnd,
+};
+inline constexpr size_t kEndpointEvents = 4;
+
+// The next state, or the same one where the event means nothing.
+inline constexpr std::array<std::array<EndpointState, kEndpointEvents>, kEndpointStates>
+    kEndpointTransitions = {{
+        /* kOpening  */ {EndpointState::kOpen, EndpointState::kOpening, EndpointState::kOpening,
+                         EndpointState::kDead},
+        /* kOpen     */
+        {EndpointState::kOpen, EndpointState::kDraining, EndpointState::kOpen,
+         EndpointState::kDead},
+        /* kDraining */
+        {EndpointState::kDraining, EndpointState::kDraining, EndpointState::kFlushing,
+         EndpointState::kDead},
+        /* kFlushing */
+        {EndpointState::kFlushing, EndpointState::kFlushing, EndpointState::kFlushing,
+         EndpointState::kDead},
+        /* kDead     */
+        {EndpointState::kDead, EndpointState::kDead, EndpointState::kDead, EndpointState::kDead},
+    }};
+
+class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
+                           private ControlChannel::Owner,
+                           private Deferred,
+                           private Layer {
+ public:
+  EndpointCore(GateRole role, StreamPtr control, const RdmaOptions& options);
+  ~EndpointCore();
+  // Once shared.
+  void Start();
+  // The RdmaEndpoint goes.
+  void Release();
+
+  void NotifyOpen(RdmaEndpoint::DoneCallback done);
+  absl::Duration retry_after() const { return gate_.retry_after(); }
+  // `work` is one operation with its callbacks.
+  void Add(WorkList work, absl::Duration wait_max);
+  void Receive(RdmaEndpoint::ReceiveCallback done);
+  void CancelReceive();
+  absl::StatusOr<RdmaRegion> Expose(std::span<char> memory, RdmaAccess access);
+  void AwaitRegion(RdmaEndpoint::RegionCallback done);
+  void Close(RdmaEndpoint::DoneCallback done);
+  void Abort();
+  // Of RdmaRegion.
+  void Revoke(uint64_t id, uint32_t epoch, Stream::DoneCallback done);
+  void Remove(uint64_t id, uint32_t epoch);
+
+  RdmaStats stats() const;
+  const SocketAddress& peer() const { return peer_; }
+  const SocketAddress& local() const { return local_; }
+  Loop& loop() const { return *loop_; }
+
+ private:
+  using Call = absl::AnyInvocable<void() &&>;
+  // Some or all of a message.
+  struct Message {
+    BufferChain data;
+    uint32_t held = 0;  // pieces whose room has not been given back
+  };
+  // A read of the peer that is being answered.
+  struct ServedRead {
+    uint32_t number = 0;
+    AccessPrefix access;  // of what is still to be sent
+  };
+  // Everything that holds a caller's code or bytes, to be destroyed together, last.
+  struct Leftovers {
+    Fifo<Call> calls;
+    WorkList works;
+    RdmaEndpoint::ReceiveCallback receive_done;
+    RdmaEndpoint::RegionCallback region_done;
+    RdmaEndpoint::DoneCallback close_done;
+    Fifo<RdmaEndpoint::DoneCallback> open_waiters;
+    Fifo<Stream::DoneCallback> revocations;
+    Fifo<Message> ready;
+    Message partial;
+  };
+
+  bool dead() const { return state_ == EndpointState::kDead; }
+  void Apply(EndpointEvent event) {
+    state_ = kEndpointTransitions[static_cast<size_t>(state_)][static_cast<size_t>(event)];
+  }
+
+  // --- endpoint_core.cc: life ---
+  void Act(GateAction action);
+  absl::Status PeerProblem() const;
+  GateOffer Offer() const;
+  void OnOpen();
+  void ArmGateTimer();
+  void ArmPing();
+  void OnPingTime();
+  void ArmQueueTimer();
+  // Why it ended; the peer is told if it can be.
+  void End(absl::Status status);
+  void FailAll();
+  void Retire();
+  void DropChannel();
+  void FinishClose();
+  void OnLoopEnd();
+  Leftovers TakeLeftovers();
+  absl::Status Explain(absl::StatusCode code, std::string_view operation,
+                       std::string_view reason) const;
+
+  // --- endpoint_turn.cc: callbacks, and posting ---
+  void MarkReady();
+  void Service();
+  bool HasCallbacks() const;
+  bool Step();
+  bool RunFinished();
+  bool RunReceive();
+  bool RunRegion();
+  void Settle();
+  void Pump();
+  bool PostNext();
+  bool PostPieceOfMessage(Work& work);
+  bool PostPieceOfWrite(Work& work);
+  bool PostRead(Work& work);
+  bool ServeRead();
+  void Announce();
+  void DrainOut();
+  MessageHeader Header(MessageType type, uint32_t sequence, bool last);
+  void Finish(WorkList work, absl::Status status, RdmaOutcome outcome);
+  void Refuse(WorkList work, absl::Status status);
+
+  // --- endpoint_receive.cc: what the peer sends ---
+  void OnControl(const ControlMessage& message, std::string_view bytes) override;
+  void OnOpenControl(const ControlMessage& message);
+  void OnRevoke(const ControlRevoke& revoke);
+  void OnDrain(const ControlDrain& drain);
+  void OnPeerClose(const ControlClose& close);
+  void OnData(const MessageHeader& header, BufferChain body) override;
+  absl::Status TakeData(const MessageHeader& header, BufferChain body);
+  absl::Status TakePiece(const MessageHeader& header, BufferChain body);
+  absl::Status TakeWrite(const MessageHeader& header, BufferChain body);
+  absl::Status TakeWritten(uint32_t number);
+  absl::Status TakeRead(const MessageHeader& header, const BufferChain& body);
+  absl::Status TakeReadData(const MessageHeader& header, BufferChain body);
+  void FinishAcknowledged();
+  void FinishFirst(WorkList& out);
+  void OnChannelRoom() override { Service(); }
+  void OnChannelEnd(absl::Status status) override;
+
+  // --- Layer: it stays on its loop ---
+  absl::Status MayLeave() const override;
+  void OnLeave() override {}
+  absl::Status OnJoin(LoopCore&) override { return absl::OkStatus(); }
+  void OnLost() override {}
+
+  Loop* const loop_;
+  LoopCore* core_;  // null once the loop is gone
+  const RdmaOptions options_;
+  const SocketAddress peer_;
+  const SocketAddress local_;
+  std::unique_ptr<ControlChannel> channel_;  // null when the stream is done with
+  Connection* connection_;                   // of the stream, while this is a layer on it
+  struct LoopEnd : Deferred {
+    LoopEnd(Run run, EndpointCore& of) : Deferred(run), core(of) {}
+    EndpointCore& core;
+  } loop_end_;
+
+  EndpointState state_ = EndpointState::kOpening;
+  bool in_service_ = false;
+  bool released_ = false;
+  bool closing_ = false;  // Close was called
+  bool receive_cancelled_ = false;
+  bool heard_ = false;          // of the peer, since the last look
+  bool written_due_ = false;    // the peer's writes are to be acknowledged
+  bool credit_waited_ = false;  // the first in the queue has been counted as waiting
+  uint32_t pings_missed_ = 0;
+  ReadyGate gate_;
+  absl::Status end_;  // not OK: how it ended
+  std::optional<CallbackTimer> timer_;
+  std::optional<CallbackTimer> queue_timer_;
+
+  // Ours.
+  WorkQueue queue_;
+  WorkList sends_out_, writes_out_, reads_out_;
+  WorkList finished_;
+  CreditWindow window_;
+  size_t piece_max_ = kStreamPieceMax;
+  uint32_t peer_read_depth_ = 0;
+  uint32_t writes_begun_ = 0;
+  uint32_t writes_done_ = 0;
+  uint32_t reads_begun_ = 0;
+  PeerRegions peer_regions_;
+
+  // The peer's.
+  Message partial_;
+  Fifo<Message> ready_;
+  RegionTable regions_;
+  Fifo<ServedRead> serving_;
+  std::optional<ServedRead> served_;  // the one being answered
+  uint32_t written_ = 0;
+
+  // Callbacks.
+  Fifo<Call> calls_;  // all that are neither an operation's nor pending below
+  Fifo<RdmaEndpoint::DoneCallback> open_waiters_;
+  RdmaEndpoint::ReceiveCallback receive_done_;
+  RdmaEndpoint::RegionCallback region_done_;
+  RdmaEndpoint::DoneCallback close_done_;
+  RdmaStats stats_;
+};
+
+// The status of an operation that failed.
+absl::Status WithOutcome(absl::Status status, RdmaOutcome outcome);
+
+inline std::string_view MessageOf(const absl::Status& status) {
+  return {status.message().data(), status.message().size()};
+}
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_RDMA_ENDPOINT_CORE_H_

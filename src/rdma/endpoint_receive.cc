@@ -1,0 +1,288 @@
+// EndpointCore: what the peer sends. Everything is judged before it changes anything; a peer that
+// breaks the protocol is told so, and ends the endpoint.
+#include <algorithm>
+#include <array>
+#include <utility>
+#include <variant>
+
+#include "absl/strings/str_cat.h"
+#include "rdma/control_codec.h"
+#include "rdma/endpoint_core.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+namespace {
+
+template <class... Cases>
+struct Overloaded : Cases... {
+  using Cases::operator()...;
+};
+template <class... Cases>
+Overloaded(Cases...) -> Overloaded<Cases...>;
+
+absl::Status Violation(std::string text) { return absl::InvalidArgumentError(std::move(text)); }
+
+// Whether `number` is at or before `last`, modulo 2^32.
+bool Reached(uint32_t number, uint32_t last) { return last - number < uint32_t{1} << 31; }
+
+absl::StatusCode CodeOfClose(CloseCode code) {
+  switch (code) {
+    case CloseCode::kNormal:
+      return absl::StatusCode::kOutOfRange;  // IsEof
+    case CloseCode::kViolation:
+      return absl::StatusCode::kInvalidArgument;
+    case CloseCode::kDeadline:
+      return absl::StatusCode::kDeadlineExceeded;
+    default:
+      return absl::StatusCode::kUnavailable;
+  }
+}
+
+}  // namespace
+
+// --- Control messages ---
+
+void EndpointCore::OnControl(const ControlMessage& message, std::string_view bytes) {
+  if (dead()) return;
+  heard_ = true;
+  const int64_t now = core_->sys().Now();
+  std::visit(Overloaded{
+                 [&](const ControlHello& hello) { Act(gate_.OnHello(now, hello, bytes)); },
+                 [&](const ControlAccept& accept) { Act(gate_.OnAccept(accept, bytes)); },
+                 [&](const ControlReady& ready) { Act(gate_.OnReady(ready)); },
+                 [&](const ControlReject& reject) { Act(gate_.OnReject(reject)); },
+                 [&](const ControlPing& ping) {
+                   channel_->Send(EncodeControl(ControlPong{.token = ping.token}));
+                 },
+                 [&](const ControlClose& close) { OnPeerClose(close); },
+                 [&](const ControlPong&) {},
+                 [&](const ControlSkipped&) {},
+                 [&](const auto&) { OnOpenControl(message); },
+             },
+             message);
+  Service();
+}
+
+// Those that have a place in an open endpoint alone.
+void EndpointCore::OnOpenControl(const ControlMessage& message) {
+  absl::Status status;
+  if (gate_.state() != GateState::kOpen) {
+    status = Violation("a message of an open endpoint before it is open");
+  } else if (const auto* region = std::get_if<ControlRegion>(&message)) {
+    status = peer_regions_.Add(*region);
+  } else if (const auto* credit = std::get_if<ControlCredit>(&message)) {
+    status = window_.OnHeader(credit->granted, static_cast<uint16_t>(window_.acknowledged()));
+  } else if (const auto* revoke = std::get_if<ControlRevoke>(&message)) {
+    return OnRevoke(*revoke);
+  } else if (const auto* drain = std::get_if<ControlDrain>(&message)) {
+    return OnDrain(*drain);
+  } else {
+    status = Violation("FALLBACK, but the control stream carries the data already");
+  }
+  if (!status.ok()) End(Explain(status.code(), "RDMA endpoint to", MessageOf(status)));
+}
+
+void EndpointCore::OnRevoke(const ControlRevoke& revoke) {
+  if (revoke.reply) {
+    absl::StatusOr<Stream::DoneCallback> done = regions_.OnRevoked(revoke.region, revoke.epoch);
+    if (!done.ok()) {
+      return End(Explain(done.status().code(), "RDMA endpoint to", MessageOf(done.status())));
+    }
+    if (!*done) return;
+    calls_.push([done = *std::move(done)]() mutable { std::move(done)(absl::OkStatus()); });
+    return;
+  }
+  const absl::StatusOr<bool> unused = peer_regions_.Revoke(revoke.region, revoke.epoch);
+  if (!unused.ok()) {
+    return End(Explain(unused.status().code(), "RDMA endpoint to", MessageOf(unused.status())));
+  }
+  WorkList gone = queue_.TakeIf([this](const Work& work) {
+    return work.kind != Work::Kind::kSend && peer_regions_.revoked(work.region);
+  });
+  while (!gone.empty()) {
+    WorkList one;
+    one.splice(one.end(), gone, gone.begin());
+    Refuse(std::move(one), absl::FailedPreconditionError("the peer has revoked the region"));
+  }
+  // What is posted to it is done first.
+  if (*unused) channel_->Send(EncodeControl(peer_regions_.Forget(revoke.region)));
+}
+
+void EndpointCore::OnDrain(const ControlDrain& drain) {
+  if (!drain.reply) {
+    if (drain.sequence != window_.received()) {
+      return End(Explain(absl::StatusCode::kInvalidArgument, "RDMA endpoint to",
+                         absl::StrCat("DRAIN after piece ", drain.sequence, ", but ",
+                                      window_.received(), " have come")));
+    }
+    channel_->Send(EncodeControl(ControlDrain{.reply = true, .sequence = drain.sequence}));
+  } else if (state_ != EndpointState::kFlushing || drain.sequence != window_.sent()) {
+    End(Explain(absl::StatusCode::kInvalidArgument, "RDMA endpoint to",
+                "an answer to no DRAIN of ours"));
+  } else {
+    FinishClose();
+  }
+}
+
+void EndpointCore::OnPeerClose(const ControlClose& close) {
+  const bool normal = close.code == CloseCode::kNormal;
+  // Both close, and the peer was faster: everything of ours had been acknowledged.
+  if (normal && state_ == EndpointState::kFlushing) return FinishClose();
+  End(Explain(CodeOfClose(close.code), "RDMA endpoint to",
+              normal ? std::string("closed by the peer")
+                     : absl::StrCat("the peer has ended it: ", close.text)));
+}
+
+void EndpointCore::OnChannelEnd(absl::Status status) {
+  if (dead()) return DropChannel();
+  if (IsEof(status)) {
+    status = Explain(absl::StatusCode::kUnavailable, "RDMA endpoint to",
+                     "the peer has gone without closing it");
+  }
+  const bool ours = absl::IsInvalidArgument(status) || absl::IsResourceExhausted(status);
+  End(std::move(status));
+  // Nobody reads what would be said there.
+  if (!ours) DropChannel();
+  Service();
+}
+
+// --- Data ---
+
+void EndpointCore::OnData(const MessageHeader& header, BufferChain body) {
+  if (dead()) return;
+  heard_ = true;
+  const GateAction action = gate_.OnData(header.tag);
+  if (action != GateAction::kNone) Act(action);
+  if (!dead()) {
+    absl::Status status = gate_.state() == GateState::kOpen
+                              ? window_.OnHeader(header.credits, header.received)
+                              : Violation("data before the endpoint is open");
+    if (status.ok()) status = TakeData(header, std::move(body));
+    if (!status.ok()) End(Explain(status.code(), "RDMA endpoint to", MessageOf(status)));
+  }
+  if (!dead()) FinishAcknowledged();
+  Service();
+}
+
+absl::Status EndpointCore::TakeData(const MessageHeader& header, BufferChain body) {
+  if (body.size() > kStreamPieceMax + kAccessPrefixSize) {
+    return Violation(absl::StrCat("a piece of ", body.size(), " bytes"));
+  }
+  switch (header.type) {
+    case MessageType::kMessage:
+      return TakePiece(header, std::move(body));
+    case MessageType::kWrite:
+      return TakeWrite(header, std::move(body));
+    case MessageType::kWritten:
+      return TakeWritten(header.sequence);
+    case MessageType::kRead:
+      return TakeRead(header, body);
+    case MessageType::kReadData:
+      return TakeReadData(header, std::move(body));
+    default:
+      return absl::OkStatus();
+  }
+}
+
+absl::Status EndpointCore::TakePiece(const MessageHeader& header, BufferChain body) {
+  if (absl::Status status = window_.OnPiece(header.sequence); !status.ok()) return status;
+  if (partial_.data.size() + body.size() > options_.message_max) {
+    return Violation(absl::StrCat("a message of more than message_max ", options_.message_max));
+  }
+  partial_.data.Append(std::move(body));
+  ++partial_.held;
+  if ((header.flags & kMessageLast) != 0) {
+    ready_.push(std::exchange(partial_, {}));
+  } else if (ready_.empty()) {
+    // The next to be delivered: it must come whole, however many pieces that takes.
+    window_.Release(std::exchange(partial_.held, 0));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status EndpointCore::TakeWrite(const MessageHeader& header, BufferChain body) {
+  std::array<char, kAccessPrefixSize> bytes;
+  if (body.CopyTo(bytes) < bytes.size()) return Violation("a write without its region");
+  body.TrimFront(bytes.size());
+  const AccessPrefix access = DecodeAccessPrefix({bytes.data(), bytes.size()});
+  const absl::StatusOr<std::span<char>> memory =
+      regions_.Find(access, body.size(), RdmaAccess::kWrite);
+  if (!memory.ok()) return memory.status();
+  body.CopyTo(*memory);
+  stats_.bytes_in += body.size();
+  if ((header.flags & kMessageLast) != 0) {
+    written_ = header.sequence;
+    written_due_ = true;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status EndpointCore::TakeWritten(uint32_t number) {
+  if (number - writes_done_ > writes_begun_ - writes_done_) {
+    return Violation(absl::StrCat("write ", number, " acknowledged, which was not made"));
+  }
+  writes_done_ = number;
+  return absl::OkStatus();
+}
+
+absl::Status EndpointCore::TakeRead(const MessageHeader& header, const BufferChain& body) {
+  std::array<char, kAccessPrefixSize> bytes;
+  if (body.CopyTo(bytes) < bytes.size()) return Violation("a read without its region");
+  const AccessPrefix access = DecodeAccessPrefix({bytes.data(), bytes.size()});
+  if (serving_.size() + (served_.has_value() ? 1 : 0) >= options_.read_depth) {
+    return Violation(absl::StrCat("more than read_depth ", options_.read_depth, " reads at once"));
+  }
+  const absl::Status status = regions_.Find(access, access.size, RdmaAccess::kRead).status();
+  if (status.ok()) serving_.push({.number = header.sequence, .access = access});
+  return status;
+}
+
+absl::Status EndpointCore::TakeReadData(const MessageHeader& header, BufferChain body) {
+  if (reads_out_.empty() || reads_out_.front().number != header.sequence) {
+    return Violation(absl::StrCat("bytes of read ", header.sequence, ", which is not the next"));
+  }
+  Work& read = reads_out_.front();
+  read.data.Append(std::move(body));
+  const bool last = (header.flags & kMessageLast) != 0;
+  if (read.data.size() > read.size || (last && read.data.size() < read.size)) {
+    return Violation(absl::StrCat(read.data.size(), " bytes for a read of ", read.size));
+  }
+  if (last) FinishFirst(reads_out_);
+  return absl::OkStatus();
+}
+
+void EndpointCore::FinishAcknowledged() {
+  while (!sends_out_.empty() && Reached(sends_out_.front().number, window_.acknowledged())) {
+    FinishFirst(sends_out_);
+  }
+  while (!writes_out_.empty() && Reached(writes_out_.front().number, writes_done_)) {
+    FinishFirst(writes_out_);
+  }
+}
+
+void EndpointCore::FinishFirst(WorkList& out) {
+  WorkList one;
+  one.splice(one.end(), out, out.begin());
+  const Work& work = one.front();
+  switch (work.kind) {
+    case Work::Kind::kRead:
+      ++stats_.reads;
+      stats_.bytes_in += work.size;
+      break;
+    case Work::Kind::kSend:
+      ++stats_.messages_sent;
+      stats_.writes += work.on_region ? 1 : 0;
+      stats_.bytes_out += work.size;
+      break;
+    default:
+      ++stats_.writes;
+      stats_.bytes_out += work.size;
+  }
+  const uint64_t region = work.region.id;
+  const bool revocation_waited = work.on_region && peer_regions_.OnDone(region);
+  Finish(std::move(one), absl::OkStatus(), RdmaOutcome::kDone);
+  if (revocation_waited) channel_->Send(EncodeControl(peer_regions_.Forget(region)));
+}
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE

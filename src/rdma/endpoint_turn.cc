@@ -1,0 +1,418 @@
+// EndpointCore: its turn: callbacks first, then what can be posted.
+#include <algorithm>
+#include <array>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "rdma/control_codec.h"
+#include "rdma/endpoint_core.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+namespace {
+
+// Callbacks one endpoint may have before the next one's turn (I9).
+constexpr int kEndpointSteps = 32;
+// Bytes handed to the stream at once.
+constexpr size_t kFlushSize = 64 * 1024;
+
+std::string PrefixOf(const AccessPrefix& access) {
+  std::array<char, kAccessPrefixSize> bytes;
+  EncodeAccessPrefix(access, bytes);
+  return {bytes.data(), bytes.size()};
+}
+
+std::string_view OperationName(Work::Kind kind) {
+  switch (kind) {
+    case Work::Kind::kWrite:
+      return "RDMA write to";
+    case Work::Kind::kRead:
+      return "RDMA read from";
+    default:
+      return "RDMA send to";
+  }
+}
+
+}  // namespace
+
+void EndpointCore::MarkReady() {
+  if (core_ != nullptr && !in_service_ && !released_) core_->Defer(*this);
+}
+
+void EndpointCore::Service() {
+  if (in_service_ || core_ == nullptr || released_) return;
+  const auto self = shared_from_this();
+  in_service_ = true;
+  int steps = kEndpointSteps;
+  while (steps > 0 && Step()) --steps;
+  if (!released_ && core_ != nullptr) Settle();
+  in_service_ = false;
+  if (!released_ && core_ != nullptr && HasCallbacks()) MarkReady();
+}
+
+bool EndpointCore::HasCallbacks() const {
+  return !calls_.empty() || !finished_.empty() ||
+         (receive_done_ && (receive_cancelled_ || !ready_.empty() || !end_.ok())) ||
+         (region_done_ && (peer_regions_.has_new() || !end_.ok()));
+}
+
+bool EndpointCore::Step() {
+  if (released_) return false;
+  bool did = false;
+  if (!calls_.empty()) {
+    Call call = calls_.pop();
+    std::move(call)();
+    did = true;
+  }
+  did |= RunFinished();
+  did |= RunReceive();
+  did |= RunRegion();
+  return did;
+}
+
+bool EndpointCore::RunFinished() {
+  if (finished_.empty()) return false;
+  WorkList one;
+  one.splice(one.end(), finished_, finished_.begin());
+  Work& work = one.front();
+  if (work.read_done) {
+    if (work.status.ok()) {
+      std::move(work.read_done)(std::move(work.data));
+    } else {
+      std::move(work.read_done)(std::move(work.status));
+    }
+  } else if (work.done) {
+    std::move(work.done)(std::move(work.status));
+  }
+  return true;
+}
+
+bool EndpointCore::RunReceive() {
+  if (!receive_done_) return false;
+  if (receive_cancelled_) {
+    receive_cancelled_ = false;
+    auto done = std::exchange(receive_done_, nullptr);
+    std::move(done)(
+        Explain(absl::StatusCode::kCancelled, "receive from", "cancelled by CancelReceive"));
+    return true;
+  }
+  if (!ready_.empty()) {
+    Message message = ready_.pop();
+    window_.Release(message.held);
+    // What is being received goes on, as it is the next to be delivered.
+    if (ready_.empty()) window_.Release(std::exchange(partial_.held, 0));
+    ++stats_.messages_received;
+    stats_.bytes_in += message.data.size();
+    auto done = std::exchange(receive_done_, nullptr);
+    std::move(done)(std::move(message.data));
+    return true;
+  }
+  if (end_.ok()) return false;
+  auto done = std::exchange(receive_done_, nullptr);
+  std::move(done)(end_);
+  return true;
+}
+
+bool EndpointCore::RunRegion() {
+  if (!region_done_) return false;
+  const std::optional<RdmaRemoteRegion> region = peer_regions_.TakeNew();
+  if (!region.has_value() && end_.ok()) return false;
+  auto done = std::exchange(region_done_, nullptr);
+  if (end_.ok()) {
+    std::move(done)(*region);
+  } else {
+    std::move(done)(end_);
+  }
+  return true;
+}
+
+void EndpointCore::Settle() {
+  if (channel_ == nullptr) return;
+  if (!dead()) {
+    Pump();
+    Announce();
+    DrainOut();
+    if (!dead()) ArmQueueTimer();
+  }
+  if (channel_ != nullptr && !channel_->Flush() && !dead()) {
+    End(Explain(absl::StatusCode::kResourceExhausted, "RDMA endpoint to",
+                "the peer takes nothing off the control stream"));
+  }
+}
+
+// --- Posting ---
+
+void EndpointCore::Pump() {
+  while (gate_.MayPost(gate_.self().attempt) && channel_->HasRoom()) {
+    bool did = ServeRead();
+    did |= !dead() && PostNext();
+    if (!did) return;
+    if (channel_->unsent() >= kFlushSize && !channel_->Flush()) return;
+  }
+}
+
+MessageHeader EndpointCore::Header(MessageType type, uint32_t sequence, bool last) {
+  window_.OnTold();
+  return {.type = type,
+          .flags = last ? kMessageLast : uint8_t{0},
+          .received = static_cast<uint16_t>(window_.received()),
+          .tag = gate_.data_tag(),
+          .sequence = sequence,
+          .credits = window_.granted()};
+}
+
+bool EndpointCore::PostNext() {
+  if (queue_.empty()) return false;
+  Work& work = queue_.front();
+  switch (work.kind) {
+    case Work::Kind::kSend:
+      return PostPieceOfMessage(work);
+    case Work::Kind::kWrite:
+      return PostPieceOfWrite(work);
+    default:
+      return PostRead(work);
+  }
+}
+
+bool EndpointCore::PostPieceOfMessage(Work& work) {
+  if (window_.available() == 0) {
+    if (!std::exchange(credit_waited_, true)) ++stats_.credit_waits;
+    return false;
+  }
+  credit_waited_ = false;
+  work.posted = true;
+  BufferChain piece = work.data.SplitFront(std::min(work.data.size(), piece_max_));
+  queue_.OnPosted(piece.size());
+  const bool last = work.data.empty();
+  work.number = window_.TakeNext();
+  channel_->SendData(Header(MessageType::kMessage, work.number, last), {}, std::move(piece));
+  if (last) sends_out_.splice(sends_out_.end(), queue_.TakeFront());
+  return true;
+}
+
+bool EndpointCore::PostPieceOfWrite(Work& work) {
+  if (!work.posted) {
+    work.posted = true;
+    work.number = ++writes_begun_;
+    work.on_region = true;
+    peer_regions_.OnPosted(work.region.id);
+  }
+  BufferChain piece = work.data.SplitFront(std::min(work.data.size(), piece_max_));
+  queue_.OnPosted(piece.size());
+  const bool last = work.data.empty();
+  const AccessPrefix access = {
+      .region = work.region.id, .offset = work.offset, .epoch = work.region.epoch};
+  work.offset += piece.size();
+  channel_->SendData(Header(MessageType::kWrite, work.number, last), PrefixOf(access),
+                     std::move(piece));
+  if (!last) return true;
+  if (work.then.has_value()) {
+    // Its message follows on the same stream, so the end of that is the end of both.
+    work.kind = Work::Kind::kSend;
+    work.data = *std::exchange(work.then, std::nullopt);
+  } else {
+    writes_out_.splice(writes_out_.end(), queue_.TakeFront());
+  }
+  return true;
+}
+
+bool EndpointCore::PostRead(Work& work) {
+  if (reads_out_.size() >= peer_read_depth_) return false;
+  work.posted = true;
+  work.number = ++reads_begun_;
+  work.on_region = true;
+  peer_regions_.OnPosted(work.region.id);
+  const AccessPrefix access = {.region = work.region.id,
+                               .offset = work.offset,
+                               .size = work.size,
+                               .epoch = work.region.epoch};
+  channel_->SendData(Header(MessageType::kRead, work.number, true), PrefixOf(access), {});
+  reads_out_.splice(reads_out_.end(), queue_.TakeFront());
+  return true;
+}
+
+bool EndpointCore::ServeRead() {
+  if (!served_.has_value()) {
+    if (serving_.empty()) return false;
+    served_ = serving_.pop();
+  }
+  AccessPrefix& access = served_->access;
+  const uint64_t size = std::min<uint64_t>(access.size, piece_max_);
+  // Looked up anew: the region may have gone since the last piece.
+  const absl::StatusOr<std::span<char>> memory = regions_.Find(access, size, RdmaAccess::kRead);
+  if (!memory.ok()) {
+    End(Explain(absl::StatusCode::kInvalidArgument, "RDMA endpoint to",
+                MessageOf(memory.status())));
+    return false;
+  }
+  access.offset += size;
+  access.size -= size;
+  const bool last = access.size == 0;
+  BufferChain bytes;
+  if (size > 0) bytes.Append(channel_->Copy({memory->data(), memory->size()}));
+  channel_->SendData(Header(MessageType::kReadData, served_->number, last), {}, std::move(bytes));
+  stats_.bytes_out += size;
+  if (last) served_.reset();
+  return true;
+}
+
+void EndpointCore::Announce() {
+  if (dead() || !gate_.MayPost(gate_.self().attempt)) return;
+  if (std::exchange(written_due_, false)) {
+    channel_->SendData(Header(MessageType::kWritten, written_, true), {}, {});
+  } else if (window_.NewsDue()) {
+    channel_->SendData(Header(MessageType::kCredit, 0, true), {}, {});
+  }
+}
+
+void EndpointCore::DrainOut() {
+  if (state_ != EndpointState::kDraining || !queue_.empty()) return;
+  if (!sends_out_.empty() || !writes_out_.empty() || !reads_out_.empty()) return;
+  Apply(EndpointEvent::kSent);
+  channel_->Send(EncodeControl(ControlDrain{.sequence = window_.sent()}));
+}
+
+// --- Operations ---
+
+void EndpointCore::Add(WorkList one, absl::Duration wait_max) {
+  if (core_ == nullptr) return;
+  Work& work = one.front();
+  const uint64_t size = work.data.size() + (work.then.has_value() ? work.then->size() : 0);
+  const bool read = work.kind == Work::Kind::kRead;
+  if (!read) work.size = size;
+  absl::Status problem;
+  if (dead()) {
+    problem = end_;
+  } else if (closing_) {
+    problem = absl::FailedPreconditionError("the endpoint is being closed");
+  } else if (read && work.size > options_.message_max) {
+    problem = absl::InvalidArgumentError(
+        absl::StrCat("a read of ", work.size, " bytes, message_max is ", options_.message_max));
+  } else {
+    problem = queue_.Admit(size);
+    if (!problem.ok()) ++stats_.refused;
+  }
+  if (problem.ok() && work.kind != Work::Kind::kSend) {
+    problem = peer_regions_.Check(work.region, work.offset, read ? work.size : work.data.size(),
+                                  read ? RdmaAccess::kRead : RdmaAccess::kWrite);
+  }
+  if (!problem.ok()) return Refuse(std::move(one), std::move(problem));
+  if (wait_max != absl::InfiniteDuration()) {
+    work.deadline_ns = core_->sys().Now() + absl::ToInt64Nanoseconds(wait_max);
+  }
+  queue_.Push(std::move(one));
+  MarkReady();
+}
+
+void EndpointCore::Refuse(WorkList one, absl::Status status) {
+  const std::string_view operation = OperationName(one.front().kind);
+  if (!dead()) status = Explain(status.code(), operation, MessageOf(status));
+  Finish(std::move(one), std::move(status), RdmaOutcome::kNeverPosted);
+  MarkReady();
+}
+
+void EndpointCore::Finish(WorkList one, absl::Status status, RdmaOutcome outcome) {
+  one.front().status = status.ok() ? status : WithOutcome(std::move(status), outcome);
+  finished_.splice(finished_.end(), one);
+}
+
+RdmaStats EndpointCore::stats() const {
+  RdmaStats stats = stats_;
+  stats.open = gate_.state() == GateState::kOpen && !dead();
+  stats.operations_queued = static_cast<uint32_t>(queue_.size());
+  stats.bytes_queued = queue_.bytes();
+  stats.operations_posted =
+      static_cast<uint32_t>(sends_out_.size() + writes_out_.size() + reads_out_.size());
+  stats.credits = dead() ? 0 : window_.available();
+  stats.late = gate_.counts().late;
+  return stats;
+}
+
+// --- The rest of what an owner may ask for ---
+
+void EndpointCore::NotifyOpen(RdmaEndpoint::DoneCallback done) {
+  if (core_ == nullptr) return;
+  if (dead() || gate_.state() == GateState::kOpen) {
+    calls_.push([done = std::move(done), status = end_]() mutable { std::move(done)(status); });
+  } else {
+    open_waiters_.push(std::move(done));
+  }
+  MarkReady();
+}
+
+void EndpointCore::Receive(RdmaEndpoint::ReceiveCallback done) {
+  if (core_ == nullptr) return;
+  if (receive_done_) {
+    calls_.push([this, done = std::move(done)]() mutable {
+      std::move(done)(
+          Explain(absl::StatusCode::kFailedPrecondition, "receive from", "one is pending already"));
+    });
+  } else {
+    receive_done_ = std::move(done);
+  }
+  MarkReady();
+}
+
+void EndpointCore::CancelReceive() {
+  if (core_ == nullptr || !receive_done_) return;
+  receive_cancelled_ = true;
+  MarkReady();
+}
+
+void EndpointCore::AwaitRegion(RdmaEndpoint::RegionCallback done) {
+  if (core_ == nullptr) return;
+  if (region_done_) {
+    calls_.push([this, done = std::move(done)]() mutable {
+      std::move(done)(Explain(absl::StatusCode::kFailedPrecondition, "await a region of",
+                              "one is pending already"));
+    });
+  } else {
+    region_done_ = std::move(done);
+  }
+  MarkReady();
+}
+
+absl::StatusOr<RdmaRegion> EndpointCore::Expose(std::span<char> memory, RdmaAccess access) {
+  if (core_ == nullptr || dead() || closing_) {
+    return Explain(absl::StatusCode::kFailedPrecondition, "expose memory to",
+                   "the endpoint has ended");
+  }
+  const absl::StatusOr<ControlRegion> region = regions_.Add(memory, access);
+  if (!region.ok()) {
+    return Explain(region.status().code(), "expose memory to", MessageOf(region.status()));
+  }
+  // Those exposed earlier are told when the gate opens.
+  if (gate_.MayPost(gate_.self().attempt)) channel_->Send(EncodeControl(*region));
+  MarkReady();
+  return RdmaRegion(weak_from_this(), region->region, region->epoch);
+}
+
+void EndpointCore::Revoke(uint64_t id, uint32_t epoch, Stream::DoneCallback done) {
+  if (core_ == nullptr) return;
+  absl::Status status;
+  const bool told = gate_.MayPost(gate_.self().attempt);
+  if (!dead() && told) {
+    const absl::StatusOr<ControlRevoke> revoke = regions_.Revoke(id, epoch, done);
+    if (revoke.ok()) channel_->Send(EncodeControl(*revoke));
+    status = revoke.status();
+  } else if (!dead()) {
+    // The peer has never heard of it.
+    regions_.Forget(id, epoch);
+  }
+  if (done) {
+    calls_.push([done = std::move(done), status]() mutable { std::move(done)(status); });
+  }
+  MarkReady();
+}
+
+void EndpointCore::Remove(uint64_t id, uint32_t epoch) {
+  if (core_ == nullptr || dead()) return;
+  if (!gate_.MayPost(gate_.self().attempt)) return regions_.Forget(id, epoch);
+  const std::optional<ControlRevoke> revoke = regions_.Remove(id, epoch);
+  if (revoke.has_value()) channel_->Send(EncodeControl(*revoke));
+  MarkReady();
+}
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE

@@ -1,0 +1,71 @@
+// The 16 bytes in front of everything that an open endpoint sends besides control messages, and the
+// few that follow them in one-sided operations over a stream. docs/wire-formats.md has the bytes.
+//
+// Pure functions; any thread.
+#ifndef PENSTOCK_RDMA_MESSAGE_HEADER_H_
+#define PENSTOCK_RDMA_MESSAGE_HEADER_H_
+
+#include <penstock/export.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+inline constexpr size_t kMessageHeaderSize = 16;
+// Largest piece of a message, write or read over a stream, in bytes.
+inline constexpr size_t kStreamPieceMax = 64 * 1024;
+
+enum class MessageType : uint8_t {
+  kMessage = 1,   // a piece of a message; the only type that needs a credit
+  kCredit = 2,    // nothing but the header
+  kWrite = 3,     // an AccessPrefix, and the bytes to write; header's sequence: the write
+  kWritten = 4,   // header's sequence: every write up to this number is done
+  kRead = 5,      // an AccessPrefix; header's sequence: the read
+  kReadData = 6,  // header's sequence: the read; bytes
+};
+inline constexpr uint8_t kMessageLast = 1;  // flag: the last piece
+
+struct MessageHeader {
+  MessageType type = MessageType::kCredit;
+  uint8_t flags = 0;
+  // Pieces of messages received in order so far, modulo 2^16.
+  uint16_t received = 0;
+  // Tells the attempt to open that this belongs to: ReadyGate::data_tag.
+  uint32_t tag = 0;
+  // kMessage: pieces sent so far, this one included. One-sided: the number of the operation.
+  uint32_t sequence = 0;
+  // Pieces that the sender lets the peer send, since the endpoint opened, modulo 2^32.
+  uint32_t credits = 0;
+
+  bool operator==(const MessageHeader&) const = default;
+};
+
+void EncodeMessageHeader(const MessageHeader& header, std::span<char, kMessageHeaderSize> out);
+// InvalidArgument: too few bytes, or a type that this version does not know.
+absl::StatusOr<MessageHeader> DecodeMessageHeader(std::string_view bytes);
+
+// Which memory a one-sided operation over a stream is for.
+struct AccessPrefix {
+  uint64_t region = 0;
+  uint64_t offset = 0;
+  uint64_t size = 0;  // of a read; 0 in a write
+  uint32_t epoch = 0;
+
+  bool operator==(const AccessPrefix&) const = default;
+};
+inline constexpr size_t kAccessPrefixSize = 28;
+
+void EncodeAccessPrefix(const AccessPrefix& prefix, std::span<char, kAccessPrefixSize> out);
+// `bytes` has kAccessPrefixSize at least.
+AccessPrefix DecodeAccessPrefix(std::string_view bytes);
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_RDMA_MESSAGE_HEADER_H_

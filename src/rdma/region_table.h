@@ -1,0 +1,105 @@
+// RegionTable: the memory that one endpoint has exposed, and PeerRegions: what its peer has.
+//
+// Sans-I/O, single thread. RegionTable owns no memory, only who may reach it; nothing is reached
+// but by Find, which checks the region, its epoch, the access and both bounds. A slot is used
+// again, with a new epoch, when the peer has said that it has let go, so a late operation never
+// meets another region than it was meant for.
+#ifndef PENSTOCK_RDMA_REGION_TABLE_H_
+#define PENSTOCK_RDMA_REGION_TABLE_H_
+
+#include <penstock/export.h>
+#include <penstock/rdma.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/fifo.h"
+#include "rdma/control_message.h"
+#include "rdma/message_header.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+inline constexpr size_t kRegionsMax = 1024;
+
+class RegionTable {
+ public:
+  // What the peer is to be told of a new region. ResourceExhausted beyond kRegionsMax.
+  absl::StatusOr<ControlRegion> Add(std::span<char> memory, RdmaAccess access);
+  // The memory of an access, InvalidArgument when there is none such.
+  absl::StatusOr<std::span<char>> Find(const AccessPrefix& access, uint64_t size,
+                                       RdmaAccess wanted) const;
+  // For a region that has gone already, the three that follow do nothing.
+  //
+  // The peer is to be asked to let go; `done` is taken, and kept until it has. FailedPrecondition,
+  // `done` not taken, when it is being asked already.
+  absl::StatusOr<ControlRevoke> Revoke(uint64_t id, uint32_t epoch, Stream::DoneCallback& done);
+  // Nothing is reached from now on, though the peer may not know; what it is to be told, if it has
+  // not been asked already.
+  std::optional<ControlRevoke> Remove(uint64_t id, uint32_t epoch);
+  // The peer has never been told of it.
+  void Forget(uint64_t id, uint32_t epoch);
+  // The peer has let go: what to run. InvalidArgument when it was not asked.
+  absl::StatusOr<Stream::DoneCallback> OnRevoked(uint64_t id, uint32_t epoch);
+  // Nothing is reached any more; what Revoke was given, to be run.
+  Fifo<Stream::DoneCallback> Clear();
+  // Every region that is there, for a peer that could not be told before.
+  std::vector<ControlRegion> All() const;
+
+ private:
+  enum class Use : uint8_t { kFree, kExposed, kRevoking };
+  struct Slot {
+    std::span<char> memory;  // empty: removed
+    RdmaAccess access = RdmaAccess::kRead;
+    uint32_t epoch = 0;
+    Use use = Use::kFree;
+    Stream::DoneCallback revoked;
+  };
+  ControlRegion Describe(uint64_t id) const;
+  bool Has(uint64_t id, uint32_t epoch) const;
+
+  std::vector<Slot> slots_;
+};
+
+class PeerRegions {
+ public:
+  // InvalidArgument: it is there already, there are too many, or it makes no sense.
+  absl::Status Add(const ControlRegion& region);
+  // OK, or why an operation is refused here: see RdmaEndpoint::Write.
+  absl::Status Check(const RdmaRemoteRegion& region, uint64_t offset, uint64_t size,
+                     RdmaAccess wanted) const;
+  // An operation on it is posted, or has ended. True when a revocation has waited for that end.
+  void OnPosted(uint64_t id) { ++regions_[id].posted; }
+  bool OnDone(uint64_t id);
+  // The peer revokes it: nothing is posted to it from now on. True when nothing is out.
+  // InvalidArgument when there is none such.
+  absl::StatusOr<bool> Revoke(uint64_t id, uint32_t epoch);
+  bool revoked(const RdmaRemoteRegion& region) const;
+  // The reply to a revocation; it is forgotten.
+  ControlRevoke Forget(uint64_t id);
+  // Perhaps there is a next one that nobody has been given.
+  bool has_new() const { return !new_.empty(); }
+  std::optional<RdmaRemoteRegion> TakeNew();
+
+ private:
+  struct Region {
+    RdmaRemoteRegion value;
+    uint32_t posted = 0;
+    bool revoked = false;
+  };
+  const Region* Find(const RdmaRemoteRegion& region) const;
+
+  std::map<uint64_t, Region> regions_;
+  Fifo<RdmaRemoteRegion> new_;
+};
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_RDMA_REGION_TABLE_H_

@@ -1,0 +1,52 @@
+#include "rdma/message_header.h"
+
+#include <array>
+#include <string_view>
+
+#include <gtest/gtest.h>
+
+namespace penstock::internal {
+namespace {
+
+constexpr MessageHeader kHeader = {.type = MessageType::kWrite,
+                                   .flags = kMessageLast,
+                                   .received = 0x0203,
+                                   .tag = 0x04050607,
+                                   .sequence = 0x08090a0b,
+                                   .credits = 0x0c0d0e0f};
+constexpr std::string_view kGolden(
+    "\x03\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f", 16);
+
+TEST(MessageHeaderTest, GoldenBytesBothWays) {
+  std::array<char, kMessageHeaderSize> bytes;
+  EncodeMessageHeader(kHeader, bytes);
+  EXPECT_EQ(std::string_view(bytes.data(), bytes.size()), kGolden);
+  const absl::StatusOr<MessageHeader> header = DecodeMessageHeader(kGolden);
+  ASSERT_TRUE(header.ok()) << header.status();
+  EXPECT_EQ(*header, kHeader);
+}
+
+TEST(MessageHeaderTest, TypesThatAreNotKnownAndShortOnesAreRefused) {
+  std::array<char, kMessageHeaderSize> bytes;
+  EncodeMessageHeader(kHeader, bytes);
+  for (const int type : {0, 7, 255}) {
+    bytes[0] = static_cast<char>(type);
+    EXPECT_TRUE(absl::IsInvalidArgument(DecodeMessageHeader({bytes.data(), bytes.size()}).status()))
+        << type;
+  }
+  EXPECT_TRUE(absl::IsInvalidArgument(DecodeMessageHeader(kGolden.substr(0, 15)).status()));
+}
+
+TEST(MessageHeaderTest, AccessPrefixHasGoldenBytesBothWays) {
+  const AccessPrefix access = {
+      .region = 1, .offset = 0x0203, .size = uint64_t{4} << 56, .epoch = 0x05060708};
+  std::array<char, kAccessPrefixSize> bytes;
+  EncodeAccessPrefix(access, bytes);
+  constexpr std::string_view kExpected(
+      "\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\x02\x03\x04\0\0\0\0\0\0\0\x05\x06\x07\x08", 28);
+  EXPECT_EQ(std::string_view(bytes.data(), bytes.size()), kExpected);
+  EXPECT_EQ(DecodeAccessPrefix(kExpected), access);
+}
+
+}  // namespace
+}  // namespace penstock::internal
