@@ -33,6 +33,7 @@
 #include "common/sealing.h"
 #include "common/stopwatch.h"
 #include "common/transfer_format.h"
+#include "common/transport.h"
 
 ABSL_FLAG(std::string, connect, "", "send: address of the receiver");
 ABSL_FLAG(std::string, listen, "", "receive: address to wait at; port 0 takes a free one");
@@ -65,6 +66,7 @@ struct Transfer {
   absl::Duration timeout;
   uint64_t bytes_max;
   examples::Sealing sealing;
+  examples::Transport transport;
 };
 
 struct Outcome {
@@ -235,6 +237,7 @@ coro::Task<absl::Status> Send(Loop& loop, const Transfer& transfer, Outcome& out
   if (!stream.ok()) co_return stream.status();
   stream = co_await examples::Sealing::Await(transfer.sealing, *std::move(stream));
   if (!stream.ok()) co_return stream.status();
+  stream = transfer.transport.Apply(*std::move(stream), false, options.stream);
 
   const examples::Stopwatch watch;
   const absl::Status sent = co_await SendContent(loop, **stream, *file, outcome);
@@ -317,6 +320,7 @@ coro::Task<absl::Status> Receive(Loop& loop, const Transfer& transfer, coro::Can
   queue->reset();  // one sender is served
   stream = co_await examples::Sealing::Await(transfer.sealing, *std::move(stream));
   if (!stream.ok()) co_return stream.status();
+  stream = transfer.transport.Apply(*std::move(stream), true, options.stream);
 
   const examples::Stopwatch watch;
   Reader reader(**stream, token);
@@ -400,8 +404,9 @@ int main(int argc, char** argv) {
     examples::Fail(absl::StrCat(words[0], " needs --", flag, "=ADDRESS, such as 127.0.0.1:7000"));
   }
   const Transfer transfer{
-      examples::AddressOrFail(flag, text), words[1], absl::GetFlag(FLAGS_timeout),
-      static_cast<uint64_t>(absl::GetFlag(FLAGS_max_bytes)), examples::Sealing::FromFlags(!sends)};
+      examples::AddressOrFail(flag, text),  words[1],
+      absl::GetFlag(FLAGS_timeout),         static_cast<uint64_t>(absl::GetFlag(FLAGS_max_bytes)),
+      examples::Sealing::FromFlags(!sends), examples::Transport::FromFlags()};
   examples::RangeOrFail("max-bytes", absl::GetFlag(FLAGS_max_bytes), 0, INT64_MAX);
   if (transfer.timeout < absl::Milliseconds(1)) {
     examples::Fail("--timeout: durations of 1ms and more are accepted");

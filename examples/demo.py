@@ -223,6 +223,22 @@ class Tour:
         target.unlink()
         return figures
 
+    def endpoint(self, op):
+        program = self.programs / "rdma_pingpong"
+        if not program.exists():
+            raise Absent("this Penstock has no component rdma")
+        words = [f"--op={op}", f"--iters={2000 if self.quick else 20000}"]
+        with Server([program, "--listen=127.0.0.1:0"], self.log) as server:
+            done = subprocess.run([program, f"--connect={server.address}", *words], text=True,
+                                  stdout=subprocess.PIPE, stderr=self.log, check=False, timeout=120)
+            if done.returncode != 0:
+                raise Broken(f"rdma_pingpong --op={op} ended with status {done.returncode}")
+            last = server.stop()
+        result = json.loads(done.stdout)
+        print(f"  {op}, {result['size']} bytes: p50 {result['p50_us']:.1f} us, "
+              f"p99 {result['p99_us']:.1f} us")
+        return {"client": result, "server": last}
+
     def sealed_echo(self, engine):
         self.need_sealing()
         certificates = self.certificates("ours")
@@ -364,6 +380,10 @@ class Tour:
         print("\nLive migration: both ends of every connection change engine and thread, at any point")
         self.step("moving", "plain", self.moving, False)
         self.step("moving", "sealed", self.moving, True)
+        print("\nRDMA endpoints, without a device: the stream carries the data, the peer's loop reads and "
+              "writes")
+        for op in ("send", "write", "read"):
+            self.step("endpoint", op, self.endpoint, op)
         print("\nSealed echo: the same messages, encrypted and authenticated")
         for engine in ENGINES:
             self.step("sealed_echo", engine, self.sealed_echo, engine)

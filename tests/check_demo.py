@@ -34,6 +34,13 @@ def check_moving(figures):
     yield "p50 within p99", figures["pause_p50_us"] <= figures["pause_p99_us"], figures
 
 
+def check_endpoint(figures):
+    client = figures["client"]
+    yield "some operations", client["iters"] > 0 and client["per_s"] > 0, client
+    yield "p50 within p99", 0 < client["p50_us"] <= client["p99_us"], client
+    yield "pool empty at the end", figures["server"]["pool_live_bytes"] == 0, figures["server"]
+
+
 def check_stranger(figures):
     for who in ("stranger", "plain"):
         yield f"{who} refused", figures[f"{who}_status"] == 1, figures[f"{who}_status"]
@@ -58,9 +65,11 @@ def check_idle(figures, each_max=RESIDENT_EACH_MAX):
 
 
 CHECKS = {"echo": check_echo, "bulk": check_bulk, "idle": check_idle, "moving": check_moving,
+          "endpoint": check_endpoint,
           "sealed_echo": check_echo, "stranger": check_stranger, "sealed_idle": check_sealed_idle}
 EXPECTED = {"echo": ("epoll", "uring"), "bulk": ("transfer",), "idle": ("epoll", "uring"),
-            "moving": ("plain", "sealed"), "sealed_echo": ("epoll", "uring"), "stranger": ("refused",),
+            "moving": ("plain", "sealed"), "endpoint": ("send", "write", "read"),
+            "sealed_echo": ("epoll", "uring"), "stranger": ("refused",),
             "sealed_idle": ("epoll", "uring")}
 
 

@@ -236,6 +236,19 @@ class PENSTOCK_EXPORT RdmaEndpoint {
   std::shared_ptr<internal::EndpointCore> core_;
 };
 
+// A byte stream over `endpoint`, whose messages are all its own from then on; the peer's program
+// does the same. It may be used before the endpoint is open. The contract is Stream's, and what
+// differs from a socket stream:
+//   - A write ends OK when the peer's endpoint has its last byte.
+//   - Destroying it with everything sent tells the peer's stream that this was all, and stays up to
+//     5 s for that. The end of the endpoint without it is a reset.
+//   - Of `options` the deadlines and bounds count; the deadlines are those of the stream's own
+//   bytes.
+//     Unread bytes are bounded by RdmaOptions::receive_depth.
+//   - It stays on its loop; connection() is null.
+PENSTOCK_EXPORT StreamPtr AsStream(std::unique_ptr<RdmaEndpoint> endpoint,
+                                   const StreamOptions& options = {});
+
 PENSTOCK_END_NAMESPACE
 
 #endif  // PENSTOCK_RDMA_H_

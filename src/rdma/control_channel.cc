@@ -1,13 +1,12 @@
 #include "rdma/control_channel.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <memory>
 #include <span>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
-#include "base/error.h"
 #include "rdma/control_codec.h"
 
 PENSTOCK_BEGIN_NAMESPACE
@@ -16,17 +15,7 @@ namespace internal {
 ControlChannel::ControlChannel(StreamPtr stream, Owner& owner)
     : reader_(std::move(stream), ControlFrameFormat(/*with_data=*/true)),
       owner_(owner),
-      bounds_(reader_.stream().send_bounds()) {}
-
-absl::Status ControlChannel::Check() const {
-  // Beyond what may be queued by HasRoom: answers, which wait for nothing.
-  const size_t needed = kQueuedMax + 2 * kStreamPieceMax;
-  if (bounds_.max >= needed) return absl::OkStatus();
-  const SocketAddress peer = stream().peer();
-  return PeerStatus(absl::StatusCode::kInvalidArgument, "open RDMA endpoint to", &peer,
-                    absl::StrCat("send_queue_max of the control stream is ", bounds_.max,
-                                 ", and must be ", needed, " at least"));
-}
+      queued_max_(std::min<size_t>(reader_.stream().send_bounds().max, kQueuedMax)) {}
 
 void ControlChannel::Start() { Read(); }
 
@@ -89,19 +78,26 @@ void ControlChannel::SendData(const MessageHeader& header, std::string_view pref
 }
 
 bool ControlChannel::Flush() {
-  if (out_.empty()) return true;
-  const size_t size = out_.size();
-  if (queued_ + size > bounds_.max) return false;
-  queued_ += size;
-  reader_.stream().Write(std::exchange(out_, {}), [this, size](absl::Status status) {
-    queued_ -= size;
-    // How sending has failed, reading tells as well; a reset may still have bytes before it.
-    if (status.ok()) owner_.OnChannelRoom();
-  });
-  return true;
+  while (!out_.empty() && queued_ < queued_max_) {
+    const size_t size = std::min(out_.size(), queued_max_ - queued_);
+    queued_ += size;
+    reader_.stream().Write(out_.SplitFront(size), [this, size](absl::Status status) {
+      queued_ -= size;
+      // How sending has failed, reading tells as well; a reset may still have bytes before it.
+      if (status.ok()) owner_.OnChannelRoom();
+    });
+  }
+  if (finishing_ && out_.empty()) {
+    finishing_ = false;
+    reader_.stream().ShutdownWrite();
+  }
+  return out_.size() <= kBacklogMax;
 }
 
-void ControlChannel::Finish() { reader_.stream().ShutdownWrite(); }
+void ControlChannel::Finish() {
+  finishing_ = true;
+  static_cast<void>(Flush());
+}
 
 }  // namespace internal
 PENSTOCK_END_NAMESPACE

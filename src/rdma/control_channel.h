@@ -59,22 +59,21 @@ class ControlChannel {
   void SendData(const MessageHeader& header, std::string_view prefix, BufferChain payload);
   // Whether another piece may be sent now.
   bool HasRoom() const { return queued_ + out_.size() < kQueuedMax; }
-  // Bytes that wait for Flush.
+  // Bytes that the stream has not been given.
   size_t unsent() const { return out_.size(); }
   // A buffer with a copy of `bytes`, from the pool or, if that is full, from the heap: answers do
   // not wait for room.
   Buffer Copy(std::string_view bytes) const;
-  // False: the peer takes nothing and the stream has no more room; the channel is at its end.
+  // False: the peer takes nothing while answers to it pile up; the channel is at its end.
   [[nodiscard]] bool Flush();
   // Ends this side after what was sent.
   void Finish();
 
   Stream& stream() const { return reader_.stream(); }
-  // Why an endpoint cannot use it, or OK.
-  absl::Status Check() const;
 
  private:
   static constexpr size_t kQueuedMax = 256 * 1024;
+  static constexpr size_t kBacklogMax = 4 * 1024 * 1024;
 
   void Read();
   void OnFrame(absl::StatusOr<Frame> frame);
@@ -85,7 +84,8 @@ class ControlChannel {
   Owner& owner_;
   BufferChain out_;
   size_t queued_ = 0;
-  SendBounds bounds_;
+  size_t queued_max_;
+  bool finishing_ = false;
 };
 
 }  // namespace internal

@@ -83,11 +83,12 @@ EndpointCore::~EndpointCore() { DropChannel(); }
 // --- Opening ---
 
 void EndpointCore::Start() {
-  absl::Status problem = CheckOptions(options_);
-  if (problem.ok()) problem = channel_->Check();
-  if (!problem.ok()) {
+  if (const absl::Status problem = CheckOptions(options_); !problem.ok()) {
     return End(Explain(problem.code(), "open RDMA endpoint to", MessageOf(problem)));
   }
+  // Its own pings, and its operations' limits, say how long to wait.
+  channel_->stream().SetReadDeadline(absl::InfiniteDuration());
+  channel_->stream().SetIdleDeadline(absl::InfiniteDuration());
   channel_->Start();
   if (gate_.role() == GateRole::kActive) Act(gate_.Connect(Offer()));
   ArmGateTimer();
@@ -251,7 +252,6 @@ void EndpointCore::Retire() {
   if (channel_ == nullptr) return;
   // A stream that is closed with bytes unread or unsent would take the reason along.
   channel_->Send(gate_.TakeOutgoing());
-  if (!channel_->Flush()) return DropChannel();
   channel_->Finish();
   timer_->Arm(TimerWheel::DeadlineTick(core_->sys().Now(), kRetireMax), [this] { DropChannel(); });
 }

@@ -128,6 +128,7 @@ void EndpointCore::OnPeerClose(const ControlClose& close) {
   const bool normal = close.code == CloseCode::kNormal;
   // Both close, and the peer was faster: everything of ours had been acknowledged.
   if (normal && state_ == EndpointState::kFlushing) return FinishClose();
+  gate_.OnClose(close);
   End(Explain(CodeOfClose(close.code), "RDMA endpoint to",
               normal ? std::string("closed by the peer")
                      : absl::StrCat("the peer has ended it: ", close.text)));

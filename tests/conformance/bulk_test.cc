@@ -158,6 +158,8 @@ INSTANTIATE_TEST_SUITE_P(Moving, BulkTest, ::testing::ValuesIn(MovingEnvironment
                          EnvironmentName);
 INSTANTIATE_TEST_SUITE_P(Sealed, BulkTest, ::testing::ValuesIn(SealedEnvironments()),
                          EnvironmentName);
+INSTANTIATE_TEST_SUITE_P(Rdma, BulkTest, ::testing::ValuesIn(RdmaStreamEnvironments()),
+                         EnvironmentName);
 
 }  // namespace
 }  // namespace penstock::internal

@@ -139,7 +139,7 @@ TEST_P(EndingTest, AStreamMayAbortItselfInItsCallback) {
     pair.server->Abort();
     ended = true;
   });
-  ASSERT_TRUE(Write(*pair.client, "x").ok());
+  pair.client->Write(Chain("x"));
   ASSERT_TRUE(Drive([&] { return ended && later.ended(); }));
   EXPECT_TRUE(IsCancelled(later.status())) << later.status();
 }
@@ -360,6 +360,8 @@ INSTANTIATE_TEST_SUITE_P(Environments, EndingTest, ::testing::ValuesIn(AllEnviro
 INSTANTIATE_TEST_SUITE_P(Moving, EndingTest, ::testing::ValuesIn(MovingEnvironments()),
                          EnvironmentName);
 INSTANTIATE_TEST_SUITE_P(Sealed, EndingTest, ::testing::ValuesIn(SealedEnvironments()),
+                         EnvironmentName);
+INSTANTIATE_TEST_SUITE_P(Rdma, EndingTest, ::testing::ValuesIn(RdmaStreamEnvironments()),
                          EnvironmentName);
 
 }  // namespace

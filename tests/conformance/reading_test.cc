@@ -348,6 +348,8 @@ INSTANTIATE_TEST_SUITE_P(Moving, ReadingTest, ::testing::ValuesIn(MovingEnvironm
                          EnvironmentName);
 INSTANTIATE_TEST_SUITE_P(Sealed, ReadingTest, ::testing::ValuesIn(SealedEnvironments()),
                          EnvironmentName);
+INSTANTIATE_TEST_SUITE_P(Rdma, ReadingTest, ::testing::ValuesIn(RdmaStreamEnvironments()),
+                         EnvironmentName);
 
 }  // namespace
 }  // namespace penstock::internal

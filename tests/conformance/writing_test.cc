@@ -323,6 +323,8 @@ INSTANTIATE_TEST_SUITE_P(Moving, WritingTest, ::testing::ValuesIn(MovingEnvironm
                          EnvironmentName);
 INSTANTIATE_TEST_SUITE_P(Sealed, WritingTest, ::testing::ValuesIn(SealedEnvironments()),
                          EnvironmentName);
+INSTANTIATE_TEST_SUITE_P(Rdma, WritingTest, ::testing::ValuesIn(RdmaStreamEnvironments()),
+                         EnvironmentName);
 
 }  // namespace
 }  // namespace penstock::internal

@@ -128,6 +128,9 @@ std::vector<EnvironmentCase> KernelEngines() {
 std::vector<EnvironmentCase> SealedEnvironments() { return {}; }
 std::vector<EnvironmentCase> SealedEngines() { return {}; }
 #endif
+#ifndef PENSTOCK_HAVE_RDMA
+std::vector<EnvironmentCase> RdmaStreamEnvironments() { return {}; }
+#endif
 
 bool IsSlow() {
   static const bool told = std::getenv("PENSTOCK_TESTS_SLOW") != nullptr;

@@ -82,6 +82,9 @@ std::vector<EnvironmentCase> SealedEnvironments();
 // One per engine and mode, over IPv4.
 std::vector<EnvironmentCase> SealedEngines();
 
+// Streams over RDMA endpoints, which are over some of the above. None in a build without them.
+std::vector<EnvironmentCase> RdmaStreamEnvironments();
+
 // Drive and Settle for loops of the real kernel, also without an environment.
 bool DriveLoops(std::span<Loop* const> loops, absl::FunctionRef<bool()> done);
 void SettleLoops(std::span<Loop* const> loops);

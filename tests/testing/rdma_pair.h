@@ -7,9 +7,14 @@
 #include <penstock/export.h>
 #include <penstock/rdma.h>
 
+#include <algorithm>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <utility>
+#include <vector>
 
 #include "testing/fate.h"
 #include "testing/harness.h"
@@ -91,16 +96,23 @@ class RdmaHarness : public Harness {
   }
 };
 
-// Each engine over IPv4, and the simulated ones.
-inline std::vector<EnvironmentCase> RdmaEnvironments() {
+inline std::vector<EnvironmentCase> EnvironmentsNamed(std::span<const std::string_view> names) {
   std::vector<EnvironmentCase> some;
   for (const EnvironmentCase& which : AllEnvironments()) {
-    for (std::string_view name :
-         {"EpollIpv4", "UringIpv4", "SimulatedReadiness", "SimulatedCompletion"}) {
-      if (which.name == name) some.push_back(which);
-    }
+    if (std::find(names.begin(), names.end(), which.name) != names.end()) some.push_back(which);
   }
   return some;
+}
+
+// Each engine over IPv4, and the simulated ones.
+inline std::vector<EnvironmentCase> RdmaEnvironments() {
+  constexpr std::string_view kNames[] = {"EpollIpv4", "UringIpv4", "SimulatedReadiness",
+                                         "SimulatedCompletion"};
+  return EnvironmentsNamed(kNames);
+}
+inline std::vector<EnvironmentCase> SimulatedRdmaEnvironments() {
+  constexpr std::string_view kNames[] = {"SimulatedReadiness", "SimulatedCompletion"};
+  return EnvironmentsNamed(kNames);
 }
 
 }  // namespace internal

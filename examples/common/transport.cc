@@ -1,0 +1,48 @@
+#include "common/transport.h"
+
+#ifndef PENSTOCK_NO_RDMA
+#include <penstock/rdma.h>
+#endif
+
+#include <string>
+#include <utility>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "common/program.h"
+
+ABSL_FLAG(std::string, transport, "tcp",
+          "tcp, or rdma: RDMA endpoints, over the same connections; both sides must agree");
+
+namespace examples {
+
+Transport Transport::FromFlags() {
+  const std::string name = absl::GetFlag(FLAGS_transport);
+  Transport transport;
+  transport.rdma_ = name == "rdma";
+  if (!transport.rdma_ && name != "tcp") {
+    Fail(absl::StrCat("--transport: '", name, "' is none of tcp, rdma"));
+  }
+#ifdef PENSTOCK_NO_RDMA
+  if (transport.rdma_) Fail("--transport=rdma: this Penstock has no component rdma");
+#endif
+  if (transport.rdma_) Complain("no RDMA device is used, the stream carries the data");
+  return transport;
+}
+
+penstock::StreamPtr Transport::Apply(penstock::StreamPtr stream, bool listens,
+                                     const penstock::StreamOptions& options) const {
+#ifndef PENSTOCK_NO_RDMA
+  if (rdma_) {
+    auto endpoint = listens ? penstock::RdmaEndpoint::Accept(std::move(stream))
+                            : penstock::RdmaEndpoint::Connect(std::move(stream));
+    return penstock::AsStream(std::move(endpoint), options);
+  }
+#endif
+  static_cast<void>(listens);
+  static_cast<void>(options);
+  return stream;
+}
+
+}  // namespace examples

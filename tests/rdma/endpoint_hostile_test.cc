@@ -1,0 +1,339 @@
+// What a peer may send out of turn, too much of, or not at all: the endpoint tells it so, ends, and
+// touches no memory.
+#include <penstock/rdma.h>
+
+#include <array>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "rdma/control_codec.h"
+#include "rdma/endpoint_core.h"
+#include "rdma/message_header.h"
+#include "rdma/ready_gate.h"
+#include "testing/gate_kit.h"
+#include "testing/rdma_pair.h"
+
+namespace penstock::internal {
+namespace {
+
+// The passive side, as a test wants it: it opens by the rules and then sends what it is told.
+class RawPeer {
+ public:
+  RawPeer(StreamPtr stream, GateOffer offer)
+      : stream_(std::move(stream)), gate_(Options(), 0), offer_(std::move(offer)) {
+    Read();
+  }
+
+  bool open() const { return gate_.state() == GateState::kOpen; }
+  uint32_t tag() const { return gate_.data_tag(); }
+  bool ended() const { return ended_; }
+  void Send(std::string_view bytes) { stream_->Write(*stream_->loop().pool().Copy(bytes)); }
+  void SendData(const MessageHeader& header, std::string_view body) {
+    std::array<char, kMessageHeaderSize> bytes;
+    EncodeMessageHeader(header, bytes);
+    Send(ControlDataHeader(bytes.size() + body.size()) + std::string(bytes.data(), bytes.size()) +
+         std::string(body));
+  }
+  // The last message of this kind.
+  template <class Message>
+  const Message* Last() const {
+    for (auto at = messages_.rbegin(); at != messages_.rend(); ++at) {
+      if (const auto* found = std::get_if<Message>(&*at)) return found;
+    }
+    return nullptr;
+  }
+  const std::vector<MessageHeader>& data() const { return data_; }
+
+ private:
+  static GateOptions Options() {
+    GateOptions options = GateOptionsFor(GateRole::kPassive);
+    options.features = kFeatureReady | kFeatureFallback | kFeatureOneSided;
+    return options;
+  }
+
+  void Read() {
+    stream_->ReadReady([this](absl::StatusOr<Buffer> bytes) {
+      if (!bytes.ok()) {
+        ended_ = true;
+        return;
+      }
+      received_ += bytes->view();
+      TakeFrames();
+      Read();
+    });
+  }
+  void TakeFrames() {
+    while (received_.size() >= kControlHeaderSize) {
+      const ControlHeader header = *DecodeControlHeader(received_);
+      const size_t size = kControlHeaderSize + header.body_size;
+      if (received_.size() < size) return;
+      const std::string frame = received_.substr(0, size);
+      received_.erase(0, size);
+      const std::string_view body = std::string_view(frame).substr(kControlHeaderSize);
+      if (header.type == ControlType::kData) {
+        data_.push_back(*DecodeMessageHeader(body));
+        continue;
+      }
+      messages_.push_back(*DecodeControl(header, body));
+      if (const auto* hello = std::get_if<ControlHello>(&messages_.back())) {
+        gate_.OnHello(0, *hello, frame);
+        gate_.OnLanesUp(0, gate_.self().attempt, offer_);
+        Send(gate_.TakeOutgoing());
+      } else if (const auto* ready = std::get_if<ControlReady>(&messages_.back())) {
+        gate_.OnReady(*ready);
+      }
+    }
+  }
+
+  StreamPtr stream_;
+  ReadyGate gate_;
+  const GateOffer offer_;
+  std::string received_;
+  std::vector<ControlMessage> messages_;
+  std::vector<MessageHeader> data_;
+  bool ended_ = false;
+};
+
+class EndpointHostileTest : public RdmaHarness {
+ protected:
+  void TearDown() override {
+    peer_ = nullptr;
+    endpoint_ = nullptr;
+    RdmaHarness::TearDown();
+  }
+
+  void OpenWith(RdmaOptions options = Quiet()) {
+    StreamPair streams = Pair();
+    endpoint_ = RdmaEndpoint::Connect(std::move(streams.client), options);
+    GateOffer offer;
+    offer.terms = {.depth = 4, .size = kStreamPieceMax, .read_depth = 2};
+    peer_ = std::make_unique<RawPeer>(std::move(streams.server), offer);
+    ASSERT_TRUE(Open(*endpoint_).ok());
+    ASSERT_TRUE(Drive([this] { return peer_->open(); }));
+  }
+  MessageHeader Header(MessageType type, uint32_t sequence) {
+    return {.type = type,
+            .flags = kMessageLast,
+            .received = 0,
+            .tag = peer_->tag(),
+            .sequence = sequence,
+            .credits = 4};
+  }
+  // The endpoint has ended for what the peer did, and has told it so.
+  void ExpectViolation() {
+    const absl::Status end = Receive(*endpoint_).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(end)) << end;
+    EXPECT_TRUE(Drive([this] { return peer_->ended(); }));
+    const auto* close = peer_->Last<ControlClose>();
+    ASSERT_NE(close, nullptr);
+    EXPECT_EQ(close->code, CloseCode::kViolation) << close->text;
+  }
+  static std::string Prefix(const AccessPrefix& access) {
+    std::array<char, kAccessPrefixSize> bytes;
+    EncodeAccessPrefix(access, bytes);
+    return {bytes.data(), bytes.size()};
+  }
+
+  std::unique_ptr<RdmaEndpoint> endpoint_;
+  std::unique_ptr<RawPeer> peer_;
+};
+
+TEST_P(EndpointHostileTest, AnHonestPeerIsUnderstood) {
+  OpenWith();
+  peer_->SendData(Header(MessageType::kMessage, 1), "honest");
+  EXPECT_EQ(*Receive(*endpoint_), "honest");
+  ASSERT_TRUE(Drive([this] { return !peer_->data().empty(); }));
+  EXPECT_EQ(peer_->data().back().received, 1u);
+}
+
+TEST_P(EndpointHostileTest, DataOfAnotherAttempt) {
+  OpenWith();
+  MessageHeader header = Header(MessageType::kMessage, 1);
+  header.tag ^= 1;
+  peer_->SendData(header, "stale");
+  ExpectViolation();
+}
+
+TEST_P(EndpointHostileTest, PiecesOutOfOrder) {
+  OpenWith();
+  peer_->SendData(Header(MessageType::kMessage, 2), "second");
+  ExpectViolation();
+}
+
+TEST_P(EndpointHostileTest, PiecesWithoutCredits) {
+  RdmaOptions options = Quiet();
+  options.receive_depth = 2;
+  OpenWith(options);
+  for (uint32_t i = 1; i <= 3; ++i) peer_->SendData(Header(MessageType::kMessage, i), "x");
+  // Those within the credits have come, and the third has not.
+  Settle();
+  EXPECT_EQ(*Receive(*endpoint_), "x");
+  EXPECT_EQ(*Receive(*endpoint_), "x");
+  ExpectViolation();
+}
+
+TEST_P(EndpointHostileTest, CreditsBeyondWhatItHasRoomFor) {
+  OpenWith();
+  MessageHeader header = Header(MessageType::kCredit, 0);
+  header.credits = 5;
+  peer_->SendData(header, "");
+  ExpectViolation();
+}
+
+TEST_P(EndpointHostileTest, CreditsThatGoBackByControlMessage) {
+  OpenWith();
+  peer_->Send(EncodeControl(ControlCredit{.granted = 3}));
+  ExpectViolation();
+}
+
+TEST_P(EndpointHostileTest, AcknowledgementsOfWhatWasNotSent) {
+  OpenWith();
+  MessageHeader header = Header(MessageType::kCredit, 0);
+  header.received = 1;
+  peer_->SendData(header, "");
+  ExpectViolation();
+}
+
+TEST_P(EndpointHostileTest, MessagesBeyondTheBound) {
+  RdmaOptions options = Quiet();
+  options.message_max = 100;
+  OpenWith(options);
+  peer_->SendData(Header(MessageType::kMessage, 1), std::string(101, 'x'));
+  ExpectViolation();
+}
+
+TEST_P(EndpointHostileTest, WritesOutsideARegionTouchNothing) {
+  const AccessPrefix wrong[] = {
+      {.region = 0, .offset = 8, .epoch = 1},                 // beyond its end
+      {.region = 0, .offset = ~uint64_t{0} - 3, .epoch = 1},  // round the end of numbers
+      {.region = 0, .offset = 0, .epoch = 2},                 // another epoch
+      {.region = 1, .offset = 0, .epoch = 1},                 // read only
+      {.region = 99, .offset = 0, .epoch = 1},                // none
+  };
+  for (const AccessPrefix& access : wrong) {
+    OpenWith();
+    std::string memory = "untouched!!!";
+    absl::StatusOr<RdmaRegion> region = endpoint_->Expose(memory, RdmaAccess::kWrite);
+    absl::StatusOr<RdmaRegion> other = endpoint_->Expose(memory, RdmaAccess::kRead);
+    peer_->SendData(Header(MessageType::kWrite, 1), Prefix(access) + "xxxxx");
+    ExpectViolation();
+    EXPECT_EQ(memory, "untouched!!!");
+  }
+}
+
+TEST_P(EndpointHostileTest, AWriteAfterItHasLetGo) {
+  OpenWith();
+  std::string memory = "untouched!!!";
+  absl::StatusOr<RdmaRegion> region = endpoint_->Expose(memory, RdmaAccess::kWrite);
+  Fate revoked;
+  region->Revoke(revoked.OnDone());
+  ASSERT_TRUE(Drive([this] { return peer_->Last<ControlRevoke>() != nullptr; }));
+  EXPECT_FALSE(revoked.ended());
+  peer_->Send(EncodeControl(ControlRevoke{.reply = true, .region = 0, .epoch = 1}));
+  EXPECT_TRUE(Await(revoked).ok());
+  peer_->SendData(Header(MessageType::kWrite, 1),
+                  Prefix({.region = 0, .offset = 0, .epoch = 1}) + "xxxxx");
+  ExpectViolation();
+  EXPECT_EQ(memory, "untouched!!!");
+}
+
+TEST_P(EndpointHostileTest, MoreReadsThanItMay) {
+  RdmaOptions options = Quiet();
+  options.read_depth = 1;
+  OpenWith(options);
+  std::string memory(1 << 20, 'm');
+  absl::StatusOr<RdmaRegion> region = endpoint_->Expose(memory, RdmaAccess::kRead);
+  const std::string prefix = Prefix({.region = 0, .offset = 0, .size = memory.size(), .epoch = 1});
+  peer_->SendData(Header(MessageType::kRead, 1), prefix);
+  peer_->SendData(Header(MessageType::kRead, 2), prefix);
+  peer_->SendData(Header(MessageType::kRead, 3), prefix);
+  ExpectViolation();
+}
+
+TEST_P(EndpointHostileTest, AnswersToNothing) {
+  for (const MessageType type : {MessageType::kReadData, MessageType::kWritten}) {
+    OpenWith();
+    peer_->SendData(Header(type, 1), "");
+    ExpectViolation();
+  }
+}
+
+TEST_P(EndpointHostileTest, ReadDataOfAnotherSize) {
+  for (const std::string_view bytes : {"123", "12345"}) {
+    OpenWith();
+    peer_->Send(EncodeControl(ControlRegion{
+        .region = 0, .epoch = 1, .address = 0, .length = 100, .rkey = 0, .access = kRegionRead}));
+    const absl::StatusOr<RdmaRemoteRegion> region = AwaitRegion(*endpoint_);
+    ASSERT_TRUE(region.ok());
+    Fate read;
+    endpoint_->Read(*region, 0, 4, [done = read.OnDone()](auto result) mutable {
+      std::move(done)(result.status());
+    });
+    ASSERT_TRUE(Drive([this] { return !peer_->data().empty(); }));
+    peer_->SendData(Header(MessageType::kReadData, 1), bytes);
+    EXPECT_TRUE(absl::IsInvalidArgument(Await(read))) << read.status();
+    EXPECT_EQ(OutcomeOf(read.status()), RdmaOutcome::kInDoubt);
+    ExpectViolation();
+  }
+}
+
+TEST_P(EndpointHostileTest, ControlMessagesOutOfTurn) {
+  const std::string wrong[] = {
+      EncodeControl(ControlReady{}),
+      EncodeControl(ControlHello{
+          .features = kFeatureFallback, .from = {.attempt = 1}, .terms = {.depth = 1, .size = 1}}),
+      EncodeControl(ControlFallback{}),
+      EncodeControl(ControlDrain{.reply = true}),
+      EncodeControl(ControlDrain{.sequence = 5}),
+      EncodeControl(ControlRevoke{.reply = true}),
+      EncodeControl(ControlRevoke{}),
+      EncodeControl(ControlRegion{.region = 0, .length = 0, .access = kRegionRead}),
+      std::string("no message at all"),
+  };
+  for (const std::string& bytes : wrong) {
+    OpenWith();
+    peer_->Send(bytes);
+    ExpectViolation();
+  }
+}
+
+TEST_P(EndpointHostileTest, ASilentPeerIsTakenForDead) {
+  RdmaOptions options = Quiet();
+  options.ping_interval = absl::Milliseconds(10);
+  options.pings_missed_max = 2;
+  OpenWith(options);
+  Fate sent;
+  endpoint_->Send(Chain("into the void"), sent.OnDone());
+  EXPECT_TRUE(IsDeadlineExceeded(Await(sent))) << sent.status();
+  EXPECT_EQ(OutcomeOf(sent.status()), RdmaOutcome::kInDoubt);
+  EXPECT_EQ(endpoint_->stats().pings, 2u);
+  EXPECT_NE(peer_->Last<ControlPing>(), nullptr);
+}
+
+TEST_P(EndpointHostileTest, AWordOfThePeerKeepsItAlive) {
+  RdmaOptions options = Quiet();
+  options.ping_interval = absl::Milliseconds(10);
+  options.pings_missed_max = 2;
+  OpenWith(options);
+  uint64_t answered = 0;
+  ASSERT_TRUE(Drive([&] {
+    const uint64_t pings = endpoint_->stats().pings;
+    if (pings > answered) {
+      answered = pings;
+      peer_->Send(EncodeControl(ControlPong{.token = pings}));
+    }
+    return answered == 5;
+  }));
+  EXPECT_TRUE(endpoint_->stats().open);
+}
+
+INSTANTIATE_TEST_SUITE_P(Environments, EndpointHostileTest, ::testing::ValuesIn(RdmaEnvironments()),
+                         EnvironmentName);
+
+}  // namespace
+}  // namespace penstock::internal
