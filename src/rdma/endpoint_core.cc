@@ -108,6 +108,11 @@ absl::Status EndpointCore::PeerProblem() const {
     return Explain(absl::StatusCode::kFailedPrecondition, "open RDMA endpoint to",
                    "the peer needs a device, and there is none here");
   }
+  const ReceiveTerms& terms = gate_.peer_offer().terms;
+  if (terms.depth == 0 || terms.size == 0 || terms.read_depth == 0) {
+    return Explain(absl::StatusCode::kFailedPrecondition, "open RDMA endpoint to",
+                   "the peer has room for nothing");
+  }
   return absl::OkStatus();
 }
 

@@ -8,8 +8,8 @@ namespace {
 
 template <typename T>
 char* StoreNumber(char* out, T value) {
-  for (size_t shift = sizeof(T) * 8; shift > 0; shift -= 8) {
-    *out++ = static_cast<char>(static_cast<uint64_t>(value) >> (shift - 8));
+  for (size_t i = 0; i < sizeof(T); ++i) {
+    *out++ = static_cast<char>(static_cast<uint64_t>(value) >> (8 * i));
   }
   return out;
 }
@@ -17,7 +17,7 @@ char* StoreNumber(char* out, T value) {
 template <typename T>
 T LoadNumber(const char*& in) {
   uint64_t value = 0;
-  for (size_t i = 0; i < sizeof(T); ++i) value = value << 8 | static_cast<uint8_t>(*in++);
+  for (size_t i = 0; i < sizeof(T); ++i) value |= uint64_t{static_cast<uint8_t>(*in++)} << (8 * i);
   return static_cast<T>(value);
 }
 

@@ -151,6 +151,20 @@ TEST_P(EndpointHostileTest, AnHonestPeerIsUnderstood) {
   EXPECT_EQ(peer_->data().back().received, 1u);
 }
 
+TEST_P(EndpointHostileTest, RoomForNothing) {
+  for (int field = 0; field < 3; ++field) {
+    StreamPair streams = Pair();
+    endpoint_ = RdmaEndpoint::Connect(std::move(streams.client), Quiet());
+    GateOffer offer;
+    offer.terms = {.depth = field == 0 ? 0u : 1u,
+                   .size = field == 1 ? 0u : 1u,
+                   .read_depth = field == 2 ? 0u : 1u};
+    peer_ = std::make_unique<RawPeer>(std::move(streams.server), offer);
+    const absl::Status status = Open(*endpoint_);
+    EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+  }
+}
+
 TEST_P(EndpointHostileTest, DataOfAnotherAttempt) {
   OpenWith();
   MessageHeader header = Header(MessageType::kMessage, 1);

@@ -15,7 +15,7 @@ constexpr MessageHeader kHeader = {.type = MessageType::kWrite,
                                    .sequence = 0x08090a0b,
                                    .credits = 0x0c0d0e0f};
 constexpr std::string_view kGolden(
-    "\x03\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f", 16);
+    "\x03\x01\x03\x02\x07\x06\x05\x04\x0b\x0a\x09\x08\x0f\x0e\x0d\x0c", 16);
 
 TEST(MessageHeaderTest, GoldenBytesBothWays) {
   std::array<char, kMessageHeaderSize> bytes;
@@ -43,7 +43,7 @@ TEST(MessageHeaderTest, AccessPrefixHasGoldenBytesBothWays) {
   std::array<char, kAccessPrefixSize> bytes;
   EncodeAccessPrefix(access, bytes);
   constexpr std::string_view kExpected(
-      "\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\x02\x03\x04\0\0\0\0\0\0\0\x05\x06\x07\x08", 28);
+      "\x01\0\0\0\0\0\0\0\x03\x02\0\0\0\0\0\0\0\0\0\0\0\0\0\x04\x08\x07\x06\x05", 28);
   EXPECT_EQ(std::string_view(bytes.data(), bytes.size()), kExpected);
   EXPECT_EQ(DecodeAccessPrefix(kExpected), access);
 }
