@@ -124,7 +124,10 @@ int CompletionPump::Drain(uint32_t max) {
     if (count < 0) return count;
     for (int i = 0; i < count; ++i) Dispatch(batch[static_cast<size_t>(i)]);
     taken += static_cast<uint32_t>(count);
-    if (static_cast<uint32_t>(count) < room) break;
+    if (static_cast<uint32_t>(count) < room) {
+      ++stats_.empties;
+      break;
+    }
   }
   return static_cast<int>(taken);
 }

@@ -73,7 +73,8 @@ struct PumpStats {
   uint64_t events = 0;
   uint64_t polls = 0;
   uint64_t sleeps = 0;
-  uint64_t spins = 0;          // turns that polled instead of sleeping
+  uint64_t empties = 0;  // polls that left nothing in the queue, with all of theirs dispatched
+  uint64_t spins = 0;    // turns that polled instead of sleeping
   absl::Duration spin_budget;  // of the next time; zero when idle
 };
 

@@ -1,0 +1,321 @@
+// Lanes over simulated devices in a SimWorld; and over the machine's own, where there are two.
+#include "rdma/lane.h"
+
+#include <cerrno>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gtest/gtest.h"
+#include "testing/fake_fabric.h"
+#include "testing/sim_world.h"
+
+namespace penstock::internal {
+namespace {
+
+using testing::FakeCall;
+using testing::FakeFabric;
+using testing::SimHost;
+using testing::SimWorld;
+
+// One end: counts what its lane tells it.
+class LaneUser final : public Lane::Owner {
+ public:
+  void OnLaneMessage(BufferChain message) override {
+    messages.push_back(message.ToString());
+    if (on_message) on_message();
+  }
+  void OnLaneRoom() override { ++rooms; }
+  void OnLaneEnd(absl::Status status) override {
+    ends.push_back(std::string(status.message()));
+    if (on_end) on_end();
+  }
+
+  std::unique_ptr<Lane> lane;
+  std::vector<std::string> messages;
+  std::vector<std::string> ends;
+  int rooms = 0;
+  std::function<void()> on_message;
+  std::function<void()> on_end;
+};
+
+std::string Text(uint32_t number, size_t size) {
+  std::string text(size, '.');
+  for (size_t i = 0; i < size; ++i) text[i] = static_cast<char>('a' + (number + i * 7) % 26);
+  return text;
+}
+
+class LaneTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    PoolOptions pool;
+    pool_ = world_.NewPool(pool);
+    LoopOptions options;
+    options.pool = pool_.get();
+    auto loop = world_.NewLoop(std::move(options));
+    ASSERT_TRUE(loop.ok()) << loop.status();
+    loop_ = *std::move(loop);
+    for (int i = 0; i < 2; ++i) {
+      device_[i] = *fabric_.Open(absl::StrCat("fake", i));
+      auto hub = LaneHub::Create(loop_->core(), *device_[i], {});
+      ASSERT_TRUE(hub.ok()) << hub.status();
+      hub_[i] = *std::move(hub);
+    }
+  }
+  void TearDown() override {
+    for (LaneUser* user : {&a_, &b_}) user->lane.reset();
+    for (auto& hub : hub_) hub.reset();
+    for (auto& device : device_) device.reset();
+    EXPECT_EQ(fabric_.objects(), 0u);
+    EXPECT_EQ(fabric_.receive_bytes_posted(), 0u);
+    for (const std::string& what : fabric_.violations()) ADD_FAILURE() << what;
+    loop_.reset();
+    for (const std::string& what : world_.errors()) ADD_FAILURE() << what;
+  }
+  std::unique_ptr<Lane> NewLane(int hub, LaneUser& user, uint32_t grant = 16) {
+    auto lane = Lane::Create(*hub_[hub], user, 0xfffff0 + static_cast<uint32_t>(hub), grant);
+    EXPECT_TRUE(lane.ok()) << lane.status();
+    return lane.ok() ? *std::move(lane) : nullptr;
+  }
+  void Connect() {
+    a_.lane = NewLane(0, a_);
+    b_.lane = NewLane(1, b_);
+    ASSERT_TRUE(a_.lane->BringUp(b_.lane->address()).ok());
+    ASSERT_TRUE(b_.lane->BringUp(a_.lane->address()).ok());
+  }
+  bool Run(const std::function<bool()>& until) {
+    world_.Touch(*loop_);
+    return world_.Run(until, absl::Seconds(60));
+  }
+  BufferChain Payload(const std::string& text, size_t piece = 4096) {
+    BufferChain chain;
+    for (size_t at = 0; at < text.size(); at += piece) {
+      chain.Append(*pool_->Copy(std::string_view(text).substr(at, piece)));
+    }
+    return chain;
+  }
+
+  SimWorld world_{7};
+  SimHost host_{world_};
+  FakeFabric fabric_{host_, 7};
+  std::unique_ptr<BufferPool> pool_;
+  std::unique_ptr<Loop> loop_;
+  std::unique_ptr<FabricDevice> device_[2];
+  std::unique_ptr<LaneHub> hub_[2];
+  LaneUser a_, b_;
+};
+
+TEST_F(LaneTest, MessagesOfEverySizeArriveWholeAndInOrder) {
+  Connect();
+  std::vector<std::string> expected;
+  // Inlined, copied, from where it is, in too many pieces to be sent from there.
+  for (const size_t size : {0, 1, 40, 48, 49, 500, 1100, 5000, 8000}) {
+    for (const size_t piece : {100, 4096}) {
+      const std::string text = Text(static_cast<uint32_t>(expected.size()), size);
+      expected.push_back("0123456789abcdef" + text);
+      a_.lane->Send("0123456789abcdef", Payload(text, piece));
+      b_.lane->Send("0123456789abcdef", Payload(text, piece));
+    }
+  }
+  EXPECT_TRUE(Run([&] {
+    return a_.messages.size() == expected.size() && b_.messages.size() == expected.size() &&
+           a_.lane->out() == 0 && b_.lane->out() == 0;
+  }));
+  EXPECT_EQ(a_.messages, expected);
+  EXPECT_EQ(b_.messages, expected);
+  EXPECT_EQ(fabric_.stats().not_ready_naks, 0u);
+}
+
+TEST_F(LaneTest, BytesOfForeignMemoryAreCopied) {
+  Connect();
+  const std::string text = Text(3, 4000);
+  a_.lane->Send("head", Buffer::FromExternal(text.data(), text.size(), [] {}));
+  EXPECT_TRUE(Run([&] { return b_.messages.size() == 1; }));
+  EXPECT_EQ(b_.messages[0], "head" + text);
+}
+
+TEST_F(LaneTest, WhatFindsNoRoomWaitsAndRoomIsTold) {
+  Connect();
+  for (uint32_t i = 0; i < 500; ++i) a_.lane->Send(absl::StrCat(i), {});
+  EXPECT_FALSE(a_.lane->HasRoom());
+  EXPECT_TRUE(Run([&] { return b_.messages.size() == 500; }));
+  for (uint32_t i = 0; i < 500; ++i) EXPECT_EQ(b_.messages[i], absl::StrCat(i));
+  EXPECT_TRUE(a_.lane->HasRoom());
+  EXPECT_EQ(a_.rooms, 1);
+}
+
+TEST_F(LaneTest, LanesThatWaitPinNothingOfTheirOwn) {
+  const uint64_t bank = 2 * 1024 * 8192;
+  EXPECT_EQ(fabric_.receive_bytes_posted(), bank);
+  const size_t pinned = pool_->Stats().live;
+  std::vector<std::unique_ptr<Lane>> lanes;
+  for (int i = 0; i < 500; ++i) {
+    lanes.push_back(NewLane(0, a_, 2));
+    ASSERT_TRUE(lanes.back()->BringUp(hub_[1]->address()).ok());
+  }
+  EXPECT_EQ(fabric_.receive_bytes_posted(), bank);
+  EXPECT_EQ(pool_->Stats().live, pinned);
+  EXPECT_EQ(hub_[0]->available(), 24u);
+  LaneUser user;
+  EXPECT_EQ(Lane::Create(*hub_[0], user, 0, 25).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  lanes.clear();
+  EXPECT_EQ(hub_[0]->available(), 1024u);
+}
+
+TEST_F(LaneTest, APeerThatIsNotThereEndsTheLaneOnce) {
+  a_.lane = NewLane(0, a_);
+  LaneAddress nowhere = hub_[1]->address();
+  nowhere.qpn = 0x777;
+  ASSERT_TRUE(a_.lane->BringUp(nowhere).ok());
+  const uint32_t number = a_.lane->address().qpn;
+  for (int i = 0; i < 300; ++i) a_.lane->Send("x", {});
+  EXPECT_TRUE(Run([&] { return !a_.ends.empty(); }));
+  Run([&] { return a_.lane->out() == 0; });
+  EXPECT_EQ(a_.ends, std::vector<std::string>{
+                         absl::StrCat("RDMA lane ", number, ": send: retries exceeded")});
+}
+
+TEST_F(LaneTest, ALaneMayGoInsideItsOwnCalls) {
+  Connect();
+  b_.on_message = [&] { b_.lane.reset(); };
+  a_.on_end = [&] { a_.lane.reset(); };
+  for (int i = 0; i < 200; ++i) a_.lane->Send(Text(1, 100), {});
+  EXPECT_TRUE(Run([&] { return a_.lane == nullptr; }));
+  EXPECT_EQ(b_.messages.size(), 1u);
+  EXPECT_EQ(hub_[1]->posted(), 1024u);
+}
+
+TEST_F(LaneTest, APostThatFailsEndsTheLaneLater) {
+  Connect();
+  fabric_.FailNth(FakeCall::kPostSend, 1, EIO);
+  a_.lane->Send("x", {});
+  EXPECT_TRUE(a_.ends.empty());
+  EXPECT_TRUE(Run([&] { return !a_.ends.empty(); }));
+  EXPECT_NE(a_.ends[0].find("post a send: input/output error"), std::string::npos) << a_.ends[0];
+}
+
+// What a queue pair that has gone received must not be taken for its successor's.
+TEST_F(LaneTest, ANumberRestsUntilTheQueueHasBeenEmpty) {
+  Connect();
+  const uint32_t number = b_.lane->address().qpn;
+  a_.lane->Send("for the old one", {});
+  // It is in the completion queue, and nobody has looked.
+  EXPECT_TRUE(Run([&] { return fabric_.stats().packets == 2; }));
+  EXPECT_TRUE(b_.messages.empty());
+  b_.lane.reset();
+  b_.lane = NewLane(1, b_);
+  EXPECT_NE(b_.lane->address().qpn, number);
+  ASSERT_TRUE(b_.lane->BringUp(a_.lane->address()).ok());
+  Run([&] { return false; });
+  EXPECT_TRUE(b_.messages.empty());
+}
+
+TEST_F(LaneTest, ThePoolMayRefuseReplacements) {
+  Connect();
+  std::vector<Buffer> hog;
+  const auto fill = [&] {
+    while (Buffer buffer = pool_->TryAllocate(8192)) hog.push_back(std::move(buffer));
+  };
+  world_.faults().map_failure = 1000;
+  fill();
+  for (uint32_t i = 0; i < 20; ++i) a_.lane->Send("m", {});
+  EXPECT_TRUE(Run([&] { return b_.messages.size() == 20; }));
+  EXPECT_LE(hub_[1]->posted(), 1024u);
+  world_.faults().map_failure = 0;
+  hog.clear();
+  EXPECT_TRUE(Run([&] { return hub_[1]->posted() == 1024; }));
+}
+
+TEST_F(LaneTest, EveryCallMayFail) {
+  int failures = 0;
+  // The first round fails nowhere, and has the pool map what all need.
+  for (uint64_t nth = 0; nth < 40; ++nth) {
+    const size_t before = fabric_.objects();
+    {
+      const auto device = fabric_.Open("fake0");
+      fabric_.FailNth(nth, ENOMEM);
+      LaneHub::Options options;
+      options.receives = 8;
+      auto hub = LaneHub::Create(loop_->core(), **device, options);
+      if (hub.ok()) {
+        LaneUser user;
+        auto lane = Lane::Create(**hub, user, 1, 4);
+        if (lane.ok()) {
+          const absl::Status up = (*lane)->BringUp(hub_[1]->address());
+          failures += !up.ok();
+        } else {
+          ++failures;
+        }
+      } else {
+        ++failures;
+      }
+      fabric_.FailNth(uint64_t{0}, 0);
+    }
+    const size_t after = fabric_.objects();
+    if (nth > 0) {
+      EXPECT_EQ(after, before) << nth;
+    }
+  }
+  EXPECT_GT(failures, 15);
+}
+
+TEST(LaneMachineTest, MessagesArriveWholeAndInOrder) {
+  Fabric& fabric = SystemFabric();
+  const auto names = fabric.ListDevices();
+  if (!names.ok()) GTEST_SKIP() << names.status();
+  if (names->size() < 2) GTEST_SKIP() << "two RDMA devices are needed, here are " << names->size();
+  auto loop = *Loop::Create();
+  const std::unique_ptr<FabricDevice> devices[2] = {*fabric.Open((*names)[0]),
+                                                    *fabric.Open((*names)[1])};
+  LaneHub::Options options;
+  options.gid_index = 1;
+  options.receives = 128;
+  options.completion_depth = 1024;
+  std::unique_ptr<LaneHub> hubs[2];
+  LaneUser users[2];
+  for (int i = 0; i < 2; ++i) {
+    auto hub = LaneHub::Create(loop->core(), *devices[i], options);
+    ASSERT_TRUE(hub.ok()) << hub.status();
+    hubs[i] = *std::move(hub);
+    auto lane = Lane::Create(*hubs[i], users[i], 0x123456, 64);
+    ASSERT_TRUE(lane.ok()) << lane.status();
+    users[i].lane = *std::move(lane);
+  }
+  for (int i = 0; i < 2; ++i) {
+    const absl::Status up = users[i].lane->BringUp(users[1 - i].lane->address());
+    ASSERT_TRUE(up.ok()) << up;
+  }
+  // Each message is answered by the next.
+  uint32_t sent = 0;
+  const auto send = [&](int from) {
+    ++sent;
+    const std::string text = Text(sent - 1, sent * 37 % 8000);
+    users[from].lane->Send("0123456789abcdef", Buffer(*loop->pool().Copy(text)));
+  };
+  for (int i = 0; i < 2; ++i) {
+    users[i].on_message = [&, i] {
+      const std::string& got = users[i].messages.back();
+      EXPECT_EQ(got.substr(16), Text(sent - 1, sent * 37 % 8000));
+      if (sent == 500) return loop->Stop();
+      send(i);
+    };
+    users[i].on_end = [&] { loop->Stop(); };
+  }
+  send(0);
+  Timer limit(*loop);
+  limit.Arm(absl::Seconds(100), [&] { loop->Stop(); });
+  loop->Run();
+  EXPECT_EQ(users[0].messages.size() + users[1].messages.size(), 500u);
+  EXPECT_TRUE(users[0].ends.empty() && users[1].ends.empty());
+  for (auto& user : users) user.lane.reset();
+  for (auto& hub : hubs) hub.reset();
+}
+
+}  // namespace
+}  // namespace penstock::internal
