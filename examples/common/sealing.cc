@@ -156,7 +156,7 @@ Sealing Sealing::FromFlags(bool listens) {
 
 void Sealing::Apply(StreamPtr stream, Done done) const {
   if (choice_ == nullptr) return std::move(done)(std::move(stream));
-  penstock::Seal(std::move(stream), *choice_->credentials, choice_->handshake, choice_->options,
+  penstock::Seal(std::move(stream), choice_->credentials, choice_->handshake, choice_->options,
                  std::move(done));
 }
 
@@ -164,7 +164,7 @@ penstock::coro::Task<absl::StatusOr<StreamPtr>> Sealing::Await(const Sealing& se
                                                                StreamPtr stream) {
   if (sealing.choice_ == nullptr) co_return std::move(stream);
   const Choice& choice = *sealing.choice_;
-  co_return co_await penstock::coro::Seal(std::move(stream), *choice.credentials, choice.handshake,
+  co_return co_await penstock::coro::Seal(std::move(stream), choice.credentials, choice.handshake,
                                           choice.options);
 }
 

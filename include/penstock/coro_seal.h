@@ -1,7 +1,7 @@
 // Seal as an awaitable; see penstock/coro.h for how a wait ends.
 //
 //   absl::StatusOr<StreamPtr> sealed =
-//       co_await coro::Seal(std::move(stream), *credentials, handshake, options);
+//       co_await coro::Seal(std::move(stream), credentials, handshake, options);
 #ifndef PENSTOCK_CORO_SEAL_H_
 #define PENSTOCK_CORO_SEAL_H_
 
@@ -20,7 +20,7 @@ namespace detail {
 
 class SealWait final : public ResultWait<absl::StatusOr<StreamPtr>> {
  public:
-  SealWait(StreamPtr plain, const Credentials& credentials, const HandshakeOptions& handshake,
+  SealWait(StreamPtr plain, const CredentialsPtr& credentials, const HandshakeOptions& handshake,
            const SealOptions& options, CancelToken token)
       : ResultWait(plain->loop(), std::move(token)),
         plain_(std::move(plain)),
@@ -32,14 +32,14 @@ class SealWait final : public ResultWait<absl::StatusOr<StreamPtr>> {
   }
   void await_suspend(std::coroutine_handle<> coroutine) {
     Suspend(coroutine);
-    attempt_ = penstock::Seal(std::move(plain_), credentials_, std::move(handshake_),
+    attempt_ = penstock::Seal(std::move(plain_), std::move(credentials_), std::move(handshake_),
                               std::move(options_), Callback());
   }
 
  private:
   void OnCancel() override { attempt_.Cancel(); }
   StreamPtr plain_;
-  const Credentials& credentials_;
+  CredentialsPtr credentials_;
   HandshakeOptions handshake_;
   SealOptions options_;
   SealAttempt attempt_;
@@ -48,16 +48,16 @@ class SealWait final : public ResultWait<absl::StatusOr<StreamPtr>> {
 }  // namespace detail
 
 // As penstock::Seal. Cancelled: the handshake is given up, and the stream with it.
-inline detail::SealWait Seal(StreamPtr plain, const Credentials& credentials,
+inline detail::SealWait Seal(StreamPtr plain, const CredentialsPtr& credentials,
                              const HandshakeOptions& handshake, const SealOptions& options,
                              CancelToken token = CancelToken()) {
   return detail::SealWait(std::move(plain), credentials, handshake, options, std::move(token));
 }
 // Options that are temporaries; see coro.h.
-detail::SealWait Seal(StreamPtr plain, const Credentials& credentials,
+detail::SealWait Seal(StreamPtr plain, const CredentialsPtr& credentials,
                       const HandshakeOptions&& handshake, const SealOptions& options,
                       CancelToken token = CancelToken()) = delete;
-detail::SealWait Seal(StreamPtr plain, const Credentials& credentials,
+detail::SealWait Seal(StreamPtr plain, const CredentialsPtr& credentials,
                       const HandshakeOptions& handshake, const SealOptions&& options,
                       CancelToken token = CancelToken()) = delete;
 

@@ -182,6 +182,10 @@ class PENSTOCK_EXPORT Credentials {
   // FailedPrecondition or InvalidArgument when `options` do not go with the credentials.
   virtual absl::StatusOr<std::unique_ptr<Handshaker>> NewHandshaker(
       const HandshakeOptions& options) const = 0;
+  // True when a handshaker of these options does nothing before the peer's first bytes. Seal then
+  // makes it when they have come, so that a peer that stays silent holds none, nor a place in a
+  // SealLimiter.
+  virtual bool PeerSpeaksFirst(const HandshakeOptions&) const { return false; }
 };
 
 using CredentialsPtr = std::shared_ptr<const Credentials>;

@@ -1,6 +1,6 @@
 // Seal: a handshake over a stream, and then a sealed stream in its place.
 //
-//   Seal(std::move(stream), *credentials, {.verify_name = "pump.example"}, {},
+//   Seal(std::move(stream), credentials, {.verify_name = "pump.example"}, {},
 //        [](absl::StatusOr<StreamPtr> sealed) { ... });
 //
 // Takes any Stream and gives a Stream with the same contract, whose bytes travel as records that
@@ -54,7 +54,9 @@ struct SealLimiterStats {
 
 // Bounds how many handshakes run at once: each costs some milliseconds of a processor and tens of
 // KiB while it runs. Those beyond wait their turn, with their deadline running, and those beyond
-// that are refused (ResourceExhausted) and counted. Share one between loops; any thread.
+// that are refused (ResourceExhausted) and counted. A server waits for its peer's first bytes
+// before it asks for a turn, and keeps what one receive brought meanwhile: silent peers fill no
+// queue. Share one between loops; any thread.
 class PENSTOCK_EXPORT SealLimiter {
  public:
   // `running_max` at least 1.
@@ -119,9 +121,11 @@ class PENSTOCK_EXPORT SealAttempt {
 PENSTOCK_EXPORT SealAttempt Seal(StreamPtr plain, std::unique_ptr<Handshaker> handshaker,
                                  SealOptions options, SealCallback done);
 
-// The same with a handshaker of `credentials`; `handshake.peer_name` is the peer's address when
-// empty. What NewHandshaker says against the options goes to `done`.
-PENSTOCK_EXPORT SealAttempt Seal(StreamPtr plain, const Credentials& credentials,
+// The same with a handshaker of `credentials`, made when it is its turn: after the peer's first
+// bytes where those come first, and after the wait for a SealLimiter. What NewHandshaker says
+// against the options goes to `done`. Of `handshake`, both addresses are the stream's, and
+// `peer_name` is the peer's address, when they are empty.
+PENSTOCK_EXPORT SealAttempt Seal(StreamPtr plain, CredentialsPtr credentials,
                                  HandshakeOptions handshake, SealOptions options,
                                  SealCallback done);
 

@@ -43,6 +43,10 @@ uint32_t ReceiveMax(uint32_t own) {
   return std::min(std::max(own, kRecordFrameGrpc) + 4, kRecordFrameMax);
 }
 
+void Wipe(absl::StatusOr<std::string>& response) {
+  if (response.ok()) WipeSecret(response->data(), response->size());
+}
+
 template <typename List, typename Item>
 bool Contains(const List& list, const Item& item) {
   return std::find(list.begin(), list.end(), item) != list.end();
@@ -62,10 +66,17 @@ AltsHandshaker::AltsHandshaker(std::shared_ptr<const AltsServiceOptions> options
       [this](absl::StatusOr<std::string> response) { OnResponse(std::move(response)); });
 }
 
+AltsHandshaker::~AltsHandshaker() { DropResponse(); }
+
 void AltsHandshaker::OnResponse(absl::StatusOr<std::string> response) {
-  if (phase_ == Phase::kVerdict || phase_ == Phase::kDone || phase_ == Phase::kFailed) return;
+  const bool over = phase_ == Phase::kVerdict || phase_ == Phase::kDone || phase_ == Phase::kFailed;
   // A call that ends after its last answer does not take that back.
-  if (!response_.has_value()) response_ = std::move(response);
+  if (!over && !response_.has_value()) {
+    response_ = std::move(response);
+  } else {
+    Wipe(response);
+  }
+  if (over) return;
   if (stepping_ || wake_ == nullptr) return;
   const auto wake = wake_;
   (*wake)();
@@ -134,7 +145,7 @@ bool AltsHandshaker::TakeResponse(std::string_view rest, size_t& consumed) {
     return false;
   }
   absl::StatusOr<AltsResponse> response = DecodeAltsResponse(*bytes);
-  WipeSecret(bytes->data(), bytes->size());
+  Wipe(bytes);
   if (!response.ok()) {
     Fail(absl::InvalidArgumentError(
         absl::StrCat("the service sends ", response.status().message())));
@@ -262,8 +273,14 @@ void AltsHandshaker::Fail(absl::Status error) {
                    handshake_.server ? " (server): " : " (client): ", error.message()));
   result_.send_key.Wipe();
   result_.receive_key.Wipe();
+  DropResponse();
   phase_ = Phase::kFailed;
   slot_.reset();
+}
+
+void AltsHandshaker::DropResponse() {
+  if (response_.has_value()) Wipe(*response_);
+  response_.reset();
 }
 
 std::string_view AltsHandshaker::phase() const {

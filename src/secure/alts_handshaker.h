@@ -28,6 +28,7 @@ class AltsHandshaker final : public Handshaker {
   AltsHandshaker(std::shared_ptr<const AltsServiceOptions> options, std::shared_ptr<void> slot,
                  std::unique_ptr<AltsChannel> channel, const HandshakeOptions& handshake,
                  const FrameSizes& frames);
+  ~AltsHandshaker() override;
 
   Progress Step(std::string_view in) override;
   Progress Authorize(const absl::Status& verdict) override;
@@ -50,6 +51,8 @@ class AltsHandshaker final : public Handshaker {
   };
 
   void OnResponse(absl::StatusOr<std::string> response);
+  // Forgets the service's last answer, which may hold a key.
+  void DropResponse();
   // Go on with the bytes not consumed yet; false when that must wait.
   bool Ask(std::string_view rest);
   bool TakeResponse(std::string_view rest, size_t& consumed);

@@ -32,6 +32,7 @@ class AltsCredentials final : public Credentials {
     return std::make_unique<internal::AltsHandshaker>(options_, std::move(slot),
                                                       *std::move(channel), options, *frames);
   }
+  bool PeerSpeaksFirst(const HandshakeOptions& options) const override { return options.server; }
 
  private:
   using Counter = std::atomic<size_t>;

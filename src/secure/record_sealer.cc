@@ -1,9 +1,11 @@
 #include "secure/record_sealer.h"
 
 #include <algorithm>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "buffer/heap_buffer.h"
 #include "secure/record_format.h"
 
 PENSTOCK_BEGIN_NAMESPACE
@@ -16,6 +18,8 @@ constexpr size_t kSealBlockMax = 66048;
 // A record larger than that is spread over blocks of this size.
 constexpr size_t kSpreadBlock = 65536;
 constexpr size_t kRecordMin = kRecordOverhead + 1;
+// The largest record sealed to the heap.
+constexpr size_t kHeapRecordMax = 4096;
 
 }  // namespace
 
@@ -32,6 +36,7 @@ RecordSealer::Result RecordSealer::Seal(BufferChain& plain, BufferChain& wire, s
     return Fail(absl::FailedPreconditionError("seal record: the end of the stream was sealed"));
   }
   bool progress = false;
+  short_of_room_ = false;
   while (!plain.empty()) {
     const uint64_t counters = keys().counter_last() - keys().counter();
     if (counters == 0) {
@@ -49,10 +54,11 @@ RecordSealer::Result RecordSealer::Seal(BufferChain& plain, BufferChain& wire, s
       batch = std::max(batch, PlanBatch(plain.size(), wire_max));
     }
     BufferChain block = AllocateWire(batch);
+    short_of_room_ |= block.empty();
     if (block.empty() && batch > record) block = AllocateWire(record);
     if (block.empty()) {
       if (progress) break;
-      return Result::kNoRoom;
+      block = HeapBuffer(std::string(std::min(record, kHeapRecordMax), '\0'));
     }
     ChainCursor from(plain), to(block);
     size_t consumed = 0;
@@ -128,7 +134,7 @@ RecordSealer::Result RecordSealer::SealEnd(BufferChain& wire) {
     return Fail(absl::ResourceExhaustedError("seal end: all counters are used"));
   }
   BufferChain block = AllocateWire(kRecordOverhead);
-  if (block.empty()) return Result::kNoRoom;
+  if (block.empty()) block = HeapBuffer(std::string(kRecordOverhead, '\0'));
   ChainCursor nothing{BufferChain()}, to(block);
   if (!SealRecord(nothing, to, 0))
     return Fail(absl::InternalError("seal end: the cryptographic library failed"));

@@ -1,9 +1,10 @@
 // RecordSealer: the sending half of a sealed stream's codec: plaintext chains in, records out.
 //
 // Sans I/O: it owns one direction's keys and counter, and takes the blocks that records are written
-// to from a pool. One thread at a time. A counter is used once, whatever happens (I8): an error
-// after a counter was taken ends the sealer for good. Plaintext is read where it lies, whoever else
-// holds it.
+// to from a pool; when that has none, from the heap, a small one for each call: what is queued may
+// be what fills the pool, so that sealing it must not wait for room. One thread at a time. A
+// counter is used once, whatever happens (I8): an error after a counter was taken ends the sealer
+// for good. Plaintext is read where it lies, whoever else holds it.
 #ifndef PENSTOCK_SECURE_RECORD_SEALER_H_
 #define PENSTOCK_SECURE_RECORD_SEALER_H_
 
@@ -27,7 +28,6 @@ class RecordSealer {
  public:
   enum class Result : uint8_t {
     kSealed,  // as far as the arguments went
-    kNoRoom,  // the pool refused: nothing was consumed, no counter used; again when it has room
     kError,   // status() says why, now and for ever
   };
 
@@ -37,13 +37,16 @@ class RecordSealer {
 
   // Moves bytes from the front of `plain` as records to the end of `wire`, at most
   // max(`wire_max`, kRecordOverhead + 1) bytes of these: records as large as they may be, several
-  // to a block. kSealed may leave bytes in `plain`, because of `wire_max` or, when something was
-  // sealed, because the pool refused more. Nothing is made of an empty chain: no empty record ever.
+  // to a block. kSealed may leave bytes in `plain`, because of `wire_max` or because the pool
+  // refused more than the one small record that there is always memory for. Nothing is made of an
+  // empty chain: no empty record ever.
   //
   // Errors: ResourceExhausted when the counter is used up, one record before its last, which gRPC's
   // C++ would not accept; FailedPrecondition after SealEnd; Internal when the cryptographic
   // library fails.
   Result Seal(BufferChain& plain, BufferChain& wire, size_t wire_max);
+  // Whether the pool refused a block to the last Seal.
+  bool short_of_room() const { return short_of_room_; }
   // Appends the record that ends this direction. Native mode only, and once: FailedPrecondition
   // otherwise.
   Result SealEnd(BufferChain& wire);
@@ -64,7 +67,7 @@ class RecordSealer {
  private:
   // The bytes of whole records that the next blocks shall hold.
   size_t PlanBatch(size_t plain, size_t wire_max) const;
-  // A chain of `size` bytes to write to, empty when the pool refuses.
+  // A chain of `size` bytes of the pool to write to, empty when it refuses.
   BufferChain AllocateWire(size_t size);
   bool SealRecord(ChainCursor& plain, ChainCursor& wire, size_t payload);
   Result Fail(absl::Status status);
@@ -73,6 +76,7 @@ class RecordSealer {
   BufferPool* pool_;
   const RecordMode mode_;
   bool ended_ = false;  // the end record was made
+  bool short_of_room_ = false;
   const uint32_t frame_max_;
   absl::Status status_;
 };

@@ -3,6 +3,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "base/error.h"
 #include "secure/seal_state.h"
 
@@ -10,8 +11,10 @@ PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 namespace {
 
-SealAttempt StartSeal(StreamPtr plain, absl::StatusOr<std::unique_ptr<Handshaker>> handshaker,
-                      SealOptions options, SealCallback done) {
+// How the handshaker comes, or came, to be.
+using StartState = absl::FunctionRef<void(SealState& state)>;
+
+SealAttempt StartSeal(StreamPtr plain, SealOptions options, SealCallback done, StartState start) {
   LoopCore& core = plain->loop().core();
   absl::StatusOr<SealLoop*> seal_loop = SealLoop::Of(core);
   if (!seal_loop.ok()) {
@@ -25,11 +28,7 @@ SealAttempt StartSeal(StreamPtr plain, absl::StatusOr<std::unique_ptr<Handshaker
   }
   const auto state = std::make_shared<SealState>(**seal_loop, std::move(plain), std::move(options),
                                                  std::move(done));
-  if (handshaker.ok()) {
-    state->Start(*std::move(handshaker));
-  } else {
-    state->Fail(handshaker.status());
-  }
+  start(*state);
   return SealAttempt(state);
 }
 
@@ -42,15 +41,20 @@ void SealAttempt::Cancel() {
 
 SealAttempt Seal(StreamPtr plain, std::unique_ptr<Handshaker> handshaker, SealOptions options,
                  SealCallback done) {
-  return internal::StartSeal(std::move(plain), std::move(handshaker), std::move(options),
-                             std::move(done));
+  return internal::StartSeal(
+      std::move(plain), std::move(options), std::move(done),
+      [&](internal::SealState& state) { state.Start(std::move(handshaker)); });
 }
 
-SealAttempt Seal(StreamPtr plain, const Credentials& credentials, HandshakeOptions handshake,
+SealAttempt Seal(StreamPtr plain, CredentialsPtr credentials, HandshakeOptions handshake,
                  SealOptions options, SealCallback done) {
-  if (handshake.peer_name.empty()) handshake.peer_name = plain->peer().ToString();
-  return internal::StartSeal(std::move(plain), credentials.NewHandshaker(handshake),
-                             std::move(options), std::move(done));
+  if (handshake.peer == SocketAddress()) handshake.peer = plain->peer();
+  if (handshake.local == SocketAddress()) handshake.local = plain->local();
+  if (handshake.peer_name.empty()) handshake.peer_name = handshake.peer.ToString();
+  return internal::StartSeal(std::move(plain), std::move(options), std::move(done),
+                             [&](internal::SealState& state) {
+                               state.Start(std::move(credentials), std::move(handshake));
+                             });
 }
 
 Listener::AcceptCallback SealAccepted(CredentialsPtr credentials, HandshakeOptions handshake,
@@ -60,7 +64,7 @@ Listener::AcceptCallback SealAccepted(CredentialsPtr credentials, HandshakeOptio
           options = std::move(options),
           on_sealed =
               std::make_shared<SealedAcceptCallback>(std::move(on_sealed))](StreamPtr accepted) {
-    Seal(std::move(accepted), *credentials, handshake, options,
+    Seal(std::move(accepted), credentials, handshake, options,
          [on_sealed](absl::StatusOr<StreamPtr> sealed) { (*on_sealed)(std::move(sealed)); });
   };
 }

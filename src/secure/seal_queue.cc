@@ -37,22 +37,28 @@ void SealQueue::Forget(const void* who) {
 }
 
 void SealQueue::PassOn() {
-  Waiter next;
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
+  std::unique_lock<std::mutex> lock(mutex_);
+  ++given_back_;
+  if (passing_on_) return;
+  passing_on_ = true;
+  while (given_back_ > 0) {
+    --given_back_;
     if (waiting_.empty()) {
       --running_;
-      return;
+      continue;
     }
-    next = std::move(waiting_.front());
+    Waiter next = std::move(waiting_.front());
     waiting_.pop_front();
     ++admitted_;
+    lock.unlock();
+    // A ticket that nobody takes up, because the loop has gone, comes back here inside this call.
+    next.loop.Post(
+        [admit = std::move(next.admit), ticket = SealTicket(shared_from_this())]() mutable {
+          std::move(admit)(std::move(ticket));
+        });
+    lock.lock();
   }
-  // A ticket that nobody takes up, because the loop has gone, passes itself on.
-  next.loop.Post(
-      [admit = std::move(next.admit), ticket = SealTicket(shared_from_this())]() mutable {
-        std::move(admit)(std::move(ticket));
-      });
+  passing_on_ = false;
 }
 
 SealLimiterStats SealQueue::stats() const {

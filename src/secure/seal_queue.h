@@ -63,6 +63,8 @@ class SealQueue : public std::enable_shared_from_this<SealQueue> {
     Admit admit;
   };
 
+  // Takes a ticket back. One caller at a time hands tickets out, and those of the others with its
+  // own: however many wait for a loop that has gone, they are let go one after the other.
   void PassOn();
 
   const uint32_t running_max_;
@@ -70,6 +72,8 @@ class SealQueue : public std::enable_shared_from_this<SealQueue> {
   mutable std::mutex mutex_;
   std::deque<Waiter> waiting_;
   uint32_t running_ = 0;
+  uint32_t given_back_ = 0;  // tickets, not handed out again yet
+  bool passing_on_ = false;
   uint64_t admitted_ = 0;
   uint64_t refused_ = 0;
 };

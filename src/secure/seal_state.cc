@@ -5,6 +5,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "buffer/heap_buffer.h"
 #include "secure/sealed_stream.h"
 
 PENSTOCK_BEGIN_NAMESPACE
@@ -13,12 +14,6 @@ namespace {
 
 // How long a peer that was refused may take to read why.
 constexpr absl::Duration kTellMax = absl::Seconds(2);
-
-// Bytes from the heap, for what must not wait for the pool; sent and gone.
-Buffer HeapBuffer(std::string bytes) {
-  auto* const kept = new std::string(std::move(bytes));
-  return Buffer::FromExternal(kept->data(), kept->size(), [kept] { delete kept; });
-}
 
 // One step of a handshake, away from its loop. Says so when it is dropped unrun.
 class StepJob {
@@ -84,29 +79,24 @@ SealState::SealState(SealLoop& seal_loop, StreamPtr plain, SealOptions options, 
 
 // --- The caller's side ---
 
+void SealState::Start(std::unique_ptr<Handshaker> handshaker) {
+  handshaker_ = std::move(handshaker);
+  Join();
+}
+
+void SealState::Start(CredentialsPtr credentials, HandshakeOptions handshake) {
+  making_ = std::make_unique<Making>(Making{std::move(credentials), std::move(handshake)});
+  Join();
+}
+
 void SealState::Join() {
   self_ = shared_from_this();
   seal_loop_.Join(*this);
   seal_loop_.core().Defer(*this);
-}
-
-void SealState::Start(std::unique_ptr<Handshaker> handshaker) {
-  handshaker_ = std::move(handshaker);
-  handshaker_->SetWake([state = weak_from_this(), loop = loop_handle()] {
-    loop.Post([state] {
-      if (const auto self = state.lock()) self->OnWake();
-    });
-  });
   if (options_.deadline != absl::InfiniteDuration()) {
     deadline_.Arm(TimerWheel::DeadlineTick(seal_loop_.core().sys().Now(), options_.deadline),
                   [this] { OnDeadline(); });
   }
-  Join();
-}
-
-void SealState::Fail(absl::Status status) {
-  failure_ = std::move(status);
-  Join();
 }
 
 void SealState::Cancel() {
@@ -122,12 +112,17 @@ void SealState::Run() {
   if (!failure_.ok()) return End(Explain(failure_));
   switch (phase_) {
     case Phase::kNew:
-      return EnterQueue();
+      if (making_ == nullptr || !making_->credentials->PeerSpeaksFirst(making_->handshake)) {
+        return EnterQueue();
+      }
+      phase_ = Phase::kSilent;
+      return Read();
     case Phase::kAdmitted:
-      return Step();
+      return Begin();
     case Phase::kAuthorizing:
-      if (verdict_.has_value()) Advance(handshaker_->Authorize(*verdict_), true);
-      return;
+      if (!verdict_.has_value()) return;
+      shown_ = false;
+      return Advance(handshaker_->Authorize(*verdict_));
     case Phase::kWaiting:
       if (std::exchange(woken_, false)) Step();
       return;
@@ -137,7 +132,7 @@ void SealState::Run() {
 }
 
 void SealState::EnterQueue() {
-  if (options_.limiter == nullptr) return Step();
+  if (options_.limiter == nullptr) return Begin();
   SealQueue& queue = *options_.limiter->queue_;
   const auto admit = [state = weak_from_this()](SealTicket ticket) {
     const auto self = state.lock();
@@ -148,7 +143,7 @@ void SealState::EnterQueue() {
   };
   switch (queue.Enter(this, loop_handle(), admit, ticket_)) {
     case SealQueue::Answer::kAdmitted:
-      return Step();
+      return Begin();
     case SealQueue::Answer::kWaiting:
       phase_ = Phase::kQueued;
       return;
@@ -157,10 +152,26 @@ void SealState::EnterQueue() {
   }
 }
 
+void SealState::Begin() {
+  if (const std::unique_ptr<Making> making = std::move(making_)) {
+    absl::StatusOr<std::unique_ptr<Handshaker>> made =
+        making->credentials->NewHandshaker(making->handshake);
+    if (!made.ok()) return End(Explain(made.status()));
+    handshaker_ = *std::move(made);
+  }
+  handshaker_->SetWake([state = weak_from_this(), loop = loop_handle()] {
+    loop.Post([state] {
+      if (const auto self = state.lock()) self->OnWake();
+    });
+  });
+  Step();
+}
+
 void SealState::Step() {
-  const size_t allowed = options_.handshake_bytes_max - consumed_;
+  shown_ = std::exchange(begun_, true);
+  const size_t allowed = shown_ ? options_.handshake_bytes_max - consumed_ : 0;
   const std::string_view in = std::string_view(rest_).substr(0, allowed);
-  if (options_.executor == nullptr) return Advance(handshaker_->Step(in), false);
+  if (options_.executor == nullptr) return Advance(handshaker_->Step(in));
   phase_ = Phase::kStepping;
   (*options_.executor)(
       StepJob(weak_from_this(), loop_handle(), std::move(handshaker_), std::string(in)));
@@ -170,7 +181,7 @@ void SealState::OnStepped(std::unique_ptr<Handshaker> handshaker, Handshaker::Pr
   if (phase_ != Phase::kStepping) return;
   const std::shared_ptr<SealState> self = shared_from_this();
   handshaker_ = std::move(handshaker);
-  Advance(std::move(progress), false);
+  Advance(std::move(progress));
 }
 
 void SealState::OnJobDropped() {
@@ -179,18 +190,18 @@ void SealState::OnJobDropped() {
   End(Explain(absl::CancelledError("the executor dropped the handshake")));
 }
 
-// `look_again`: what had come before has not been looked at.
-void SealState::Advance(Handshaker::Progress progress, bool look_again) {
+void SealState::Advance(Handshaker::Progress progress) {
   consumed_ += progress.consumed;
   rest_.erase(0, progress.consumed);
   if (!progress.out.empty()) Send(std::move(progress.out));
   switch (progress.state) {
     case Handshaker::State::kMore:
-      if (look_again && !rest_.empty()) return Step();
+      if (!shown_ && !rest_.empty()) return Step();
       if (consumed_ + rest_.size() >= options_.handshake_bytes_max) {
         return Tell(absl::ResourceExhaustedError(absl::StrCat(
             "the peer sent ", options_.handshake_bytes_max, " bytes and no end of its handshake")));
       }
+      phase_ = Phase::kReading;
       return Read();
     case Handshaker::State::kAuthorize:
       return Ask();
@@ -206,7 +217,6 @@ void SealState::Advance(Handshaker::Progress progress, bool look_again) {
 }
 
 void SealState::Read() {
-  phase_ = Phase::kReading;
   plain_->ReadReady([this](absl::StatusOr<Buffer> data) { OnRead(std::move(data)); });
 }
 
@@ -215,16 +225,23 @@ void SealState::OnRead(absl::StatusOr<Buffer> data) {
   if (data.ok()) {
     rest_.append(data->data(), data->size());
     *data = Buffer();
-    return Step();
+    return phase_ == Phase::kSilent ? EnterQueue() : Step();
   }
-  if (IsEof(data.status())) return End(Explain(handshaker_->OnPeerEnd()));
+  if (IsEof(data.status())) {
+    return End(Explain(handshaker_ != nullptr
+                           ? handshaker_->OnPeerEnd()
+                           : absl::DataLossError("the peer ended the stream without a word")));
+  }
   End(Explain(data.status()));
 }
 
 void SealState::Ask() {
   phase_ = Phase::kAuthorizing;
   verdict_.reset();
-  if (!options_.authorize) return Advance(handshaker_->Authorize(absl::OkStatus()), true);
+  if (!options_.authorize) {
+    shown_ = false;
+    return Advance(handshaker_->Authorize(absl::OkStatus()));
+  }
   options_.authorize(handshaker_->peer(), *plain_, VerdictGiver(weak_from_this()));
 }
 
@@ -284,7 +301,8 @@ void SealState::OnDeadline() {
   const std::shared_ptr<SealState> self = shared_from_this();
   if (phase_ == Phase::kTelling) return End(absl::CancelledError());
   seal_loop_.core().counters().deadlines.Add(1);
-  const std::string missing = phase_ == Phase::kQueued        ? "its turn"
+  const std::string missing = phase_ == Phase::kSilent        ? "the peer's first bytes"
+                              : phase_ <= Phase::kAdmitted    ? "its turn"
                               : phase_ == Phase::kAuthorizing ? "the authorization"
                               : handshaker_ == nullptr        ? "the executor"
                                                               : std::string(handshaker_->phase());

@@ -59,9 +59,10 @@ class SealState final : public std::enable_shared_from_this<SealState>,
                         private Deferred {
  public:
   SealState(SealLoop& seal_loop, StreamPtr plain, SealOptions options, SealCallback done);
-  // Both keep it alive until it has called back. Fail: with `status`, and no handshake.
+  // Both keep it alive until it has called back. The second makes the handshaker when it is to
+  // begin.
   void Start(std::unique_ptr<Handshaker> handshaker);
-  void Fail(absl::Status status);
+  void Start(CredentialsPtr credentials, HandshakeOptions handshake);
   void Cancel();
 
   // From other threads by way of the loop, and from the caller's authorization.
@@ -73,8 +74,9 @@ class SealState final : public std::enable_shared_from_this<SealState>,
  private:
   enum class Phase : uint8_t {
     kNew,       // Run has not been called yet
+    kSilent,    // waits for the peer's first bytes
     kQueued,    // waits for a ticket
-    kAdmitted,  // has one; the first step is next
+    kAdmitted,  // has one; Begin is next
     kStepping,  // the Handshaker is on the executor
     kReading,
     kAuthorizing,  // the answer may be there, in verdict_
@@ -83,11 +85,18 @@ class SealState final : public std::enable_shared_from_this<SealState>,
     kEnded,
   };
 
+  // What NewHandshaker is called with, until it is.
+  struct Making {
+    CredentialsPtr credentials;
+    HandshakeOptions handshake;
+  };
+
   void Join();
   void Run();
   void EnterQueue();
+  void Begin();
   void Step();
-  void Advance(Handshaker::Progress progress, bool look_again);
+  void Advance(Handshaker::Progress progress);
   void Read();
   void OnRead(absl::StatusOr<Buffer> data);
   void Ask();
@@ -108,12 +117,15 @@ class SealState final : public std::enable_shared_from_this<SealState>,
   StreamPtr plain_;
   LoopAnchor anchor_;
   std::unique_ptr<Handshaker> handshaker_;
+  std::unique_ptr<Making> making_;
   SealOptions options_;
   SealCallback done_;
   SealTicket ticket_;
   CallbackTimer deadline_;
   Phase phase_ = Phase::kNew;
   bool woken_ = false;
+  bool begun_ = false;  // the Handshaker has made its first step, which is shown no bytes
+  bool shown_ = false;  // its last step was shown rest_
   std::optional<absl::Status> verdict_;
   absl::Status failure_;  // not OK: Run ends it with this
   std::string rest_;      // received and not consumed

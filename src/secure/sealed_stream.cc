@@ -51,6 +51,7 @@ SealedStream::SealedStream(SealLoop& seal_loop, StreamPtr below, const Handshake
     : Deferred([](Deferred* node) { static_cast<SealedStream*>(node)->Service(); }),
       seal_loop_(&seal_loop),
       below_(std::move(below)),
+      mode_(keys.mode),
       bounds_(below_->send_bounds()) {
   BufferPool& pool = seal_loop.core().pool();
   opener_.emplace(std::move(receive), pool, keys.mode, keys.receive_frame_max);
@@ -162,7 +163,7 @@ void SealedStream::Drop() {
 }
 
 bool SealedStream::EndsInOrder() const {
-  return seal_loop_ != nullptr && sealer_->mode() == RecordMode::kNative && write_end_.ok() &&
+  return seal_loop_ != nullptr && mode_ == RecordMode::kNative && write_end_.ok() &&
          written_ == bytes_out_ && write_side_ != WriteSide::kShut;
 }
 
@@ -300,7 +301,7 @@ bool SealedStream::RunWriteDone() {
     if (write_end_.ok()) return false;
     status = write_end_;
   }
-  DoneCallback done = std::exchange(first_write_.done, nullptr);
+  DoneCallback done = std::move(first_write_.done);  // leaves it empty
   if (extras_ != nullptr && !extras_->more_writes.empty()) {
     first_write_ = extras_->more_writes.pop();
   }
@@ -381,7 +382,7 @@ RecordOpener::Result SealedStream::Open(Buffer& bytes) {
 void SealedStream::Deliver(absl::StatusOr<Buffer> result) {
   read_cancelled_ = false;
   read_below_ = absl::OkStatus();
-  ReadCallback done = std::exchange(read_done_, nullptr);
+  ReadCallback done = std::move(read_done_);  // leaves it empty
   std::move(done)(std::move(result));
 }
 
@@ -403,6 +404,7 @@ void SealedStream::Settle() {
   if (released_ && !lingering_) return;
   const bool sending = write_end_.ok();
   Pump();
+  if (!write_end_.ok() || write_side_ >= WriteSide::kEndSent) sealer_.reset();
   if (lingering_ && !write_end_.ok()) return FinishLinger();
   if (sending && !write_end_.ok()) seal_loop_->core().Defer(*this);  // those who wait hear of it
   if (released_) return;
@@ -427,8 +429,11 @@ void SealedStream::OnReadBelow(absl::StatusOr<Buffer> data) {
     hungry_ = false;
   } else if (IsEof(data.status())) {
     wire_ended_ = true;
-  } else {
+  } else if (read_cancelled_ || IsDeadlineExceeded(data.status())) {
     read_below_ = data.status();
+  } else {
+    read_end_ = data.status();
+    DropReceived();
   }
   Service();
 }
@@ -462,16 +467,17 @@ void SealedStream::SealQueued(BufferChain& wire) {
   if (released_) return;
   plain.Append(std::exchange(plain_, {}));
   plain_ = std::move(plain);
-  if (result == RecordSealer::Result::kNoRoom) seal_loop_->WaitForRoom(*this);
+  // What was sealed has left without room; but nobody shall take more than a little while others
+  // need some to receive.
+  if (sealer_->short_of_room()) seal_loop_->WaitForRoom(*this);
   if (result == RecordSealer::Result::kError) Fail(Explain(sealer_->status(), "write to"));
 }
 
 // True when the direction may be shut after `wire`.
 bool SealedStream::SealEnd(BufferChain& wire) {
-  if (sealer_->mode() == RecordMode::kGrpc) return true;
+  if (mode_ == RecordMode::kGrpc) return true;
   const RecordSealer::Result result = sealer_->SealEnd(wire);
   seal_loop_->OnUse();
-  if (result == RecordSealer::Result::kNoRoom) seal_loop_->WaitForRoom(*this);
   if (result == RecordSealer::Result::kError) Fail(Explain(sealer_->status(), "write to"));
   return result == RecordSealer::Result::kSealed;
 }

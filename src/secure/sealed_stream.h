@@ -153,8 +153,10 @@ class SealedStream final : public Stream, private SealMember, private Deferred, 
   SealLoop* seal_loop_;  // null once the loop is gone
   StreamPtr below_;
   std::optional<RecordOpener> opener_;  // none once reading has ended
-  std::optional<RecordSealer> sealer_;  // none once sending has failed
+  // None once sending has failed or ended: neither its key nor its context is needed any more.
+  std::optional<RecordSealer> sealer_;
 
+  const RecordMode mode_;
   WriteSide write_side_ = WriteSide::kOpen;
   uint8_t holds_ = 1;
   bool in_service_ : 1 = false;

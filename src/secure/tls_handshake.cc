@@ -18,6 +18,7 @@ class TlsCredentials final : public Credentials {
       const HandshakeOptions& options) const override {
     return internal::TlsHandshaker::Make(context_, options);
   }
+  bool PeerSpeaksFirst(const HandshakeOptions& options) const override { return options.server; }
 
  private:
   const std::shared_ptr<const internal::TlsContext> context_;

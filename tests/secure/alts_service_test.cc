@@ -3,6 +3,7 @@
 
 #include <functional>
 
+#include "testing/allocations.h"
 #include "testing/alts_fake_service.h"
 #include "testing/handshake_pair.h"
 
@@ -88,6 +89,31 @@ TEST(AltsService, AsksForWhatItWasToldTo) {
   EXPECT_EQ(service.requests()[1].kind, AltsFakeRequest::Kind::kServerStart);
   EXPECT_EQ(service.requests()[1].in_bytes, "ClientInit");
   EXPECT_EQ(service.requests()[2].kind, AltsFakeRequest::Kind::kNext);
+}
+
+// Answers that nobody looks at may hold a key as well.
+TEST(AltsService, WipesAnswersThatItDoesNotTake) {
+  if (!CanCountAllocations()) GTEST_SKIP() << "a sanitizer keeps its own allocator";
+  const absl::StatusOr<std::string> secret = std::string("a key of a service that speaks unasked");
+  DeletedWatch watch(*secret);
+  { const std::string unwiped = *secret; }
+  ASSERT_EQ(watch.found(), 1) << "the watch works";
+  {
+    // One that waits to be taken, and one beside it; neither is, for the handshake is given up.
+    AltsFakeService service;
+    service.at_once = false;
+    const auto pump = AltsPump(service);
+    service.Interrupt(secret);
+    service.Interrupt(secret);
+  }
+  {
+    AltsFakeService service;
+    const auto pump = AltsPump(service);
+    pump->Run();
+    ASSERT_TRUE(pump->client.done() && pump->server.done()) << AltsEnds(*pump);
+    service.Interrupt(secret);
+  }
+  EXPECT_EQ(watch.found(), 1);
 }
 
 TEST(AltsService, WaitsForTheServiceAndIsWoken) {

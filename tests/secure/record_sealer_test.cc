@@ -168,7 +168,8 @@ TEST(RecordSealer, NothingMakesNoRecord) {
   }
 }
 
-TEST(RecordSealer, APoolWithoutRoomCostsNothing) {
+// What is queued may fill the pool: it is sealed all the same, a small record at a time.
+TEST(RecordSealer, GoesOnWithoutRoomInThePool) {
   RecordKit kit(PoolOptions{.bytes_max = 128 * 1024});
   RecordSealer sealer = kit.Sealer({.frame_max = kRecordFrameGrpc});
   const std::string bytes = PatternBytes(5, 0, 16'360 * 3);
@@ -177,20 +178,22 @@ TEST(RecordSealer, APoolWithoutRoomCostsNothing) {
 
   Buffer hog = *kit.pool().Allocate(64 * 1024);
   Buffer second = *kit.pool().Allocate(32 * 1024), third = *kit.pool().Allocate(32 * 1024);
-  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kNoRoom);
-  EXPECT_TRUE(sealer.status().ok());
-  EXPECT_EQ(plain.size(), bytes.size());
-  EXPECT_EQ(wire.size(), 0u);
-  EXPECT_EQ(sealer.keys().counter(), 0u);
+  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kSealed);
+  EXPECT_EQ(wire.size(), 4096u);
+  EXPECT_TRUE(sealer.short_of_room());
+  EXPECT_EQ(sealer.Seal(plain, wire, 100), Result::kSealed);
+  EXPECT_EQ(wire.size(), 4196u);
+  EXPECT_EQ(sealer.keys().counter(), 2u);
 
   // Room for two records but not for the batch: they are sealed one by one.
   third.Reset();
   EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kSealed);
-  EXPECT_EQ(wire.size(), 2u * kRecordFrameGrpc);
-  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kNoRoom);
+  EXPECT_EQ(wire.size(), 4196u + 2u * kRecordFrameGrpc);
+  EXPECT_TRUE(sealer.short_of_room());
   hog.Reset();
   EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kSealed);
   EXPECT_TRUE(plain.empty());
+  EXPECT_FALSE(sealer.short_of_room());
   second.Reset();
   RecordKit other;
   RecordOpener opener = other.Opener({});
@@ -202,9 +205,9 @@ TEST(RecordSealer, SpreadRecordsNeedAllTheirRoomAtOnce) {
   RecordSealer sealer = kit.Sealer({.frame_max = kRecordFrameMax});
   const std::string bytes(200'000, 'b');
   BufferChain plain(Buffer::FromExternal(bytes.data(), bytes.size(), [] {})), wire;
-  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kNoRoom);
-  EXPECT_EQ(plain.size(), bytes.size());
-  EXPECT_EQ(sealer.keys().counter(), 0u);
+  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kSealed);
+  EXPECT_EQ(wire.size(), 4096u);
+  EXPECT_EQ(sealer.keys().counter(), 1u);
   EXPECT_EQ(kit.pool().Stats().live, 0u);
 }
 
@@ -272,15 +275,13 @@ TEST(RecordSealer, HasNoEndToSealTwiceNorInGrpcMode) {
   EXPECT_EQ(wire.size(), kRecordOverhead);
 }
 
-TEST(RecordSealer, AnEndWithoutRoomComesLater) {
+TEST(RecordSealer, AnEndNeedsNoRoom) {
   RecordKit kit(PoolOptions{.bytes_max = 4096});
   RecordSealer sealer = kit.Sealer({.mode = RecordMode::kNative});
   Buffer hog = *kit.pool().Allocate(4096);
   BufferChain wire;
-  EXPECT_EQ(sealer.SealEnd(wire), Result::kNoRoom);
-  EXPECT_EQ(sealer.keys().counter(), 0u);
-  hog.Reset();
   EXPECT_EQ(sealer.SealEnd(wire), Result::kSealed);
+  EXPECT_EQ(wire.size(), kRecordOverhead);
 }
 
 TEST(RecordSealer, OneThatMovesGoesOnWhereItWas) {

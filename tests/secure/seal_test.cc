@@ -2,6 +2,7 @@
 // early. The handshakes themselves are tested without streams.
 #include <penstock/seal.h>
 
+#include <algorithm>
 #include <deque>
 #include <memory>
 #include <string>
@@ -46,11 +47,11 @@ class SealTest : public Harness {
     return options;
   }
   void SealClient(StreamPtr plain, Outcome& outcome, SealOptions options = {}) {
-    Seal(std::move(plain), *ClientCredentials(), ClientOptions(), std::move(options),
+    Seal(std::move(plain), ClientCredentials(), ClientOptions(), std::move(options),
          outcome.Done());
   }
   void SealServer(StreamPtr plain, Outcome& outcome, SealOptions options = {}) {
-    Seal(std::move(plain), *ServerCredentials(), ServerOptions(), std::move(options),
+    Seal(std::move(plain), ServerCredentials(), ServerOptions(), std::move(options),
          outcome.Done());
   }
   bool Ended(const Outcome& one, const Outcome& other) {
@@ -85,7 +86,7 @@ TEST_P(SealTest, WhatIsSentAtOnceAfterTheHandshakeIsNotLost) {
   StreamPair pair = Pair();
   Outcome client;
   StreamPtr server;
-  Seal(std::move(pair.server), *ServerCredentials(), ServerOptions(), {},
+  Seal(std::move(pair.server), ServerCredentials(), ServerOptions(), {},
        [&](absl::StatusOr<StreamPtr> sealed) {
          ASSERT_TRUE(sealed.ok()) << sealed.status();
          server = *std::move(sealed);
@@ -128,7 +129,7 @@ TEST_P(SealTest, AStrangerIsRefusedAndBothEndsSayWhy) {
   StreamPair pair = Pair();
   Outcome client, server;
   SealServer(std::move(pair.server), server);
-  Seal(std::move(pair.client), *credentials, ClientOptions(), {}, client.Done());
+  Seal(std::move(pair.client), credentials, ClientOptions(), {}, client.Done());
   ASSERT_TRUE(Ended(client, server));
   EXPECT_TRUE(absl::IsUnauthenticated(client.status())) << client.status();
   EXPECT_TRUE(absl::IsUnauthenticated(server.status())) << server.status();
@@ -299,7 +300,7 @@ TEST_P(SealTest, CancelEndsItOnceAndNotInside) {
   StreamPair pair = Pair();
   Outcome server;
   SealAttempt attempt =
-      Seal(std::move(pair.server), *ServerCredentials(), ServerOptions(), {}, server.Done());
+      Seal(std::move(pair.server), ServerCredentials(), ServerOptions(), {}, server.Done());
   Settle();
   attempt.Cancel();
   attempt.Cancel();
@@ -315,7 +316,7 @@ TEST_P(SealTest, OptionsThatDoNotFitEndItInALaterTurn) {
   Outcome outcome;
   HandshakeOptions options = ClientOptions();
   options.verify_name = "";
-  Seal(std::move(pair.client), *ClientCredentials(), options, {}, outcome.Done());
+  Seal(std::move(pair.client), ClientCredentials(), options, {}, outcome.Done());
   EXPECT_FALSE(outcome.ended);
   ASSERT_TRUE(Drive([&] { return outcome.ended; }));
   EXPECT_FALSE(outcome.status().ok());
@@ -325,23 +326,26 @@ TEST_P(SealTest, ALimiterLetsSomeRunSomeWaitAndRefusesTheRest) {
   auto limiter = std::make_shared<SealLimiter>(1, 1);
   SealOptions limited;
   limited.limiter = limiter;
-  std::vector<StreamPair> pairs;
-  for (int i = 0; i < 3; ++i) pairs.push_back(Pair());
+  AuthorizeAnswer answer;  // what the first, which runs, waits for
+  limited.authorize = [&](const PeerIdentity&, const Stream&, AuthorizeAnswer given) {
+    answer = std::move(given);
+  };
   std::deque<Outcome> servers(3), clients(3);
   for (int i = 0; i < 3; ++i) {
-    SealServer(std::move(pairs[i].server), servers[i], limited);
+    StreamPair pair = Pair();
+    SealServer(std::move(pair.server), servers[i], limited);
+    SealClient(std::move(pair.client), clients[i]);
+    ASSERT_TRUE(Drive([&] { return i == 0 ? static_cast<bool>(answer) : true; }));
+    limited.authorize = nullptr;
     Settle();
   }
-  ASSERT_TRUE(Drive([&] { return servers[2].ended; }));
+  ASSERT_TRUE(Drive([&] { return servers[2].ended && clients[2].ended; }));
   EXPECT_TRUE(absl::IsResourceExhausted(servers[2].status())) << servers[2].status();
   EXPECT_EQ(limiter->stats().running, 1u);
   EXPECT_EQ(limiter->stats().waiting, 1u);
   EXPECT_EQ(limiter->stats().refused, 1u);
-  // The second waits for the first, although its peer is there.
-  SealClient(std::move(pairs[1].client), clients[1]);
-  Settle();
-  EXPECT_FALSE(servers[1].ended);
-  SealClient(std::move(pairs[0].client), clients[0]);
+  EXPECT_FALSE(servers[1].ended) << "it waits for the first, although its peer is there";
+  std::move(answer)(absl::OkStatus());
   ASSERT_TRUE(Ended(servers[0], servers[1]));
   EXPECT_TRUE(servers[0].status().ok()) << servers[0].status();
   EXPECT_TRUE(servers[1].status().ok()) << servers[1].status();
@@ -350,24 +354,96 @@ TEST_P(SealTest, ALimiterLetsSomeRunSomeWaitAndRefusesTheRest) {
   ASSERT_TRUE(Ended(clients[0], clients[1]));
 }
 
+TEST_P(SealTest, SilentPeersTakeNobodysTurn) {
+  auto limiter = std::make_shared<SealLimiter>(1, 1);
+  SealOptions limited;
+  limited.limiter = limiter;
+  std::deque<Outcome> silent(4);
+  std::vector<StreamPtr> peers;
+  for (Outcome& outcome : silent) {
+    StreamPair pair = Pair();
+    SealServer(std::move(pair.server), outcome, limited);
+    peers.push_back(std::move(pair.client));
+  }
+  Settle();
+  EXPECT_EQ(limiter->stats().running + limiter->stats().waiting, 0u);
+  EXPECT_EQ(loop().Snapshot().pool.live, 0u);
+  StreamPair pair = Pair();
+  Outcome server, client;
+  SealServer(std::move(pair.server), server, limited);
+  SealClient(std::move(pair.client), client);
+  ASSERT_TRUE(Ended(server, client));
+  EXPECT_TRUE(server.status().ok()) << server.status();
+  EXPECT_EQ(limiter->stats().admitted, 1u);
+  // One that has said something waits for the rest in its turn, not for its turn.
+  peers[0]->Write(Chain("\x16"));
+  ASSERT_TRUE(Drive([&] { return limiter->stats().running == 1; }));
+  peers.clear();
+  ASSERT_TRUE(Drive([&] {
+    return std::ranges::all_of(silent, [](const Outcome& outcome) { return outcome.ended; });
+  }));
+  for (const Outcome& outcome : silent) EXPECT_FALSE(outcome.status().ok());
+  EXPECT_EQ(limiter->stats().running + limiter->stats().waiting, 0u);
+}
+
+// Credentials whose peer has the first word, or not, and that make no handshaker after all.
+class Choosy final : public Credentials {
+ public:
+  explicit Choosy(bool peer_first) : peer_first_(peer_first) {}
+  absl::StatusOr<std::unique_ptr<Handshaker>> NewHandshaker(
+      const HandshakeOptions& options) const override {
+    seen.push_back(options);
+    return absl::FailedPreconditionError("none for you");
+  }
+  bool PeerSpeaksFirst(const HandshakeOptions&) const override { return peer_first_; }
+
+  mutable std::vector<HandshakeOptions> seen;
+
+ private:
+  const bool peer_first_;
+};
+
+TEST_P(SealTest, AHandshakerIsMadeWhenItsTurnHasCome) {
+  for (bool peer_first : {false, true}) {
+    const auto credentials = std::make_shared<const Choosy>(peer_first);
+    StreamPair pair = Pair();
+    const SocketAddress local = pair.server->local(), peer = pair.server->peer();
+    Outcome outcome;
+    Seal(std::move(pair.server), credentials, {}, {}, outcome.Done());
+    EXPECT_TRUE(credentials->seen.empty()) << "not inside the call";
+    if (peer_first) {
+      Settle();
+      EXPECT_TRUE(credentials->seen.empty());
+      pair.client->Write(Chain("x"));
+    }
+    ASSERT_TRUE(Drive([&] { return outcome.ended; }));
+    EXPECT_TRUE(absl::IsFailedPrecondition(outcome.status())) << outcome.status();
+    ASSERT_EQ(credentials->seen.size(), 1u);
+    // A handshaker service is told who talks to whom.
+    EXPECT_EQ(credentials->seen[0].local, local);
+    EXPECT_EQ(credentials->seen[0].peer, peer);
+    EXPECT_EQ(credentials->seen[0].peer_name, peer.ToString());
+  }
+}
+
 TEST_P(SealTest, OneThatGivesUpWhileItWaitsLeavesTheQueue) {
   auto limiter = std::make_shared<SealLimiter>(1, 8);
   SealOptions limited;
   limited.limiter = limiter;
   StreamPair first = Pair(), second = Pair(), third = Pair();
-  Outcome one, two, three;
+  Outcome one, two, three, client;
+  for (const StreamPair* pair : {&first, &second}) pair->client->Write(Chain("\x16"));
   SealServer(std::move(first.server), one, limited);
-  Settle();
+  ASSERT_TRUE(Drive([&] { return limiter->stats().running == 1; }));
   limited.deadline = kShort;
   SealServer(std::move(second.server), two, limited);
   limited.deadline = absl::Seconds(30);
   SealServer(std::move(third.server), three, limited);
+  SealClient(std::move(third.client), client);
   ASSERT_TRUE(Drive([&] { return two.ended; }));
   EXPECT_TRUE(IsDeadlineExceeded(two.status())) << two.status();
-  EXPECT_EQ(limiter->stats().waiting, 1u);
+  ASSERT_TRUE(Drive([&] { return limiter->stats().waiting == 1; }));
   first.client.reset();  // the first fails, and it is the third one's turn
-  Outcome client;
-  SealClient(std::move(third.client), client);
   ASSERT_TRUE(Ended(client, three));
   EXPECT_TRUE(three.status().ok()) << three.status();
 }
@@ -415,16 +491,17 @@ TEST_P(SealTest, AHandshakeGoesWithItsLoopUnrun) {
   Executor executor = [&](absl::AnyInvocable<void() &&> job) { jobs.push_back(std::move(job)); };
   auto limiter = std::make_shared<SealLimiter>(2, 8);
   Fate reading, away, queued;
-  AuthorizeAnswer answer;
+  std::vector<StreamPtr> peers;
   const auto start = [&](Fate& fate, SealOptions options) {
     StreamPair pair = Pair();
+    pair.client->Write(Chain("\x16"));
     options.limiter = limiter;
-    Seal(std::move(pair.server), *ServerCredentials(), ServerOptions(), std::move(options),
+    Seal(std::move(pair.server), ServerCredentials(), ServerOptions(), std::move(options),
          [done = fate.OnDone()](absl::StatusOr<StreamPtr> sealed) mutable {
            std::move(done)(sealed.status());
          });
     Settle();
-    accepted().push_back(std::move(pair.client));  // keeps it open
+    peers.push_back(std::move(pair.client));
   };
   start(reading, {});
   SealOptions on_executor;
@@ -432,7 +509,7 @@ TEST_P(SealTest, AHandshakeGoesWithItsLoopUnrun) {
   start(away, on_executor);
   start(queued, {});
   EXPECT_EQ(limiter->stats().waiting, 1u);
-  accepted().clear();
+  peers.clear();
   TakeLoop().reset();
   for (const Fate* fate : {&reading, &away, &queued}) {
     EXPECT_EQ(fate->runs(), 0);

@@ -13,6 +13,7 @@
 #include <gtest/gtest.h>
 
 #include "secure/openssl_aead.h"
+#include "secure/seal_loop.h"
 #include "testing/harness.h"
 #include "testing/pattern.h"
 #include "testing/sealed_environment.h"
@@ -24,17 +25,20 @@ constexpr size_t kOverhead = kRecordOverhead;
 
 class SealedStreamTest : public Harness {
  protected:
-  // The server end of a new pair, sealed; the client end stays plain.
+  // One end of a pair, sealed with the keys of every test.
+  StreamPtr Sealed(StreamPtr plain, const InstantOptions& options) {
+    StreamPtr stream;
+    Seal(std::move(plain), InstantHandshaker(options), {}, [&](absl::StatusOr<StreamPtr> sealed) {
+      ASSERT_TRUE(sealed.ok()) << sealed.status();
+      stream = *std::move(sealed);
+    });
+    EXPECT_TRUE(Drive([&] { return stream != nullptr; }));
+    return stream;
+  }
+  // A new pair, its server end sealed; the client end stays plain.
   StreamPair HalfSealed(RecordMode mode, StreamOptions client = {}, StreamOptions server = {}) {
     StreamPair pair = Pair(client, server);
-    bool ended = false;
-    Seal(std::move(pair.server), InstantHandshaker({.mode = mode, .server = true}), {},
-         [&](absl::StatusOr<StreamPtr> sealed) {
-           ASSERT_TRUE(sealed.ok()) << sealed.status();
-           pair.server = *std::move(sealed);
-           ended = true;
-         });
-    EXPECT_TRUE(Drive([&] { return ended; }));
+    pair.server = Sealed(std::move(pair.server), {.mode = mode, .server = true});
     return pair;
   }
 
@@ -142,14 +146,7 @@ TEST_P(SealedStreamTest, BytesAfterTheEndAreAnError) {
 TEST_P(SealedStreamTest, TheModesVouchForTheirEndsOrNot) {
   for (RecordMode mode : {RecordMode::kNative, RecordMode::kGrpc}) {
     StreamPair pair = HalfSealed(mode);
-    StreamPtr plain = std::move(pair.client);
-    bool ended = false;
-    Seal(std::move(plain), InstantHandshaker({.mode = mode}), {},
-         [&](absl::StatusOr<StreamPtr> sealed) {
-           pair.client = *std::move(sealed);
-           ended = true;
-         });
-    ASSERT_TRUE(Drive([&] { return ended; }));
+    pair.client = Sealed(std::move(pair.client), {.mode = mode});
     Exchange(*pair.client, *pair.server, "to the server");
     ASSERT_TRUE(Shutdown(*pair.client).ok());
     const absl::Status end = Read(*pair.server).status();
@@ -210,28 +207,52 @@ TEST_P(SealedStreamTest, ARecordThatDripsPinsAtMostTwiceWhatCame) {
   EXPECT_EQ(pair.server->stats().sealed_pinned_bytes, 0u);
 }
 
-TEST_P(SealedStreamTest, WithoutRoomInThePoolAWriteWaitsAndGoesOn) {
+// What is queued is what fills the pool: nobody else could make room for its records.
+TEST_P(SealedStreamTest, WritesThatFillThePoolAreSent) {
   LoopOptions options;
   options.pool_options.bytes_max = 4 << 20;
   RemakeLoop(std::move(options));
   StreamPair pair = HalfSealed(RecordMode::kNative);
-  std::vector<Buffer> all;
-  for (size_t size : {size_t{256} << 10, size_t{4} << 10, size_t{256}}) {
-    while (Buffer block = loop().pool().TryAllocate(size)) all.push_back(std::move(block));
+  BufferChain all;
+  // No larger than what the wire takes before its reader, who shares the pool, needs a block.
+  for (size_t size : {size_t{16} << 10, size_t{256}}) {
+    while (Buffer block = loop().pool().TryAllocate(size)) {
+      const size_t at = all.size();
+      block.Extend(size);
+      FillPattern({block.mutable_data(), size}, 3, at);
+      all.Append(std::move(block));
+    }
   }
-  const std::string bytes = PatternBytes(3, 0, 100'000);
+  const size_t written = all.size();
+  ASSERT_GT(written, size_t{3} << 20);
   Fate write, shutdown;
-  pair.server->Write(Buffer::FromExternal(bytes.data(), bytes.size(), [] {}), write.OnDone());
+  pair.server->Write(std::move(all), write.OnDone());
   pair.server->ShutdownWrite(shutdown.OnDone());
-  Settle();
-  EXPECT_FALSE(write.ended());
-  EXPECT_EQ(pair.server->stats().queued_bytes, bytes.size());
-  all.clear();
-  const Received received = ReadToEnd(*pair.client);
-  EXPECT_GT(received.data.size(), bytes.size());
-  ASSERT_TRUE(Drive([&] { return write.ended() && shutdown.ended(); }));
+  PatternReader pattern(Sealed(std::move(pair.client), {}), 3);
+  pattern.Start();
+  ASSERT_TRUE(Drive([&] { return write.ended() && shutdown.ended() && pattern.ended(); }));
   EXPECT_TRUE(write.status().ok()) << write.status();
   EXPECT_TRUE(shutdown.status().ok()) << shutdown.status();
+  EXPECT_TRUE(pattern.intact());
+  EXPECT_EQ(pattern.received(), written);
+  EXPECT_TRUE(IsEof(pattern.end())) << pattern.end();
+}
+
+// A key that has no more to seal is wiped, and its cipher context given up, at once.
+TEST_P(SealedStreamTest, TheSendingKeyGoesWithTheSendingSide) {
+  const auto contexts = [&] { return (*SealLoop::Of(loop().core()))->contexts()->live(); };
+  for (bool in_order : {true, false}) {
+    StreamPair pair = HalfSealed(RecordMode::kGrpc);
+    ASSERT_TRUE(Write(*pair.server, "seals").ok());
+    EXPECT_EQ(contexts(), 1u);
+    if (in_order) {
+      ASSERT_TRUE(Shutdown(*pair.server).ok());
+    } else {
+      pair.server->Abort();
+      Settle();
+    }
+    EXPECT_EQ(contexts(), 0u);
+  }
 }
 
 TEST_P(SealedStreamTest, ReleasingWhatWasSealedMayDestroyTheStream) {
@@ -278,8 +299,7 @@ TEST_P(SealedStreamTest, AnEndThatIsOwedIsSentAlthoughThePoolIsDry) {
     while (Buffer block = loop().pool().TryAllocate(size)) all.push_back(std::move(block));
   }
   pair.server.reset();
-  Settle();
-  EXPECT_EQ(loop().Snapshot().open, 2u) << "it waits for room to say its end";
+  EXPECT_TRUE(Drive([&] { return loop().Snapshot().open == 1; })) << "the server's has closed";
   all.clear();
   const Received received = ReadToEnd(*pair.client);
   EXPECT_EQ(received.data.size(), kOverhead);

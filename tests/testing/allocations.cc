@@ -1,6 +1,9 @@
 #include "testing/allocations.h"
 
+#include <malloc.h>
+
 #include <cstdlib>
+#include <cstring>
 #include <new>
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -16,6 +19,8 @@
 
 namespace {
 constinit thread_local int64_t allocations = 0;
+constinit thread_local std::string_view watched_needle;
+constinit thread_local int64_t deleted_with_needle = 0;
 }  // namespace
 
 #if PENSTOCK_COUNT_ALLOCATIONS
@@ -25,8 +30,15 @@ void* operator new(size_t size) {
   if (void* memory = std::malloc(size != 0 ? size : 1)) return memory;
   throw std::bad_alloc();
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+void operator delete(void* memory) noexcept {
+  if (memory != nullptr && !watched_needle.empty() &&
+      ::memmem(memory, ::malloc_usable_size(memory), watched_needle.data(),
+               watched_needle.size()) != nullptr) {
+    ++deleted_with_needle;
+  }
+  std::free(memory);
+}
+void operator delete(void* memory, size_t) noexcept { operator delete(memory); }
 // NOLINTEND(misc-new-delete-overloads)
 #endif
 
@@ -36,6 +48,15 @@ namespace internal {
 bool CanCountAllocations() { return PENSTOCK_COUNT_ALLOCATIONS != 0; }
 
 int64_t AllocationsOnThisThread() { return allocations; }
+
+DeletedWatch::DeletedWatch(std::string_view needle) {
+  deleted_with_needle = 0;
+  watched_needle = needle;
+}
+
+DeletedWatch::~DeletedWatch() { watched_needle = {}; }
+
+int64_t DeletedWatch::found() const { return deleted_with_needle; }
 
 }  // namespace internal
 PENSTOCK_END_NAMESPACE
