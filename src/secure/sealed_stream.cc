@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/error.h"
+#include "engine/connection.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -429,13 +430,18 @@ void SealedStream::OnReadBelow(absl::StatusOr<Buffer> data) {
     hungry_ = false;
   } else if (IsEof(data.status())) {
     wire_ended_ = true;
-  } else if (read_cancelled_ || IsDeadlineExceeded(data.status())) {
+  } else if (BelowGoesOn() && (read_cancelled_ || IsDeadlineExceeded(data.status()))) {
     read_below_ = data.status();
   } else {
     read_end_ = data.status();
     DropReceived();
   }
   Service();
+}
+
+bool SealedStream::BelowGoesOn() const {
+  const Connection* const connection = below_->connection();
+  return connection == nullptr || connection->state() == ConnectionState::kOpen;
 }
 
 void SealedStream::Pump() {

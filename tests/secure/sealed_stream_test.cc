@@ -207,6 +207,39 @@ TEST_P(SealedStreamTest, ARecordThatDripsPinsAtMostTwiceWhatCame) {
   EXPECT_EQ(pair.server->stats().sealed_pinned_bytes, 0u);
 }
 
+// However the stream below ends for good, nothing is kept of a record that will never be whole.
+TEST_P(SealedStreamTest, AnEndBelowLeavesNoPartOfARecordBehind) {
+  const std::string wire = Records(RecordMode::kNative, {PatternBytes(6, 0, 1000)}, false);
+  for (bool by_deadline : {false, true}) {
+    StreamPair pair = HalfSealed(RecordMode::kNative);
+    ASSERT_TRUE(Write(*pair.client, wire.substr(0, 500)).ok());
+    Fate read;
+    pair.server->ReadReady(read.OnRead());
+    ASSERT_TRUE(Drive([&] { return pair.server->stats().sealed_pinned_bytes > 0; }));
+    if (by_deadline) {
+      pair.server->SetIdleDeadline(absl::Milliseconds(1));
+    } else {
+      pair.server->Abort();
+    }
+    ASSERT_TRUE(Drive([&] { return read.ended(); }));
+    EXPECT_FALSE(read.status().ok());
+    EXPECT_EQ(pair.server->stats().sealed_pinned_bytes, 0u);
+    EXPECT_EQ(Read(*pair.server).status().code(), read.status().code()) << "and again";
+  }
+}
+
+TEST_P(SealedStreamTest, ADeadlineOfOneReadLosesNoPartOfARecord) {
+  const std::string payload = PatternBytes(6, 0, 1000);
+  const std::string wire = Records(RecordMode::kNative, {payload}, false);
+  StreamPair pair = HalfSealed(RecordMode::kNative);
+  pair.server->SetReadDeadline(absl::Milliseconds(1));
+  ASSERT_TRUE(Write(*pair.client, wire.substr(0, 500)).ok());
+  EXPECT_TRUE(IsDeadlineExceeded(Read(*pair.server).status()));
+  pair.server->SetReadDeadline(absl::InfiniteDuration());
+  ASSERT_TRUE(Write(*pair.client, wire.substr(500)).ok());
+  EXPECT_EQ(ReadUpTo(*pair.server, 1000).data, payload);
+}
+
 // What is queued is what fills the pool: nobody else could make room for its records.
 TEST_P(SealedStreamTest, WritesThatFillThePoolAreSent) {
   LoopOptions options;
