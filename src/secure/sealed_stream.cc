@@ -430,7 +430,7 @@ void SealedStream::OnReadBelow(absl::StatusOr<Buffer> data) {
     hungry_ = false;
   } else if (IsEof(data.status())) {
     wire_ended_ = true;
-  } else if (BelowGoesOn() && (read_cancelled_ || IsDeadlineExceeded(data.status()))) {
+  } else if (GoesOnAfter(data.status())) {
     read_below_ = data.status();
   } else {
     read_end_ = data.status();
@@ -439,9 +439,12 @@ void SealedStream::OnReadBelow(absl::StatusOr<Buffer> data) {
   Service();
 }
 
-bool SealedStream::BelowGoesOn() const {
+bool SealedStream::GoesOnAfter(const absl::Status& end) const {
+  if (IsCancelled(end)) return read_cancelled_;
+  // A deadline may end one read, or the stream below.
   const Connection* const connection = below_->connection();
-  return connection == nullptr || connection->state() == ConnectionState::kOpen;
+  return IsDeadlineExceeded(end) &&
+         (connection == nullptr || connection->state() == ConnectionState::kOpen);
 }
 
 void SealedStream::Pump() {

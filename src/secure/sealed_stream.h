@@ -127,8 +127,8 @@ class SealedStream final : public Stream, private SealMember, private Deferred, 
   RecordOpener::Result Open(Buffer& bytes);
   void Deliver(absl::StatusOr<Buffer> result);
   void OnReadBelow(absl::StatusOr<Buffer> data);
-  // False once the stream below has ended for good: a deadline may end one read or everything.
-  bool BelowGoesOn() const;
+  // Whether another read of the stream below may bring bytes although one ended like this.
+  bool GoesOnAfter(const absl::Status& end) const;
   // Seals what is queued, and the end after it, and hands it down; one batch at a time.
   void Pump();
   void SealQueued(BufferChain& wire);
