@@ -8,7 +8,7 @@ at `flow`, flow_source sends to flow_sink, which drops what comes; at `transfer`
 a file, which it reads, hashes and writes.
 
 Sealing has a ceiling: what a plain exchange costs, plus what AES-GCM costs in a bare loop of the
-same OpenSSL (BARE_US). Told is how much of that ceiling a sealed server reaches *in the same round*:
+same OpenSSL, which seal_bench measures beside each sealed server. Told is how much of that ceiling a sealed server reaches *in the same round*:
 for processor time, (plain + bare) / sealed; for the rate, sealed / the rate that is left when the
 bare cost is added to the time of each request. A server's processor time is the more trustworthy
 figure: the client, which seals as well, is saturated before it.
@@ -49,7 +49,8 @@ POINTS = {
 }
 
 # Microseconds of AES-128-GCM for one message of that size, in records of 16 KiB: to seal, to open.
-# Measured in a bare loop that reuses its context and changes the IV alone (OpenSSL 3.0, VAES).
+# For where seal_bench is not built; from a bare loop that reuses its context and changes the IV alone
+# (OpenSSL 3.0, VAES, a machine in good mood: the same one may take twice as long an hour later).
 BARE_US = {64: (0.225, 0.204), 1024: (0.369, 0.344), 16384: (2.732, 2.650),
            65536: (4 * 2.732, 4 * 2.650)}
 
@@ -58,7 +59,8 @@ PATIENCE_SECONDS = 60
 
 # Field -> what the program is called.
 PROGRAMS = {"server": "echo_server", "client": "echo_client", "grpc": "grpc_alts_echo",
-            "sink": "flow_sink", "source": "flow_source", "transfer": "bulk_transfer"}
+            "sink": "flow_sink", "source": "flow_source", "transfer": "bulk_transfer",
+            "bare": "seal_bench"}
 Programs = collections.namedtuple("Programs", PROGRAMS)
 
 
@@ -196,9 +198,29 @@ def load_transfer(name, point, programs, args):
             "disturbance": max(sent["delay_ns"], received["delay_ns"]) / window}
 
 
-def bare_us(point):
+def measure_bare(program, point, cpu):
+    """(seal, open): microseconds of AES-128-GCM for one message of the point, now."""
+    records, size = (4, 16384) if point.size == 65536 else (1, point.size)
+    out = subprocess.run(
+        [program, f"--benchmark_filter=^BM_Bare(Seal|Open)/{size}$", "--benchmark_format=json",
+         "--benchmark_min_time=0.02"], check=True, capture_output=True, text=True,
+        timeout=PATIENCE_SECONDS, preexec_fn=servers.pinned(cpu)).stdout
+    times = {bench["name"]: bench["cpu_time"] for bench in json.loads(out)["benchmarks"]}
+    return [records * times[f"BM_Bare{what}/{size}"] / 1000 for what in ("Seal", "Open")]
+
+
+def with_bare(load, name, point, programs, args):
+    """What `load` measures, and beside a sealed server the bare loop."""
+    figures = load(name, point, programs, args)
+    if name.startswith("sealed-") and programs.bare is not None:
+        figures["bare_us"] = measure_bare(programs.bare, point, args.server_cpu)
+    return figures
+
+
+def bare_us(point, measured=None):
     """(of processor time, of the time of each request): what AES-GCM alone adds."""
-    seal, both = BARE_US[point.size][0], sum(BARE_US[point.size])
+    seal, opened = measured or BARE_US[point.size]
+    both = seal + opened
     if point.depth == 0:
         return both, seal  # the ends work at the same time
     return both, 2 * both if point.same_cpu else both
@@ -213,7 +235,7 @@ def ceilings(records, points):
         plain = by_key.get((round_number, point, f"plain-{engine}"))
         if kind != "sealed" or plain is None or not plain["requests_per_second"]:
             continue
-        cpu_us, time_us = bare_us(points[point])
+        cpu_us, time_us = bare_us(points[point], sealed.get("bare_us"))
         left = 1e6 / (1e6 / plain["requests_per_second"] + time_us)
         entry = found[point, engine]
         entry["cpu_ceiling"].append(plain["cpu_us"] / (plain["cpu_us"] + cpu_us))
@@ -305,7 +327,8 @@ def measure(names, points, programs, args):
         elif members:
             records += run.run_rounds(
                 sides, members,
-                lambda name, point, load=load: load(name, POINTS[point], programs, args), args)
+                lambda name, point, load=load: with_bare(load, name, POINTS[point], programs, args),
+                args)
     return records
 
 
@@ -321,6 +344,8 @@ def main(argv):
     args, names_of_points = run.parse(parser, argv, POINTS)
     programs = find_programs(args)
     names = choose(args, programs)
+    if programs.bare is None:
+        print("not built: seal_bench; what AES-GCM costs is taken from a table", file=sys.stderr)
     servers.raise_file_limit()
 
     records = measure(names, names_of_points, programs, args)
