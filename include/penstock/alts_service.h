@@ -32,8 +32,8 @@ class PENSTOCK_EXPORT AltsChannel {
 
   virtual ~AltsChannel() = default;
   // Once, before the first request. `on_response` runs on the thread where the Handshaker is used,
-  // inside SendRequest or later, and never after this channel's destruction, which may happen while
-  // it runs.
+  // which with Seal is the loop's whatever executor there is, inside SendRequest or later, and
+  // never after this channel's destruction, which may happen while it runs.
   virtual void Start(ResponseCallback on_response) = 0;
   // Sends one serialised grpc.gcp.HandshakerReq. The next one follows after its response.
   virtual void SendRequest(std::string request) = 0;

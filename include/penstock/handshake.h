@@ -151,6 +151,10 @@ class PENSTOCK_EXPORT Handshaker {
   // kWaiting, and never inside Step or Authorize. Only handshakers that speak to a service return
   // kWaiting.
   virtual void SetWake(absl::AnyInvocable<void()> wake) = 0;
+
+  // False when Step must stay on the thread of the stream's loop, whatever SealOptions::executor
+  // says, because something else of the handshake happens there between steps.
+  virtual bool MayStepElsewhere() const { return true; }
 };
 
 // What may differ from one connection to the next.

@@ -90,7 +90,7 @@ struct SealOptions {
   // Empty: everyone whom the credentials accept.
   Authorizer authorize;
   // Where to run the steps of the handshake, which sign and verify for a millisecond or so; null:
-  // on the loop. Must outlive the handshakes.
+  // on the loop, as where Handshaker::MayStepElsewhere says no. Must outlive the handshakes.
   Executor* executor = nullptr;
   // Null: no bound.
   std::shared_ptr<SealLimiter> limiter;

@@ -29,6 +29,8 @@ class AltsHandshaker final : public Handshaker {
                  std::unique_ptr<AltsChannel> channel, const HandshakeOptions& handshake,
                  const FrameSizes& frames);
   ~AltsHandshaker() override;
+  // The service's answers come on the loop's thread.
+  bool MayStepElsewhere() const override { return false; }
 
   Progress Step(std::string_view in) override;
   Progress Authorize(const absl::Status& verdict) override;

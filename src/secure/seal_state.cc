@@ -171,7 +171,9 @@ void SealState::Step() {
   shown_ = std::exchange(begun_, true);
   const size_t allowed = shown_ ? options_.handshake_bytes_max - consumed_ : 0;
   const std::string_view in = std::string_view(rest_).substr(0, allowed);
-  if (options_.executor == nullptr) return Advance(handshaker_->Step(in));
+  if (options_.executor == nullptr || !handshaker_->MayStepElsewhere()) {
+    return Advance(handshaker_->Step(in));
+  }
   phase_ = Phase::kStepping;
   (*options_.executor)(
       StepJob(weak_from_this(), loop_handle(), std::move(handshaker_), std::string(in)));

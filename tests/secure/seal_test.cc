@@ -14,6 +14,7 @@
 
 #include "absl/strings/match.h"
 #include "secure/seal_queue.h"
+#include "testing/alts_fake_service.h"
 #include "testing/handshake_pair.h"
 #include "testing/harness.h"
 #include "testing/pattern.h"
@@ -473,6 +474,28 @@ TEST_P(SealTest, StepsRunOnTheExecutor) {
   ASSERT_TRUE(client.status().ok()) << client.status();
   ASSERT_TRUE(server.status().ok()) << server.status();
   Exchange(**client.stream, **server.stream, "sealed elsewhere");
+}
+
+// A service's answers come on the loop, and would meet a step that runs elsewhere.
+TEST_P(SealTest, HandshakesByAServiceStayOnTheLoop) {
+  int jobs = 0;
+  Executor executor = [&](absl::AnyInvocable<void() &&>) { ++jobs; };
+  SealOptions options;
+  options.executor = &executor;
+  AltsFakeService service;
+  service.at_once = false;
+  StreamPair pair = Pair();
+  Outcome client, server;
+  Seal(std::move(pair.server), service.Credentials(), ServerOptions(), options, server.Done());
+  Seal(std::move(pair.client), service.Credentials(), {}, options, client.Done());
+  ASSERT_TRUE(Drive([&] {
+    service.Deliver();
+    return client.ended && server.ended;
+  }));
+  EXPECT_EQ(jobs, 0);
+  ASSERT_TRUE(client.status().ok()) << client.status();
+  ASSERT_TRUE(server.status().ok()) << server.status();
+  Exchange(**client.stream, **server.stream, "sealed by a service");
 }
 
 TEST_P(SealTest, AJobThatTheExecutorDropsEndsTheHandshake) {
