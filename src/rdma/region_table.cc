@@ -138,6 +138,12 @@ absl::Status PeerRegions::Add(const ControlRegion& region) {
                                   .size = region.length,
                                   .access = static_cast<RdmaAccess>(region.access)};
   regions_[region.region].value = value;
+  // Those revoked before anybody asked must not pile up.
+  if (new_.size() >= 2 * kRegionsMax) {
+    Fifo<RdmaRemoteRegion> still;
+    while (const std::optional<RdmaRemoteRegion> next = TakeNew()) still.push(*next);
+    new_ = std::move(still);
+  }
   new_.push(value);
   return absl::OkStatus();
 }

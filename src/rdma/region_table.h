@@ -85,6 +85,7 @@ class PeerRegions {
   ControlRevoke Forget(uint64_t id);
   // Perhaps there is a next one that nobody has been given.
   bool has_new() const { return !new_.empty(); }
+  size_t kept_new() const { return new_.size(); }
   std::optional<RdmaRemoteRegion> TakeNew();
 
  private:

@@ -129,5 +129,19 @@ TEST(PeerRegionsTest, RegionsThatCannotBeAreRefused) {
   EXPECT_FALSE(regions.TakeNew().has_value());
 }
 
+TEST(PeerRegionsTest, RegionsThatCameAndWentUnaskedForDoNotPileUp) {
+  PeerRegions regions;
+  ASSERT_TRUE(regions.Add({.region = 1, .epoch = 7, .length = 1, .access = kRegionRead}).ok());
+  for (uint32_t epoch = 1; epoch < 10 * kRegionsMax; ++epoch) {
+    ASSERT_TRUE(
+        regions.Add({.region = 0, .epoch = epoch, .length = 1, .access = kRegionRead}).ok());
+    ASSERT_TRUE(*regions.Revoke(0, epoch));
+    regions.Forget(0);
+    ASSERT_LE(regions.kept_new(), 2 * kRegionsMax);
+  }
+  EXPECT_EQ(regions.TakeNew()->epoch, 7u);
+  EXPECT_FALSE(regions.TakeNew().has_value());
+}
+
 }  // namespace
 }  // namespace penstock::internal
