@@ -24,7 +24,7 @@ const AttemptId kActive = {
 const AttemptId kPassive = {
     .incarnation = Filled(0x30), .endpoint = 0x2122232425262728, .attempt = 0x3132333435363738};
 
-LaneAddress Lane(uint32_t qpn) {
+LaneAddress LaneNumber(uint32_t qpn) {
   return {.qpn = qpn, .psn = 0xabcdef, .lid = 0x1234, .mtu = 3, .gid = Filled(0x50)};
 }
 
@@ -33,7 +33,7 @@ ControlHello Hello() {
           .from = kActive,
           .nonce = Filled(0x70),
           .deadline_ms = 5000,
-          .lanes = {Lane(0x010203), Lane(0x040506)},
+          .lanes = {LaneNumber(0x010203), LaneNumber(0x040506)},
           .terms = {.depth = 64, .size = 8192, .read_depth = 16}};
 }
 
@@ -42,7 +42,7 @@ ControlAccept Accept() {
           .from = kPassive,
           .to = kActive,
           .nonce = Filled(0x90),
-          .lanes = {Lane(0x0708)},
+          .lanes = {LaneNumber(0x0708)},
           .terms = {.depth = 32, .size = 4096, .read_depth = 8}};
 }
 
@@ -279,8 +279,8 @@ TEST(ControlCodecTest, RefusesAnOpeningThatCannotBe) {
               m.lanes[0].gid = {};
             }),
             at + "neither GID nor LID");
-  EXPECT_EQ(hello([](auto& m) { m.lanes.resize(8, Lane(9)); }), "none");
-  EXPECT_EQ(hello([](auto& m) { m.lanes.resize(9, Lane(9)); }), at + "lanes of 252 bytes");
+  EXPECT_EQ(hello([](auto& m) { m.lanes.resize(8, LaneNumber(9)); }), "none");
+  EXPECT_EQ(hello([](auto& m) { m.lanes.resize(9, LaneNumber(9)); }), at + "lanes of 252 bytes");
   EXPECT_EQ(hello([](auto& m) { m.lanes.clear(); }), at + "neither lanes nor the fallback");
   EXPECT_EQ(hello([](auto& m) {
               m.lanes.clear();
