@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <future>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <thread>
@@ -97,9 +98,10 @@ class ServerLoop {
   }
 
   void Close() {
-    if (loop_ != nullptr) snapshot_ = loop_->Snapshot();
     listener_.reset();
     mover_.reset();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (loop_ != nullptr) snapshot_ = loop_->Snapshot();
     loop_.reset();
   }
 
@@ -129,8 +131,9 @@ class ServerLoop {
   const penstock::LoopHandle& handle() const { return handle_; }
   Mover& mover() { return *mover_; }
 
-  // Also after Close, when they are the last figures.
-  const LoopSnapshot& Snapshot() {
+  // Any thread. Also after Close, when they are the last figures.
+  LoopSnapshot Snapshot() {
+    const std::lock_guard<std::mutex> lock(mutex_);
     if (loop_ != nullptr) snapshot_ = loop_->Snapshot();
     return snapshot_;
   }
@@ -148,6 +151,7 @@ class ServerLoop {
     };
   }
 
+  std::mutex mutex_;  // of the loop's end, which a snapshot of another thread must not meet
   LoopSnapshot snapshot_;
   EngineKind engine_ = EngineKind::kAuto;
   std::string engine_reason_;
@@ -163,7 +167,7 @@ void PrintSnapshot(std::vector<ServerLoop>& loops, const penstock::BufferPool* p
   LoopSnapshot sum;
   MoveFigures moves;
   for (ServerLoop& each : loops) {
-    const LoopSnapshot& snapshot = each.Snapshot();
+    const LoopSnapshot snapshot = each.Snapshot();
     moves.Add(snapshot);
     sum.open += snapshot.open;
     sum.idle += snapshot.idle;

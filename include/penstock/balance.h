@@ -34,11 +34,11 @@ struct BalanceOptions {
   // many ticks in a row.
   double difference = 0.25;
   int sustain = 3;
-  // Streams that go at once, at most, and streams of a loop that are looked at for it.
+  // Streams that go at once, at most, and connections of a loop that are looked at for it.
   uint32_t streams_max = 256;
   uint32_t observed_max = 8192;
-  // When no stream could go, nothing is tried for `rest` ticks, twice that after the second such
-  // time, and so on up to `rest_max`.
+  // When no stream could go, or none arrived, nothing is tried for `rest` ticks, twice that after
+  // the second such time, and so on up to `rest_max`.
   int rest = 10;
   int rest_max = 600;
   // Lines kept for trace(); the oldest go first.
@@ -69,7 +69,7 @@ class PENSTOCK_EXPORT LoopBalancer {
 
   // What was decided and why, oldest first, for a person to read. Loops are numbered from 0.
   std::vector<std::string> trace() const;
-  // Streams that were told to go, so far.
+  // Streams that have arrived, so far.
   uint64_t moves() const;
 
  private:

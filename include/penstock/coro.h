@@ -254,8 +254,8 @@ class SleepWait final : public ResultWait<absl::Status> {
 
  private:
   void OnCancel() override {
-    Lose("cancelled");
     timer_.Cancel();
+    Lose("cancelled");  // last: in a loop that is going it may resume, and destroy this
   }
   Timer timer_;
   absl::Duration duration_;
@@ -405,7 +405,8 @@ class AcceptQueue {
 
  private:
   friend class detail::AcceptWait;
-  AcceptQueue(Loop& loop, size_t depth_max) : loop_(loop), depth_max_(depth_max) {}
+  AcceptQueue(Loop& loop, size_t depth_max)
+      : loop_(loop), depth_max_(depth_max == 0 ? 1 : depth_max) {}
 
   void OnAccept(StreamPtr stream) {
     if (waiter_.has_value()) {

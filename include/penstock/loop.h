@@ -115,7 +115,8 @@ class PENSTOCK_EXPORT Loop {
   // it is readable. Poll runs one turn without blocking and returns true when it should be called
   // again at once because bounded work is left. fd() also becomes readable for timers, for
   // posted tasks and for what the host does to streams between calls. Call Poll() once before the
-  // first wait on fd().
+  // first wait on fd(). Negative, -errno, when the descriptor could not be made (EMFILE, ENFILE,
+  // ENOMEM): ask again later.
   int fd() const;
   bool Poll();
 

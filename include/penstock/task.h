@@ -14,6 +14,7 @@
 #include <cstdlib>
 #include <exception>
 #include <optional>
+#include <thread>
 #include <utility>
 
 PENSTOCK_BEGIN_NAMESPACE
@@ -38,7 +39,7 @@ class PromiseBase {
         self.destroy();
         return std::noop_coroutine();
       }
-      return promise.Meet() ? promise.awaiter_ : std::noop_coroutine();
+      return promise.GoesOn() ? promise.awaiter_ : std::noop_coroutine();
     }
     void await_resume() const noexcept {}
   };
@@ -51,13 +52,23 @@ class PromiseBase {
   void Begin(std::coroutine_handle<> awaiter) {
     if (std::exchange(begun_, true)) std::abort();
     awaiter_ = awaiter;
+    thread_ = std::this_thread::get_id();
   }
   void Detach() { detached_ = true; }
-  // The task calls it when it has ended, its awaiter when it has suspended, perhaps on two threads
-  // (SwitchTo). True for the later of the two, which goes on.
+  // The task calls it when it has ended, its awaiter when it has suspended. True for the later of
+  // the two, which goes on.
   bool Meet() { return met_.exchange(true, std::memory_order_acq_rel); }
+  // Whether the task, which has ended, resumes its awaiter. That one goes on where the task ended:
+  // on another thread than it began on (SwitchTo) once it has suspended on that one, which is the
+  // matter of an instant.
+  bool GoesOn() {
+    if (thread_ == std::this_thread::get_id()) return Meet();
+    while (!met_.load(std::memory_order_acquire)) std::this_thread::yield();
+    return true;
+  }
 
  private:
+  std::thread::id thread_;  // where it began
   std::coroutine_handle<> awaiter_ = std::noop_coroutine();
   std::atomic<bool> met_ = false;
   bool begun_ = false;
@@ -111,6 +122,7 @@ class [[nodiscard]] Task {
   // lives: the way to own a coroutine that nobody awaits.
   void Start() {
     frame_.promise().Begin(std::noop_coroutine());
+    frame_.promise().Meet();  // nobody waits for it
     frame_.resume();
   }
   bool done() const { return frame_.done(); }

@@ -68,9 +68,17 @@ bool PoolCache::Refill(uint8_t size_class, PoolCore::Refusal* refusal) {
   PENSTOCK_CHECK(depth_ != 0, "a cache was used outside its scope");
   HotList& hot = hot_[size_class];
   uint32_t taken;
-  hot.head = core_.Take(size_class, hot.max / 2, this, &taken, refusal);
-  hot.SetCount(taken);
-  return hot.head != nullptr;
+  BufferNode* const list = core_.Take(size_class, hot.max / 2, this, &taken, refusal);
+  if (list == nullptr) return hot.head != nullptr;
+  // Whoever was told of room meanwhile, on this thread, may have filled the list as well.
+  BufferNode* last = list;
+  if (hot.head != nullptr) {
+    while (last->next != nullptr) last = last->next;
+    last->next = hot.head;
+  }
+  hot.head = list;
+  hot.SetCount(hot.Count() + taken);
+  return true;
 }
 
 void PoolCache::Overflow(Block& block) {

@@ -63,7 +63,8 @@ BufferNode* PoolCore::AllocateLarge(size_t size, BufferTag tag, PoolCache* calle
 
 BufferNode* PoolCore::MapLarge(size_t size, Refusal* refusal) {
   *refusal = 0;
-  if (size > options_.bytes_max) return nullptr;  // also keeps the sum below from overflowing
+  // The second keeps the sum below from overflowing.
+  if (size > options_.bytes_max || size > SIZE_MAX - kLargeUnit) return nullptr;
   const size_t bytes = (size + kLargeUnit - 1) / kLargeUnit * kLargeUnit;
   if (bytes > options_.bytes_max - charged_) return nullptr;
   char* base = MapBlocks(sys_, bytes, options_, refusal);

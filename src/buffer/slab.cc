@@ -1,5 +1,6 @@
 #include "buffer/slab.h"
 
+#include <linux/mman.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -10,6 +11,8 @@ namespace internal {
 namespace {
 
 constexpr size_t kPageSize = 4096;
+constexpr int kHugeSlab = MAP_HUGETLB | MAP_HUGE_2MB;
+static_assert(kSlabSize == 2 << 20);
 
 constexpr size_t RoundUp(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -101,7 +104,8 @@ char* MapBlocks(Sys& sys, size_t size, const PoolOptions& options, int* error) {
   char* base = nullptr;
   if (options.huge_pages && whole) {
     // Fails when the administrator has set no huge pages aside: then ask for transparent ones.
-    base = static_cast<char*>(sys.Map(size, MAP_HUGETLB, error));
+    // Of slabs' size, whatever the machine's default is (mmap(2): MAP_HUGE_SHIFT).
+    base = static_cast<char*>(sys.Map(size, kHugeSlab, error));
   }
   if (base == nullptr) {
     base = whole ? MapAligned(sys, size, error) : static_cast<char*>(sys.Map(size, 0, error));

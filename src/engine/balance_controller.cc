@@ -74,8 +74,9 @@ void BalanceController::Ended(uint64_t streams, double part) {
   }
   rest_ = rest_ == 0 ? options_.rest : std::min(2 * rest_, options_.rest_max);
   rest_until_ = tick_ + static_cast<uint64_t>(rest_);
-  Note(absl::StrFormat("%s: no stream may go or is small enough; none is asked for %d ticks", why_,
-                       rest_));
+  Note(absl::StrFormat(
+      "%s: no stream may go, is small enough or is taken; none is asked for %d ticks", why_,
+      rest_));
 }
 
 void BalanceController::Note(std::string line) {

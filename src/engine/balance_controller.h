@@ -63,7 +63,7 @@ class BalanceController {
 
   // Once a tick, with all loops.
   Action Tick(std::span<const Busy> loops);
-  // What became of kMove: so many streams went, with that part of the loop's traffic.
+  // What became of kMove: so many streams have arrived, with that part of the loop's traffic.
   void Ended(uint64_t streams, double part);
 
   BalanceState state() const { return state_; }

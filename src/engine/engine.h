@@ -73,7 +73,7 @@ class Engine {
   virtual EngineKind kind() const = 0;
 
   // --- Waiting ---
-  // Readable (poll(2)) whenever Wait(0) would find something.
+  // Readable (poll(2)) whenever Wait(0) would find something. Negative: -errno.
   virtual int fd() = 0;
   // Hands the kernel what was batched, waits up to `timeout_ns` (< 0: until something comes) and
   // dispatches at most LoopOptions::turn_events_max events. Returns how many.

@@ -1,6 +1,7 @@
 #include "engine/loop_balance.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <string>
 #include <utility>
@@ -27,7 +28,7 @@ struct LoopBalance::Traffic {
   uint64_t bytes = 0;  // of the loop
   std::vector<Stream> streams;
 
-  void Begin(LoopCore& loop, size_t streams_max);
+  void Begin(LoopCore& loop, size_t looked_at_max);
   // Has streams go that carry at most `part` of what the loop does.
   void Move(LoopCore& loop, const LoopHandle& to, double part, size_t streams_max,
             const std::shared_ptr<Batch>& batch);
@@ -42,24 +43,32 @@ struct LoopBalance::Batch {
   Batch(const Batch&) = delete;
   Batch& operator=(const Batch&) = delete;
   ~Batch() {
-    home_.Post([balance = std::move(balance_), streams = streams, part = part] {
-      if (const auto self = balance.lock()) self->OnEnded(streams, part);
+    const uint64_t moved = moved_.load(std::memory_order_relaxed);
+    const double part = static_cast<double>(bytes_.load(std::memory_order_relaxed)) / all;
+    home_.Post([balance = std::move(balance_), moved, part] {
+      if (const auto self = balance.lock()) self->OnEnded(moved, part);
     });
   }
+  // Any thread: a stream that carried so much has arrived.
+  void Arrived(uint64_t bytes) {
+    moved_.fetch_add(1, std::memory_order_relaxed);
+    bytes_.fetch_add(bytes, std::memory_order_relaxed);
+  }
 
-  uint64_t streams = 0;  // by the task that begins the moves; read when all have ended
-  double part = 0;
+  double all = 1;  // bytes that the loop carried; by the task that begins the moves
 
  private:
   const LoopHandle home_;
   std::weak_ptr<LoopBalance> balance_;
+  std::atomic<uint64_t> moved_{0};
+  std::atomic<uint64_t> bytes_{0};
 };
 
-void LoopBalance::Traffic::Begin(LoopCore& loop, size_t streams_max) {
+void LoopBalance::Traffic::Begin(LoopCore& loop, size_t looked_at_max) {
   bytes = BytesOf(loop.counters());
-  for (const Connection* c = loop.connections(); c != nullptr; c = c->next()) {
+  const Connection* c = loop.connections();
+  for (size_t i = 0; i < looked_at_max && c != nullptr; ++i, c = c->next()) {
     if (c->state() != ConnectionState::kOpen || c->moving() || !c->migratable()) continue;
-    if (streams.size() == streams_max) break;
     streams.push_back({loop.slots().TokenOf(c->slot()), c->bytes()});
   }
 }
@@ -75,7 +84,8 @@ Connection* LoopBalance::Traffic::Find(LoopCore& loop, Token token) {
 
 void LoopBalance::Traffic::Move(LoopCore& loop, const LoopHandle& to, double part,
                                 size_t streams_max, const std::shared_ptr<Batch>& batch) {
-  const auto all = static_cast<double>(BytesOf(loop.counters()) - bytes);
+  const auto all = static_cast<double>(std::max<uint64_t>(BytesOf(loop.counters()) - bytes, 1));
+  batch->all = all;
   for (Stream& stream : streams) {
     const Connection* const connection = Find(loop, stream.token);
     stream.bytes = connection == nullptr ? 0 : connection->bytes() - stream.bytes;
@@ -83,14 +93,17 @@ void LoopBalance::Traffic::Move(LoopCore& loop, const LoopHandle& to, double par
   std::sort(streams.begin(), streams.end(),
             [](const Stream& a, const Stream& b) { return a.bytes > b.bytes; });
   double left = all * part;
+  size_t begun = 0;
   for (const Stream& stream : streams) {
-    if (stream.bytes == 0 || batch->streams == streams_max) break;
+    if (stream.bytes == 0 || begun == streams_max) break;
     const auto carried = static_cast<double>(stream.bytes);
     if (carried > left) continue;
     left -= carried;
-    batch->part += carried / all;
-    ++batch->streams;
-    Find(loop, stream.token)->Move(EngineKind::kAuto, &to, [batch](const absl::Status&) {});
+    ++begun;
+    Find(loop, stream.token)
+        ->Move(EngineKind::kAuto, &to, [batch, bytes = stream.bytes](const absl::Status& status) {
+          if (status.ok()) batch->Arrived(bytes);
+        });
   }
 }
 
@@ -158,8 +171,8 @@ void LoopBalance::Tick() {
 void LoopBalance::Observe(const BalanceController::Action& action) {
   traffic_ = std::make_shared<Traffic>();
   const LoopHandle& from = members_[action.from].loop;
-  from.Post([core = LoopCore::Of(from), traffic = traffic_, streams_max = options_.observed_max] {
-    traffic->Begin(*core, streams_max);
+  from.Post([core = LoopCore::Of(from), traffic = traffic_, looked_at_max = options_.observed_max] {
+    traffic->Begin(*core, looked_at_max);
   });
 }
 

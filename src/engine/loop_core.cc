@@ -20,8 +20,11 @@ constexpr int kReadyMax = 1024;
 constexpr size_t kTimersMax = 4096;
 constexpr size_t kDeferredMax = 1024;
 constexpr absl::Duration kRoomRetry = absl::Milliseconds(10);
+constexpr absl::Duration kRoomPatience = absl::Milliseconds(250);
 // How long a loop going away waits for the kernel to give operations back before it says so.
 constexpr int64_t kCloseWaitNs = 1'000'000'000;
+// Longer durations count as this one, so that sums of times do not overflow.
+constexpr absl::Duration kForEver = absl::Hours(24 * 365);
 
 }  // namespace
 
@@ -109,7 +112,7 @@ LoopCore::LoopCore(LoopOptions options, Seams seams)
       pool_(options_.pool != nullptr ? options_.pool : own_pool_.get()),
       cache_(pool_->core()),
       mailbox_(std::make_shared<Mailbox>([this] { WriteWake(); })),
-      busy_poll_ns_(absl::ToInt64Nanoseconds(options_.busy_poll)),
+      busy_poll_ns_(absl::ToInt64Nanoseconds(std::min(options_.busy_poll, kForEver))),
       timers_(TimerWheel::TickAt(sys_.Now())),
       room_retry_(timers_) {
   if (!options_.log) options_.log = LogToStderr;
@@ -172,6 +175,7 @@ absl::StatusOr<Engine*> LoopCore::EngineFor(EngineKind kind) {
   if (!engine.ok()) return engine.status();
   auto watch = std::make_unique<EngineWatch>(*this);
   watch->fd = (*engine)->fd();
+  if (watch->fd < 0) return ErrnoStatus(-watch->fd, "eventfd to watch a second engine by", nullptr);
   if (absl::Status status = primary_->AddWatch(*watch); !status.ok()) return status;
   secondary_ = *std::move(engine);
   engine_watch_ = std::move(watch);
@@ -251,6 +255,7 @@ int LoopCore::Wait(bool may_sleep) {
 
 void LoopCore::TakeUpRoom() {
   waiting_for_room_ = false;
+  room_retry_.Cancel();
   primary_->OnRoom();
   if (secondary_ != nullptr) secondary_->OnRoom();
   if (attachment_ != nullptr) attachment_->OnRoom();
@@ -343,7 +348,7 @@ uint64_t LoopCore::Traffic() const {
 void LoopCore::BeginQuietWatch() {
   if (Traffic() == traffic_seen_ || options_.idle_trim == absl::InfiniteDuration()) return;
   traffic_seen_ = Traffic();
-  trim_at_ns_ = now_ns() + absl::ToInt64Nanoseconds(options_.idle_trim);
+  trim_at_ns_ = now_ns() + absl::ToInt64Nanoseconds(std::min(options_.idle_trim, kForEver));
 }
 
 void LoopCore::TrimWhenQuiet() {
@@ -351,7 +356,7 @@ void LoopCore::TrimWhenQuiet() {
   if (now_ns() < trim_at_ns_) return;
   if (Traffic() != traffic_seen_) {
     traffic_seen_ = Traffic();
-    trim_at_ns_ = now_ns() + absl::ToInt64Nanoseconds(options_.idle_trim);
+    trim_at_ns_ = now_ns() + absl::ToInt64Nanoseconds(std::min(options_.idle_trim, kForEver));
     return;
   }
   trim_at_ns_ = INT64_MAX;
@@ -375,9 +380,11 @@ void LoopCore::OnRoom() {
 void LoopCore::WaitForRoom() {
   counters_.buffer_waits.Add(1);
   if (std::exchange(waiting_for_room_, true)) return;
-  if (pool_->NotifyRoom(this)) return;
-  // The kernel gave no memory, and no block is out that could come back: ask again in a while.
-  room_retry_.Arm(TimerWheel::DeadlineTick(sys_.Now(), kRoomRetry), [this] { TakeUpRoom(); });
+  // When nobody will tell, because the kernel gave no memory and no block is out that could come
+  // back, ask again soon; otherwise later, for another thread that was refused more between our
+  // refusal and this call may keep the pool from telling of what would do for us.
+  const absl::Duration after = pool_->NotifyRoom(this) ? kRoomPatience : kRoomRetry;
+  room_retry_.Arm(TimerWheel::DeadlineTick(sys_.Now(), after), [this] { TakeUpRoom(); });
 }
 
 // --- Connections ---
@@ -425,6 +432,9 @@ void LoopCore::SwapPrimary() {
   timer->fd = timer_watch_->fd;
   wake->fd = wake_watch_->fd;
   other->fd = primary_->fd();
+  if (other->fd < 0) {
+    return Fault(ErrnoStatus(-other->fd, "eventfd to watch an engine by", nullptr).ToString());
+  }
   Watch* const watches[] = {timer.get(), wake.get(), other.get()};
   for (size_t added = 0; added < std::size(watches); ++added) {
     const absl::Status status = secondary_->AddWatch(*watches[added]);

@@ -98,8 +98,9 @@ class LoopCore : private RoomWaiter {
   void Drain(absl::Duration grace);
   bool Poll();
   int fd() {
-    embedded_ = true;
-    return primary_->fd();
+    const int fd = primary_->fd();
+    embedded_ = embedded_ || fd >= 0;
+    return fd;
   }
   bool Post(absl::AnyInvocable<void() &&> task) { return mailbox_->Push(std::move(task)); }
   LoopHandle handle() { return LoopHandle(mailbox_, this); }

@@ -68,7 +68,10 @@ Buffer BufferRing::Take(uint16_t id, size_t size) {
   free_ids_.push_back(id);
   --in_kernel_;
   SetTag(buffer, BufferTag::kReceive);
-  NodeExtend(*BufferAccess::Node(buffer), size);
+  BufferNode& node = *BufferAccess::Node(buffer);
+  // A block that was lent again holds what the kernel wrote before, all of it to be wiped.
+  if (node.block->secret.load(std::memory_order_relaxed)) node.block->used_end = kBufferSize;
+  NodeExtend(node, size);
   return buffer;
 }
 

@@ -100,8 +100,7 @@ int UringEngine::fd() {
   const int result = event < 0 ? event : io_uring_register_eventfd(&ring_, event);
   if (result < 0) {
     if (event >= 0) sys_.Close(event);
-    loop_.Fault(ErrnoStatus(-result, "io_uring: an eventfd for fd()", nullptr).ToString());
-    return ring_.ring_fd;
+    return result;
   }
   notify_fd_ = event;
   const uint64_t one = 1;

@@ -1,3 +1,4 @@
+#include <linux/mman.h>
 #include <penstock/buffer.h>
 #include <sys/mman.h>
 
@@ -421,7 +422,7 @@ TEST(BufferPool, AsksForHugePagesThenForTransparentOnes) {
   ASSERT_TRUE(buffer);
   Fill(buffer, 'x');
   ASSERT_GE(sys.map_flags.size(), 2u);
-  EXPECT_EQ(sys.map_flags[0], MAP_HUGETLB);
+  EXPECT_EQ(sys.map_flags[0], MAP_HUGETLB | MAP_HUGE_2MB);
   EXPECT_EQ(sys.map_flags[1], 0);
   ASSERT_EQ(sys.advices.size(), 1u);
   EXPECT_EQ(sys.advices[0].advice, MADV_HUGEPAGE);
@@ -440,7 +441,7 @@ TEST(BufferPool, AsksForPlainPagesWhenOff) {
   MemorySys sys;
   const auto pool = PoolCore::MakePool({}, sys);
   EXPECT_TRUE(pool->TryAllocate(4096));
-  EXPECT_EQ(std::count(sys.map_flags.begin(), sys.map_flags.end(), MAP_HUGETLB), 0);
+  EXPECT_EQ(std::count(sys.map_flags.begin(), sys.map_flags.end(), MAP_HUGETLB | MAP_HUGE_2MB), 0);
   ASSERT_EQ(sys.advices.size(), 1u);
   EXPECT_EQ(sys.advices[0].advice, MADV_NOHUGEPAGE);
 }

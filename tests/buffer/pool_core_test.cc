@@ -129,6 +129,28 @@ TEST_F(FullPool, AWaiterMayAskAgain) {
   pool_.ForgetRoom(&waiter_);
 }
 
+TEST_F(FullPool, AWaiterMayUseTheCacheThatIsBeingFilled) {
+  {
+    PoolCache cache(pool_.core());
+    const PoolCache::Scope scope(cache);
+    held_.resize(13);  // the cache keeps what comes back
+    std::thread([this] {
+      EXPECT_FALSE(pool_.TryAllocate(4096));
+      EXPECT_TRUE(pool_.NotifyRoom(&waiter_));
+    }).join();
+    Buffer inside;
+    waiter_.then = [&] { inside = pool_.TryAllocate(200); };
+    const Buffer outside = pool_.TryAllocate(200);
+    EXPECT_TRUE(outside);
+    EXPECT_TRUE(inside);
+    EXPECT_EQ(waiter_.told, 1);
+    held_.clear();
+  }
+  std::vector<Buffer> all;
+  while (Buffer buffer = pool_.TryAllocate(65536)) all.push_back(std::move(buffer));
+  EXPECT_EQ(all.size(), 16u) << "blocks were lost";
+}
+
 TEST_F(FullPool, ForgettingWaitsForACallOnAnotherThread) {
   std::atomic<bool> inside{false};
   std::atomic<bool> go_on{false};

@@ -139,7 +139,7 @@ TEST_P(LoopBalanceTest, GivesStreamsToTheLoopThatHasLessToDo) {
 TEST_P(LoopBalanceTest, LeavesAStreamThatWouldCarryTheLoadElsewhere) {
   Flow(true);
   Balance();
-  ASSERT_TRUE(Drive([&] { return Traced("no stream may go or is small enough"); }));
+  ASSERT_TRUE(Drive([&] { return Traced("no stream may go, is small enough or is taken"); }));
   EXPECT_EQ(balancer().moves(), 0u);
   EXPECT_EQ(other().Snapshot().moves_in, 0u);
 }
@@ -147,8 +147,18 @@ TEST_P(LoopBalanceTest, LeavesAStreamThatWouldCarryTheLoadElsewhere) {
 TEST_P(LoopBalanceTest, LeavesStreamsAloneThatMayNotGo) {
   for (int i = 0; i < 4; ++i) Flow(false);
   Balance();
-  ASSERT_TRUE(Drive([&] { return Traced("no stream may go or is small enough"); }));
+  ASSERT_TRUE(Drive([&] { return Traced("no stream may go, is small enough or is taken"); }));
   EXPECT_EQ(other().Snapshot().moves_in, 0u);
+}
+
+TEST_P(LoopBalanceTest, RestsWhenTheOtherLoopTakesNoStream) {
+  for (int i = 0; i < 8; ++i) Flow(true);
+  other().Drain(absl::Hours(1));
+  Balance();
+  ASSERT_TRUE(Drive([&] { return busy().Snapshot().moves_back > 0; }));
+  ASSERT_TRUE(Drive([&] { return Traced("no stream may go, is small enough or is taken"); }));
+  EXPECT_EQ(balancer().moves(), 0u);
+  EXPECT_TRUE(Drive([&] { return Intact(); }));
 }
 
 TEST_P(LoopBalanceTest, StopTellsWhenNothingIsUnderWay) {

@@ -450,7 +450,8 @@ TEST_P(LoopTest, BusyPollServesTheSameAndStillSleeps) {
 
 TEST_P(LoopTest, BusyPollHearsTasksAndTimers) {
   LoopOptions options;
-  options.busy_poll = absl::Seconds(100);
+  options.busy_poll = absl::InfiniteDuration();
+  options.idle_trim = absl::Hours(24 * 365 * 1000);
   RemakeLoop(std::move(options));
   std::thread poster;
   Timer timer(loop());

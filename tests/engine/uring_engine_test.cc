@@ -1,15 +1,21 @@
 #include "engine/uring_engine.h"
 
 #include <gtest/gtest.h>
+#include <penstock/buffer.h>
+#include <penstock/connect.h>
 #include <penstock/loop.h>
 #include <poll.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <deque>
 #include <memory>
+#include <string>
 #include <utility>
 
 #include "base/sys.h"
 #include "engine/loop_core.h"
+#include "testing/environment.h"
 #include "testing/patient_poll.h"
 #include "testing/plain_socket.h"
 
@@ -72,6 +78,64 @@ TEST(UringEngine, LosesNoneOfMoreCompletionsThanItsQueueHolds) {
   EXPECT_TRUE(poll_until([&] { return accepted > 0; }));
   EXPECT_EQ(accepted, 1);
   EXPECT_EQ((*loop)->Snapshot().faults, 0u);
+}
+
+// One eventfd is refused while `refuse` is set.
+class NoEventFd : public Sys {
+ public:
+  int EventFd() override { return refuse ? -EMFILE : Sys::EventFd(); }
+  bool refuse = false;
+};
+
+TEST(UringEngine, WhatCannotBeWatchedIsNotASecondEngine) {
+  NoEventFd sys;
+  LoopOptions options;
+  options.engine = EngineKind::kEpoll;
+  absl::StatusOr<std::unique_ptr<Loop>> loop =
+      LoopCore::CreateLoop(std::move(options), {.sys = &sys, .engines = {}});
+  ASSERT_TRUE(loop.ok()) << loop.status();
+  sys.refuse = true;
+  const absl::Status refused = (*loop)->EnableEngine(EngineKind::kUring);
+  if (absl::IsUnimplemented(refused)) GTEST_SKIP() << refused;
+  EXPECT_TRUE(absl::IsResourceExhausted(refused)) << refused;
+  sys.refuse = false;
+  EXPECT_TRUE((*loop)->EnableEngine(EngineKind::kUring).ok());
+}
+
+// In a pool whose blocks are secret, one that was lent again still holds an earlier stream's bytes.
+TEST(UringEngine, WipesAllThatTheKernelWroteToASecretBlock) {
+  BufferPool pool({.secret = true});
+  {
+    LoopOptions options;
+    options.engine = EngineKind::kUring;
+    options.pool = &pool;
+    absl::StatusOr<std::unique_ptr<Loop>> loop = Loop::Create(std::move(options));
+    if (absl::IsUnimplemented(loop.status())) GTEST_SKIP() << loop.status();
+    ASSERT_TRUE(loop.ok()) << loop.status();
+    Loop* const driven[] = {loop->get()};
+    PlainSocket listener = PlainSocket::Listen(*SocketAddress::Parse("127.0.0.1:0"), 16);
+    for (const size_t size : {12'000, 600, 9'000, 5'000, 700, 20}) {
+      StreamPtr stream;
+      Connect(**loop, listener.local(), {},
+              [&](absl::StatusOr<StreamPtr> made) { stream = *std::move(made); });
+      ASSERT_TRUE(DriveLoops(driven, [&] { return stream != nullptr; }));
+      PlainSocket peer = listener.Accept();
+      bool read = false;
+      stream->ReadReady([&](absl::StatusOr<Buffer> data) { read = data.ok(); });
+      SettleLoops(driven);
+      ASSERT_EQ(peer.Send(std::string(size, 's')), static_cast<int64_t>(size));
+      ASSERT_TRUE(DriveLoops(driven, [&] { return read; }));
+      // What comes now, for a stream that has gone, stays in the block that it came in.
+      ASSERT_GT(peer.Send(std::string(size, 's')), 0);
+      stream = nullptr;
+      SettleLoops(driven);
+    }
+  }
+  for (int i = 0; i < 64; ++i) {
+    Buffer buffer = pool.TryAllocate(16384);
+    ASSERT_TRUE(buffer);
+    EXPECT_EQ(std::count(buffer.mutable_data(), buffer.mutable_data() + 16384, 's'), 0) << i;
+  }
 }
 
 }  // namespace

@@ -390,6 +390,20 @@ TEST_P(CoroTest, YieldLetsOthersRun) {
 
 // ---- AcceptQueue ----
 
+TEST_P(CoroTest, QueueOfNoDepthAcceptsOneAtATime) {
+  Listen(0);
+  for (int i = 0; i < 3; ++i) {
+    StreamPtr client, server;
+    Task<void> connect = ConnectInto(*loop_, address(), client);
+    connect.Start();
+    RunToEnd(connect);
+    Task<void> accept = AcceptInto(*queue_, server);
+    accept.Start();
+    RunToEnd(accept);
+    EXPECT_NE(server, nullptr);
+  }
+}
+
 TEST_P(CoroTest, QueuePausesWhenFullAndLosesNobody) {
   Listen(2);
   std::vector<StreamPtr> clients(8), servers(8);

@@ -2,10 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <coroutine>
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -181,6 +183,51 @@ TEST(Task, AwaitsInALoopDoNotGrowTheStack) {
   Task<void> task = body(&last);
   task.Start();
   EXPECT_TRUE(task.done());
+}
+
+// Hands its coroutine to a thread of its own, and is done only when that one has run all of it that
+// it can: the order in which the one that awaits the coroutine has not yet suspended.
+class OnThread {
+ public:
+  OnThread(std::thread& thread, std::atomic<bool>& ran) : thread_(thread), ran_(ran) {}
+  bool await_ready() const { return false; }
+  void await_suspend(std::coroutine_handle<> coroutine) {
+    std::atomic<bool>& ran = ran_;
+    thread_ = std::thread([coroutine] { coroutine.resume(); });
+    while (!ran) std::this_thread::yield();
+    for (int i = 0; i < 1000; ++i) std::this_thread::yield();
+  }
+  void await_resume() const {}
+
+ private:
+  std::thread& thread_;
+  std::atomic<bool>& ran_;
+};
+
+Task<void> ChangeThread(std::thread& thread, std::atomic<bool>& ran, std::thread::id& there) {
+  co_await OnThread(thread, ran);
+  there = std::this_thread::get_id();
+  ran = true;
+}
+
+Task<void> GoOnThere(std::thread& thread, std::atomic<bool>& ran, std::thread::id& there,
+                     std::thread::id& after) {
+  co_await ChangeThread(thread, ran, there);
+  after = std::this_thread::get_id();
+}
+
+TEST(Task, GoesOnWhereTheAwaitedOneEnded) {
+  for (int round = 0; round < 20; ++round) {
+    std::thread thread;
+    std::atomic<bool> ran{false};
+    std::thread::id there, after;
+    Task<void> task = GoOnThere(thread, ran, there, after);
+    task.Start();
+    thread.join();
+    ASSERT_TRUE(task.done());
+    ASSERT_EQ(after, there);
+    ASSERT_NE(there, std::this_thread::get_id());
+  }
 }
 
 TEST(TaskDeathTest, BeginningTwiceAborts) {
