@@ -35,8 +35,11 @@ penstock::StreamPtr Transport::Apply(penstock::StreamPtr stream, bool listens,
                                      const penstock::StreamOptions& options) const {
 #ifndef PENSTOCK_NO_RDMA
   if (rdma_) {
-    auto endpoint = listens ? penstock::RdmaEndpoint::Accept(std::move(stream))
-                            : penstock::RdmaEndpoint::Connect(std::move(stream));
+    // A peer that stores a file answers no ping meanwhile; the transfer has deadlines of its own.
+    penstock::RdmaOptions quiet;
+    quiet.ping_interval = absl::InfiniteDuration();
+    auto endpoint = listens ? penstock::RdmaEndpoint::Accept(std::move(stream), quiet)
+                            : penstock::RdmaEndpoint::Connect(std::move(stream), quiet);
     return penstock::AsStream(std::move(endpoint), options);
   }
 #endif

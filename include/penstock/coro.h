@@ -254,6 +254,7 @@ class SleepWait final : public ResultWait<absl::Status> {
 
  private:
   void OnCancel() override {
+    Forget();
     timer_.Cancel();
     Lose("cancelled");  // last: in a loop that is going it may resume, and destroy this
   }

@@ -325,9 +325,7 @@ void PoolCore::Trim(PoolCache* caller) {
   empty_kept_ = options_.empty_slabs_kept;
   empty_low_ = 0;
   regretted_ = 0;
-  const bool pinned = std::any_of(observers_.begin(), observers_.end(), [](SlabObserver* observer) {
-    return dynamic_cast<SlabPinner*>(observer) != nullptr;
-  });
+  const bool pinned = HasPinnerLocked();
   for (ClassState& state : classes_) {
     if (pinned) break;  // see slab_pinner.h
     for (Slab* slab = state.partial.front(); slab != nullptr; slab = slab->next) {
@@ -335,6 +333,17 @@ void PoolCore::Trim(PoolCache* caller) {
     }
   }
   TellWaiters(lock);
+}
+
+bool PoolCore::HasPinner() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return HasPinnerLocked();
+}
+
+bool PoolCore::HasPinnerLocked() const {
+  return std::any_of(observers_.begin(), observers_.end(), [](SlabObserver* observer) {
+    return dynamic_cast<SlabPinner*>(observer) != nullptr;
+  });
 }
 
 template <typename Visit>

@@ -77,6 +77,8 @@ class PoolCore {
   void Trim(PoolCache* caller);
   void AddSlabObserver(SlabObserver* observer);
   void RemoveSlabObserver(SlabObserver* observer);
+  // Whether pages must stay where they are: an observer is a SlabPinner (slab_pinner.h).
+  bool HasPinner() const;
   bool NotifyRoom(RoomWaiter* waiter);
   void ForgetRoom(RoomWaiter* waiter);
 
@@ -132,6 +134,7 @@ class PoolCore {
 #if PENSTOCK_POOL_CHECKS
   std::string LeakReport() const;
 #endif
+  bool HasPinnerLocked() const;
   bool RoomForRefused() const;
   void MakeWaitersDue();
   // Ends being starved, and makes the waiters due, if there is room for the least of the refused.

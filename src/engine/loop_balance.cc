@@ -100,10 +100,12 @@ void LoopBalance::Traffic::Move(LoopCore& loop, const LoopHandle& to, double par
     if (carried > left) continue;
     left -= carried;
     ++begun;
-    Find(loop, stream.token)
-        ->Move(EngineKind::kAuto, &to, [batch, bytes = stream.bytes](const absl::Status& status) {
-          if (status.ok()) batch->Arrived(bytes);
-        });
+    Connection* const connection = Find(loop, stream.token);
+    const EngineKind engine =
+        connection->pinned_engine() ? connection->engine()->kind() : EngineKind::kAuto;
+    connection->Move(engine, &to, [batch, bytes = stream.bytes](const absl::Status& status) {
+      if (status.ok()) batch->Arrived(bytes);
+    });
   }
 }
 

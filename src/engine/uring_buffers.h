@@ -41,11 +41,11 @@ class BufferRing {
 
   // Buffers the kernel has.
   uint32_t lent() const { return in_kernel_; }
-  // Lends buffers until the kernel has as many as the ring now wants, or the pool refuses.
+  // Lends buffers until the kernel has as many as the ring now wants, or the pool refuses; it sees
+  // them with the next Publish.
   void Refill(PoolCache& cache) {
     if (grow_ || in_kernel_ < wanted_) [[unlikely]]
       LendMore(cache);
-    if (unpublished_ > 0) Publish();
     starved_ = in_kernel_ == 0;
   }
   // The last Refill left the kernel none: a receive armed now would fail at once, data or not.
@@ -72,7 +72,9 @@ class BufferRing {
                           static_cast<int>(unpublished_));
     ++unpublished_;
   }
+  // Shows the kernel what has been lent, or lent again, since the last time.
   void Publish() {
+    if (unpublished_ == 0) return;
     io_uring_buf_ring_advance(ring_, static_cast<int>(std::exchange(unpublished_, 0)));
   }
 

@@ -201,9 +201,12 @@ void UringEngine::Disarm(Slot& slot, RingOp op) {
 int UringEngine::Wait(int64_t timeout_ns) {
   if (!enabled_) [[unlikely]]
     Enable();
-  if (features_.multishot_receive && !loop_.waiting_for_room()) {
-    buffers_.Refill(loop_.cache());
-    if (buffers_.starved()) loop_.WaitForRoom();
+  if (features_.multishot_receive) {
+    if (!loop_.waiting_for_room()) {
+      buffers_.Refill(loop_.cache());
+      if (buffers_.starved()) loop_.WaitForRoom();
+    }
+    buffers_.Publish();
   }
   if (notify_fd_ >= 0) RenewNotify();
   if (!backlog_.empty()) [[unlikely]]

@@ -352,9 +352,9 @@ void UringEngine::OnRoom() {
 }
 
 void UringEngine::Trim() {
-  if (features_.multishot_receive && features_.defer_taskrun && io_uring_cq_ready(&ring_) == 0) {
-    buffers_.Trim();
-  }
+  if (!features_.multishot_receive || !features_.defer_taskrun) return;
+  if (io_uring_cq_ready(&ring_) > 0 || loop_.pool().core().HasPinner()) return;
+  buffers_.Trim();
 }
 
 }  // namespace internal

@@ -28,6 +28,12 @@ absl::Status CreditWindow::OnHeader(uint32_t credits, uint16_t received) {
     return absl::InvalidArgumentError(
         absl::StrCat(news, " pieces acknowledged, but ", sent_ - acknowledged_, " are on the way"));
   }
+  // What is acknowledged and what there is room for come from one count of the peer's.
+  if (credits - (acknowledged_ + news) > peer_depth_) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("credits for ", credits - (acknowledged_ + news),
+                     " pieces beyond those acknowledged, but the peer has room for ", peer_depth_));
+  }
   limit_ = credits;
   acknowledged_ += news;
   return absl::OkStatus();

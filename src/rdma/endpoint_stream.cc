@@ -15,6 +15,7 @@ namespace {
 constexpr int kStreamSteps = 32;
 // Bytes given to the endpoint and not yet taken by the peer's.
 constexpr uint64_t kPostedMax = 512 * 1024;
+constexpr int kSendsMax = 16;
 // How long the end of a stream that was destroyed may take to leave.
 constexpr absl::Duration kEndMax = absl::Seconds(5);
 
@@ -298,10 +299,12 @@ void StreamOverEndpoint::Settle() {
 
 void StreamOverEndpoint::Pump() {
   if (!write_end_.ok()) return;
-  while (!unsent_.empty() && posted_ - bytes_out_ < kPostedMax) {
+  // Few at a time: what is written meanwhile goes together, and no queue of the endpoint fills.
+  while (!unsent_.empty() && posted_ - bytes_out_ < kPostedMax && sends_out_ < kSendsMax) {
     BufferChain piece = unsent_.SplitFront(std::min(unsent_.size(), kStreamPieceMax));
     const uint64_t size = piece.size();
     posted_ += size;
+    ++sends_out_;
     endpoint_->Send(std::move(piece), [this, size](absl::Status status) { OnSent(size, status); });
   }
   if (write_side_ == WriteSide::kShutdownQueued && unsent_.empty()) {
@@ -311,6 +314,7 @@ void StreamOverEndpoint::Pump() {
 }
 
 void StreamOverEndpoint::OnSent(uint64_t size, const absl::Status& status) {
+  --sends_out_;
   if (!status.ok()) {
     if (write_end_.ok()) write_end_ = status;
     const BufferChain unsent = std::exchange(unsent_, {});

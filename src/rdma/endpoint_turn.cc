@@ -14,6 +14,8 @@ namespace {
 
 // Callbacks one endpoint may have before the next one's turn (I9).
 constexpr int kEndpointSteps = 32;
+// A longer wait_max is as good as none, and its sum with the time does not overflow.
+constexpr absl::Duration kWaitMax = absl::Hours(24 * 365 * 10);
 // Bytes handed to the stream at once.
 constexpr size_t kFlushSize = 64 * 1024;
 
@@ -193,6 +195,8 @@ bool EndpointCore::PostPieceOfMessage(Work& work) {
 
 bool EndpointCore::PostPieceOfWrite(Work& work) {
   if (!work.posted) {
+    // A peer that carries out nothing holds as many as the queue may hold.
+    if (writes_out_.size() >= options_.queue_operations_max) return false;
     work.posted = true;
     work.number = ++writes_begun_;
     work.on_region = true;
@@ -299,7 +303,8 @@ void EndpointCore::Add(WorkList one, absl::Duration wait_max) {
   }
   if (!problem.ok()) return Refuse(std::move(one), std::move(problem));
   if (wait_max != absl::InfiniteDuration()) {
-    work.deadline_ns = core_->sys().Now() + absl::ToInt64Nanoseconds(wait_max);
+    const absl::Duration wait = std::clamp(wait_max, absl::ZeroDuration(), kWaitMax);
+    work.deadline_ns = core_->sys().Now() + absl::ToInt64Nanoseconds(wait);
   }
   queue_.Push(std::move(one));
   MarkReady();
@@ -398,7 +403,9 @@ void EndpointCore::Revoke(uint64_t id, uint32_t epoch, Stream::DoneCallback done
     status = revoke.status();
   } else if (!dead()) {
     // The peer has never heard of it.
-    regions_.Forget(id, epoch);
+    if (!regions_.Forget(id, epoch)) {
+      status = absl::FailedPreconditionError("the region has been revoked already");
+    }
   }
   if (done) {
     calls_.push([done = std::move(done), status]() mutable { std::move(done)(status); });
@@ -408,7 +415,10 @@ void EndpointCore::Revoke(uint64_t id, uint32_t epoch, Stream::DoneCallback done
 
 void EndpointCore::Remove(uint64_t id, uint32_t epoch) {
   if (core_ == nullptr || dead()) return;
-  if (!gate_.MayPost(gate_.self().attempt)) return regions_.Forget(id, epoch);
+  if (!gate_.MayPost(gate_.self().attempt)) {
+    regions_.Forget(id, epoch);
+    return;
+  }
   const std::optional<ControlRevoke> revoke = regions_.Remove(id, epoch);
   if (revoke.has_value()) channel_->Send(EncodeControl(*revoke));
   MarkReady();

@@ -12,9 +12,12 @@ PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 namespace {
 
+// From here on a time limit is as good as none, and its sum with the time does not overflow.
+constexpr absl::Duration kLimitMax = absl::Hours(24 * 365 * 10);
+
 int64_t After(int64_t now_ns, absl::Duration limit) {
-  return limit == absl::InfiniteDuration() ? ReadyGate::kNever
-                                           : now_ns + absl::ToInt64Nanoseconds(limit);
+  if (limit >= kLimitMax) return ReadyGate::kNever;
+  return now_ns + absl::ToInt64Nanoseconds(std::max(limit, absl::ZeroDuration()));
 }
 
 // What becomes of an endpoint that is refused, on both sides. Unavailable may be tried again.

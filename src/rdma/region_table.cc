@@ -91,10 +91,11 @@ bool RegionTable::Has(uint64_t id, uint32_t epoch) const {
   return id < slots_.size() && slots_[id].use != Use::kFree && slots_[id].epoch == epoch;
 }
 
-void RegionTable::Forget(uint64_t id, uint32_t epoch) {
-  if (!Has(id, epoch)) return;
+bool RegionTable::Forget(uint64_t id, uint32_t epoch) {
+  if (!Has(id, epoch)) return false;
   slots_[id].memory = {};
   slots_[id].use = Use::kFree;
+  return true;
 }
 
 absl::StatusOr<Stream::DoneCallback> RegionTable::OnRevoked(uint64_t id, uint32_t epoch) {
@@ -143,6 +144,11 @@ absl::Status PeerRegions::Add(const ControlRegion& region) {
     Fifo<RdmaRemoteRegion> still;
     while (const std::optional<RdmaRemoteRegion> next = TakeNew()) still.push(*next);
     new_ = std::move(still);
+    // Only one that takes back and gives anew under the same epoch, which a number lives only once.
+    if (new_.size() >= 2 * kRegionsMax) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("region ", region.region, " given again and again under one epoch"));
+    }
   }
   new_.push(value);
   return absl::OkStatus();

@@ -44,7 +44,7 @@ class RegionTable {
   // not been asked already.
   std::optional<ControlRevoke> Remove(uint64_t id, uint32_t epoch);
   // The peer has never been told of it.
-  void Forget(uint64_t id, uint32_t epoch);
+  bool Forget(uint64_t id, uint32_t epoch);
   // The peer has let go: what to run. InvalidArgument when it was not asked.
   absl::StatusOr<Stream::DoneCallback> OnRevoked(uint64_t id, uint32_t epoch);
   // Nothing is reached any more; what Revoke was given, to be run.

@@ -90,8 +90,9 @@ RecordOpener::Run RecordOpener::FindRun() {
     const size_t more = std::min(kRecordHeaderSize - known, left);
     cursor.Read(header + known, more);
     absl::Status status = CheckRecordHeader({header, known + more}, frame_max_);
-    if (!status.ok() && run.records == 0) status_ = std::move(status);
-    if (known + more < kRecordHeaderSize || !status.ok()) break;
+    const bool refused = !status.ok();
+    if (refused && run.records == 0) status_ = std::move(status);
+    if (known + more < kRecordHeaderSize || refused) break;
     known = 0;
     left -= more;
     const size_t payload = RecordPayloadSize({header, kRecordHeaderSize});

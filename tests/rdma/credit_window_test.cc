@@ -27,6 +27,14 @@ TEST(CreditWindowTest, CreditsThatGoBackOrExceedTheRoomAreRefused) {
   EXPECT_EQ(window.available(), 2u);
 }
 
+TEST(CreditWindowTest, CreditsForPiecesThatAreNotAcknowledgedAreRefused) {
+  CreditWindow window(4);
+  window.Open(2);
+  window.TakeNext();
+  EXPECT_TRUE(absl::IsInvalidArgument(window.OnHeader(3, 0)));
+  EXPECT_EQ(window.available(), 1u);
+}
+
 TEST(CreditWindowTest, AcknowledgingWhatWasNotSentIsRefused) {
   CreditWindow window(4);
   window.Open(2);

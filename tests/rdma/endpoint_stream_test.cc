@@ -77,6 +77,19 @@ TEST_P(EndpointStreamTest, WhatNobodyReadsStopsThePeer) {
   EXPECT_EQ(pair.client->stats().queued_bytes, 0u);
 }
 
+TEST_P(EndpointStreamTest, SmallWritesToASlowReaderWaitTogether) {
+  constexpr size_t kWrites = 6000;
+  constexpr size_t kSize = 10;
+  StreamPair pair = Streams();
+  for (size_t i = 0; i < kWrites; ++i) {
+    pair.client->Write(Chain(PatternBytes(3, i * kSize, kSize)));
+    if (i % 4 == 0) loop().Poll();
+  }
+  const Received received = ReadUpTo(*pair.server, kWrites * kSize);
+  EXPECT_TRUE(received.end.ok()) << received.end;
+  EXPECT_TRUE(received.data == PatternBytes(3, 0, kWrites * kSize));
+}
+
 TEST_P(EndpointStreamTest, ItMayBeUsedBeforeTheEndpointIsOpen) {
   RdmaEndpoints both = Endpoints();
   StreamPair pair = {AsStream(std::move(both.active)), AsStream(std::move(both.passive))};

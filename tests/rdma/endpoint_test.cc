@@ -147,10 +147,17 @@ TEST_P(EndpointTest, WaitingWorkHasItsOwnDeadline) {
   active->Send(Chain("hasty"), hasty.OnDone(), absl::Milliseconds(20));
   EXPECT_TRUE(IsDeadlineExceeded(Await(hasty))) << hasty.status();
   EXPECT_EQ(OutcomeOf(hasty.status()), RdmaOutcome::kNeverPosted);
+  // Durations that no sum with the time can hold.
+  Fate never, at_once;
+  active->Send(Chain("later"), never.OnDone(), absl::Hours(24 * 365 * 1000));
+  active->Send(Chain("late"), at_once.OnDone(), -absl::InfiniteDuration());
+  EXPECT_TRUE(IsDeadlineExceeded(Await(at_once))) << at_once.status();
+  EXPECT_FALSE(never.ended());
   EXPECT_FALSE(patient.ended());
   auto passive = RdmaEndpoint::Accept(std::move(streams.server), Quiet());
   EXPECT_EQ(*Receive(*passive), "patient");
-  EXPECT_EQ(active->stats().expired, 1u);
+  EXPECT_EQ(*Receive(*passive), "later");
+  EXPECT_EQ(active->stats().expired, 2u);
 }
 
 TEST_P(EndpointTest, APeerThatNeverAnswersEndsTheOpeningInTime) {

@@ -129,6 +129,20 @@ TEST(PeerRegionsTest, RegionsThatCannotBeAreRefused) {
   EXPECT_FALSE(regions.TakeNew().has_value());
 }
 
+TEST(PeerRegionsTest, OneRegionGivenAgainAndAgainUnderOneEpochIsRefused) {
+  PeerRegions regions;
+  const ControlRegion region = {.region = 0, .epoch = 7, .length = 1, .access = kRegionRead};
+  absl::Status status;
+  for (uint32_t i = 0; i < 10 * kRegionsMax && status.ok(); ++i) {
+    status = regions.Add(region);
+    ASSERT_LE(regions.kept_new(), 2 * kRegionsMax);
+    if (!status.ok()) break;
+    ASSERT_TRUE(*regions.Revoke(0, 7));
+    regions.Forget(0);
+  }
+  EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+}
+
 TEST(PeerRegionsTest, RegionsThatCameAndWentUnaskedForDoNotPileUp) {
   PeerRegions regions;
   ASSERT_TRUE(regions.Add({.region = 1, .epoch = 7, .length = 1, .access = kRegionRead}).ok());
