@@ -74,7 +74,7 @@ class Package:
         build = Path(self.args.main_build)
         if self.args.main_kind != kind:
             build = self.work / f"build-{kind}"
-            self.configure(TREE, build, *LIBRARY_ONLY,
+            self.configure(TREE, build, *LIBRARY_ONLY, UNITY,
                            f"-DBUILD_SHARED_LIBS={'ON' if kind == 'shared' else 'OFF'}")
             self.build(build)
         run(["cmake", "--install", build, "--prefix", self.prefix(kind)])
@@ -122,7 +122,7 @@ class Package:
         expect("-DPENSTOCK_SHARED" in command, "the shared package lacks PENSTOCK_SHARED")
 
     def add_subdirectory(self):
-        self.check_flags(self.consume("subdirectory", f"-DPENSTOCK_TREE={TREE}"))
+        self.check_flags(self.consume("subdirectory", UNITY, f"-DPENSTOCK_TREE={TREE}"))
 
     def pkg_config_program(self, name, prefix, *pkg_config_options):
         build = self.fresh(name)
@@ -300,6 +300,8 @@ class Package:
 
 
 LIBRARY_ONLY = ["-DPENSTOCK_TESTS=OFF", "-DPENSTOCK_BENCH=OFF", "-DPENSTOCK_EXAMPLES=OFF"]
+# A third of the time, and a check that the library can be built so.
+UNITY = "-DCMAKE_UNITY_BUILD=ON"
 
 
 def header_version():
