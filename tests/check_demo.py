@@ -9,7 +9,8 @@ import sys
 import xml.etree.ElementTree as ElementTree
 
 # Resident memory includes what the C library keeps of freed memory; the pool itself must be exact.
-RESIDENT_RETURN_MAX = 4 << 20
+# Aimed at 4 MiB: on io_uring up to 3.84 MiB were seen, too near for a check that must not waver.
+RESIDENT_RETURN_MAX = 5 << 20
 # User memory of one idle connection, everything that the server keeps for it.
 RESIDENT_EACH_MAX = 512
 SEALED_RESIDENT_EACH_MAX = 2048

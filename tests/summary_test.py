@@ -130,7 +130,7 @@ class Demo(unittest.TestCase):
                                ("idle", "epoll", "snapshot", "pool_live_bytes", 1),
                                ("idle", "epoll", "snapshot", "idle_connections", 8),
                                ("idle", "uring", "resident_per_connection", 513),
-                               ("idle", "epoll", "resident_after", 5 << 20),
+                               ("idle", "epoll", "resident_after", 6 << 20),
                                ("idle", "epoll", "last", "errors", 1),
                                ("sealed_echo", "uring", "client", "requests", 0),
                                ("endpoint", "write", "client", "p50_us", 3.0),
