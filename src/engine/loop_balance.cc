@@ -18,6 +18,11 @@ uint64_t BytesOf(const LoopCounters& counters) {
   return counters.bytes_in.value() + counters.bytes_out.value();
 }
 
+bool MayGo(const Connection& connection) {
+  return connection.state() == ConnectionState::kOpen && !connection.moving() &&
+         connection.migratable();
+}
+
 }  // namespace
 
 struct LoopBalance::Traffic {
@@ -68,8 +73,7 @@ void LoopBalance::Traffic::Begin(LoopCore& loop, size_t looked_at_max) {
   bytes = BytesOf(loop.counters());
   const Connection* c = loop.connections();
   for (size_t i = 0; i < looked_at_max && c != nullptr; ++i, c = c->next()) {
-    if (c->state() != ConnectionState::kOpen || c->moving() || !c->migratable()) continue;
-    streams.push_back({loop.slots().TokenOf(c->slot()), c->bytes()});
+    if (MayGo(*c)) streams.push_back({loop.slots().TokenOf(c->slot()), c->bytes()});
   }
 }
 
@@ -77,9 +81,7 @@ Connection* LoopBalance::Traffic::Find(LoopCore& loop, Token token) {
   const Slot* const slot = loop.slots().Find(token);
   if (slot == nullptr || slot->kind() != SlotKind::kConnection) return nullptr;
   auto* const connection = static_cast<Connection*>(slot->object);
-  const bool may_go = connection != nullptr && connection->state() == ConnectionState::kOpen &&
-                      !connection->moving() && connection->migratable();
-  return may_go ? connection : nullptr;
+  return connection != nullptr && MayGo(*connection) ? connection : nullptr;
 }
 
 void LoopBalance::Traffic::Move(LoopCore& loop, const LoopHandle& to, double part,

@@ -11,6 +11,16 @@ namespace {
 
 constexpr char kOutcomePayload[] = "penstock/rdma-outcome";
 
+internal::WorkList OneSided(internal::Work::Kind kind, const RdmaRemoteRegion& region,
+                            uint64_t offset) {
+  internal::WorkList one(1);
+  internal::Work& work = one.front();
+  work.kind = kind;
+  work.region = region;
+  work.offset = offset;
+  return one;
+}
+
 }  // namespace
 
 namespace internal {
@@ -113,11 +123,8 @@ void RdmaEndpoint::AwaitRegion(RegionCallback done) { core_->AwaitRegion(std::mo
 
 void RdmaEndpoint::Write(const RdmaRemoteRegion& region, uint64_t offset, BufferChain data,
                          DoneCallback done, absl::Duration wait_max) {
-  WorkList one(1);
+  WorkList one = OneSided(Work::Kind::kWrite, region, offset);
   Work& work = one.front();
-  work.kind = Work::Kind::kWrite;
-  work.region = region;
-  work.offset = offset;
   work.data = std::move(data);
   work.done = std::move(done);
   core_->Add(std::move(one), wait_max);
@@ -125,11 +132,8 @@ void RdmaEndpoint::Write(const RdmaRemoteRegion& region, uint64_t offset, Buffer
 
 void RdmaEndpoint::Read(const RdmaRemoteRegion& region, uint64_t offset, uint64_t size,
                         ReadCallback done, absl::Duration wait_max) {
-  WorkList one(1);
+  WorkList one = OneSided(Work::Kind::kRead, region, offset);
   Work& work = one.front();
-  work.kind = Work::Kind::kRead;
-  work.region = region;
-  work.offset = offset;
   work.size = size;
   work.read_done = std::move(done);
   core_->Add(std::move(one), wait_max);
@@ -137,11 +141,8 @@ void RdmaEndpoint::Read(const RdmaRemoteRegion& region, uint64_t offset, uint64_
 
 void RdmaEndpoint::WriteThenSend(const RdmaRemoteRegion& region, uint64_t offset, BufferChain data,
                                  BufferChain message, DoneCallback done, absl::Duration wait_max) {
-  WorkList one(1);
+  WorkList one = OneSided(Work::Kind::kWrite, region, offset);
   Work& work = one.front();
-  work.kind = Work::Kind::kWrite;
-  work.region = region;
-  work.offset = offset;
   work.data = std::move(data);
   work.then = std::move(message);
   work.done = std::move(done);
