@@ -389,27 +389,21 @@ int Run(bool sends, const Transfer& transfer) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::vector<std::string> words = examples::ParseCommandLine(
+  const examples::FileTransfer asked = examples::ParseFileTransfer(
       argc, argv,
       "send FILE --connect=ADDR [flags]\n"
       "       bulk_transfer receive OUT --listen=ADDR [flags]\n\n"
-      "Transfers one file, checked end to end with SHA-256. OUT appears when it is complete.");
-  const bool sends = !words.empty() && words[0] == "send";
-  if (words.size() != 2 || (!sends && words[0] != "receive")) {
-    examples::Fail("'send FILE' or 'receive OUT' was expected, see --help");
-  }
-  const char* flag = sends ? "connect" : "listen";
-  const std::string text = absl::GetFlag(sends ? FLAGS_connect : FLAGS_listen);
-  if (text.empty()) {
-    examples::Fail(absl::StrCat(words[0], " needs --", flag, "=ADDRESS, such as 127.0.0.1:7000"));
-  }
-  const Transfer transfer{
-      examples::AddressOrFail(flag, text),  words[1],
-      absl::GetFlag(FLAGS_timeout),         static_cast<uint64_t>(absl::GetFlag(FLAGS_max_bytes)),
-      examples::Sealing::FromFlags(!sends), examples::Transport::FromFlags()};
+      "Transfers one file, checked end to end with SHA-256. OUT appears when it is complete.",
+      FLAGS_connect, FLAGS_listen);
+  const Transfer transfer{asked.address,
+                          asked.path,
+                          absl::GetFlag(FLAGS_timeout),
+                          static_cast<uint64_t>(absl::GetFlag(FLAGS_max_bytes)),
+                          examples::Sealing::FromFlags(!asked.sends),
+                          examples::Transport::FromFlags()};
   examples::RangeOrFail("max-bytes", absl::GetFlag(FLAGS_max_bytes), 0, INT64_MAX);
   if (transfer.timeout < absl::Milliseconds(1)) {
     examples::Fail("--timeout: durations of 1ms and more are accepted");
   }
-  return Run(sends, transfer);
+  return Run(asked.sends, transfer);
 }

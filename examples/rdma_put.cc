@@ -292,24 +292,15 @@ int Run(bool sends, const SocketAddress& address, const std::string& path) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::vector<std::string> words =
-      examples::ParseCommandLine(argc, argv,
-                                 "send FILE --connect=ADDR [flags]\n"
-                                 "       rdma_put receive OUT --listen=ADDR [flags]\n\n"
-                                 "Writes one file into the memory of the receiver, which stores "
-                                 "it. No RDMA device is used: the\n"
-                                 "stream between them carries the data.");
-  const bool sends = !words.empty() && words[0] == "send";
-  if (words.size() != 2 || (!sends && words[0] != "receive")) {
-    examples::Fail("'send FILE' or 'receive OUT' was expected, see --help");
-  }
-  const char* flag = sends ? "connect" : "listen";
-  const std::string text = absl::GetFlag(sends ? FLAGS_connect : FLAGS_listen);
-  if (text.empty()) {
-    examples::Fail(absl::StrCat(words[0], " needs --", flag, "=ADDRESS, such as 127.0.0.1:7000"));
-  }
-  const SocketAddress address = examples::AddressOrFail(flag, text);
+  const examples::FileTransfer asked =
+      examples::ParseFileTransfer(argc, argv,
+                                  "send FILE --connect=ADDR [flags]\n"
+                                  "       rdma_put receive OUT --listen=ADDR [flags]\n\n"
+                                  "Writes one file into the memory of the receiver, which stores "
+                                  "it. No RDMA device is used: the\n"
+                                  "stream between them carries the data.",
+                                  FLAGS_connect, FLAGS_listen);
   examples::RangeOrFail("max-bytes", absl::GetFlag(FLAGS_max_bytes), 1, int64_t{1} << 40);
   examples::Complain("no RDMA device is used, the stream carries the data");
-  return Run(sends, address, words[1]);
+  return Run(asked.sends, asked.address, asked.path);
 }

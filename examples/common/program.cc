@@ -117,6 +117,22 @@ void ParseFlagsOnly(int argc, char** argv, std::string_view usage) {
   }
 }
 
+FileTransfer ParseFileTransfer(int argc, char** argv, std::string_view usage,
+                               const absl::Flag<std::string>& connect,
+                               const absl::Flag<std::string>& listen) {
+  const std::vector<std::string> words = ParseCommandLine(argc, argv, usage);
+  const bool sends = !words.empty() && words[0] == "send";
+  if (words.size() != 2 || (!sends && words[0] != "receive")) {
+    Fail("'send FILE' or 'receive OUT' was expected, see --help");
+  }
+  const char* const flag = sends ? "connect" : "listen";
+  const std::string text = absl::GetFlag(sends ? connect : listen);
+  if (text.empty()) {
+    Fail(absl::StrCat(words[0], " needs --", flag, "=ADDRESS, such as 127.0.0.1:7000"));
+  }
+  return {sends, words[1], AddressOrFail(flag, text)};
+}
+
 void Complain(std::string_view message) {
   std::fprintf(stderr, "%s: %.*s\n", program_name.c_str(), static_cast<int>(message.size()),
                message.data());

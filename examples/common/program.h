@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/flags/flag.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 
@@ -23,6 +24,17 @@ std::vector<std::string> ParseCommandLine(int argc, char** argv, std::string_vie
 
 // ParseCommandLine for programs that take flags only.
 void ParseFlagsOnly(int argc, char** argv, std::string_view usage);
+
+// ParseCommandLine for programs that send a file or receive one: "send FILE" with the address of
+// flag --connect, or "receive OUT" with that of --listen.
+struct FileTransfer {
+  bool sends;
+  std::string path;
+  penstock::SocketAddress address;
+};
+FileTransfer ParseFileTransfer(int argc, char** argv, std::string_view usage,
+                               const absl::Flag<std::string>& connect,
+                               const absl::Flag<std::string>& listen);
 
 // "PROGRAM: message" on stderr, and the end of the program with status 1.
 [[noreturn]] void Fail(std::string_view message);
