@@ -94,6 +94,10 @@ void CompletionPump::OnReadable() {
   Turn();
 }
 
+void CompletionPump::Look() {
+  if (!lost_ && loop() != nullptr) loop()->Defer(again_);
+}
+
 // One turn: drain, then go on next turn, or arm, look once more, and sleep.
 void CompletionPump::Turn() {
   if (lost_ || loop() == nullptr) return;

@@ -103,6 +103,8 @@ class CompletionPump final : private FabricWatch {
   static uint64_t Tag(uint32_t sink, uint32_t word) { return uint64_t{sink} << 32 | word; }
 
   const PumpStats& stats() const { return stats_; }
+  // Polls soon, though nothing may have come, until the queue is empty.
+  void Look();
 
  private:
   static constexpr uint32_t kIndexBits = 20;

@@ -16,6 +16,8 @@ namespace internal {
 namespace {
 
 constexpr absl::Duration kLanePause = absl::Milliseconds(5);
+// A device that has not said by then what became of the work of a queue pair in error never will.
+constexpr absl::Duration kDrainMax = absl::Seconds(1);
 // Up to here a copy costs less than telling the device of several parts.
 constexpr size_t kCopiedMax = 1024;
 
@@ -23,6 +25,12 @@ void AppendBytes(Buffer& buffer, std::string_view bytes) {
   const size_t size = buffer.size();
   buffer.Extend(bytes.size());
   std::memcpy(buffer.mutable_data() + size, bytes.data(), bytes.size());
+}
+
+void AppendChain(Buffer& buffer, const BufferChain& chain, size_t bytes) {
+  const size_t size = buffer.size();
+  buffer.Extend(bytes);
+  chain.CopyTo({buffer.mutable_data() + size, bytes});
 }
 
 }  // namespace
@@ -38,11 +46,12 @@ absl::StatusOr<std::unique_ptr<Lane>> Lane::Create(LaneHub& hub, Owner& owner, u
   auto qp = hub.NewQp(*lane, kSendDepth);
   if (!qp.ok()) return qp.status();
   lane->qp_ = *std::move(qp);
-  if (absl::Status status = lane->qp_->ToInit({.port = hub.options().port, .access = 0});
+  // What the peer may reach is decided by the keys it is given.
+  const uint8_t access = kFabricRemoteRead | kFabricRemoteWrite;
+  if (absl::Status status = lane->qp_->ToInit({.port = hub.options().port, .access = access});
       !status.ok()) {
     return status;
   }
-  lane->sink_ = hub.pump().AddSink(*lane);
   lane->address_ = hub.address();
   lane->address_.qpn = lane->qp_->number();
   lane->address_.psn = psn & kFabricNumberMask;
@@ -50,13 +59,12 @@ absl::StatusOr<std::unique_ptr<Lane>> Lane::Create(LaneHub& hub, Owner& owner, u
 }
 
 Lane::~Lane() {
-  if (address_.qpn != 0) hub_.pump().RemoveSink(sink_);
-  // From here on the device reads nothing of what is held.
-  if (qp_ != nullptr) hub_.Leave(std::move(qp_));
+  if (gone_ != nullptr) *gone_ = true;
+  if (qp_ != nullptr) hub_.Leave(std::move(qp_), out_);
   hub_.GiveBack(grant_);
 }
 
-absl::Status Lane::BringUp(const LaneAddress& peer) {
+absl::Status Lane::BringUp(const LaneAddress& peer, uint32_t peer_read_depth) {
   FabricPath path;
   path.port = hub_.options().port;
   path.gid_index = hub_.options().gid_index;
@@ -65,126 +73,299 @@ absl::Status Lane::BringUp(const LaneAddress& peer) {
   path.peer_qp_number = peer.qpn;
   path.peer_psn = peer.psn;
   path.mtu = std::min(LaneMtuBytes(address_), LaneMtuBytes(peer));
+  path.read_depth = static_cast<uint8_t>(hub_.read_depth());
   if (absl::Status status = qp_->ToReadyToReceive(path); !status.ok()) return status;
   FabricTiming timing;
   timing.psn = address_.psn;
+  timing.read_depth = static_cast<uint8_t>(std::min(hub_.read_depth(), peer_read_depth));
   if (absl::Status status = qp_->ToReadyToSend(timing); !status.ok()) return status;
-  held_.resize(kSendDepth);
-  for (uint32_t slot = kSendDepth; slot-- > 0;) free_slots_.push_back(slot);
+  read_depth_ = timing.read_depth;
+  depth_ = qp_->limits().send_depth;
   return absl::OkStatus();
 }
 
-// --- Sending ---
+// --- Starting ---
 
-void Lane::Send(std::string_view head, BufferChain payload) {
-  if (failed_) return;
-  waiting_.push_back({std::string(head), std::move(payload)});
-  if (waiting_.size() == 1) PostWaiting();
+void Lane::Send(std::string_view head, BufferChain payload, std::optional<uint64_t> token) {
+  const uint64_t size = head.size() + payload.size();
+  Start({.op = FabricOp::kSend,
+         .token = token,
+         .head = std::string(head),
+         .data = std::move(payload),
+         .target = {},
+         .left = size});
 }
+
+void Lane::Write(uint64_t token, const LaneTarget& target, BufferChain data) {
+  const uint64_t size = data.size();
+  Start({.op = FabricOp::kWrite,
+         .token = token,
+         .head = {},
+         .data = std::move(data),
+         .target = target,
+         .left = size});
+}
+
+void Lane::Read(uint64_t token, const LaneTarget& target, uint64_t size) {
+  Start({.op = FabricOp::kRead,
+         .token = token,
+         .head = {},
+         .data = {},
+         .target = target,
+         .left = size});
+}
+
+void Lane::Start(LaneWork work) {
+  if (ended_) return;
+  waiting_.push_back(std::move(work));
+  if (waiting_.size() == 1 && !failed_) PostWaiting();
+}
+
+// --- Posting ---
 
 void Lane::PostWaiting() {
-  while (!waiting_.empty() && !failed_) {
-    if (!Post(waiting_.front())) break;
-    waiting_.pop_front();
-  }
+  Step step = PostReads();
+  while (step == Step::kPosted && !waiting_.empty()) step = PostFirst();
   if (failed_) return;
-  // Completions bring room in the queue; room in the pool may come unheard.
-  if (waiting_.empty() || free_slots_.empty()) return retry_.Cancel();
-  retry_.Arm(TimerWheel::DeadlineTick(hub_.loop().now_ns(), kLanePause), [this] {
-    PostWaiting();
-    if (HasRoom()) owner_.OnLaneRoom();
-  });
+  if (step != Step::kDry) return retry_.Cancel();
+  // Room in the pool may come unheard.
+  retry_.Arm(TimerWheel::DeadlineTick(hub_.loop().now_ns(), kLanePause), [this] { GoOn(); });
 }
 
-bool Lane::Post(Message& message) {
-  if (free_slots_.empty()) return false;
-  const size_t size = message.head.size() + message.payload.size();
-  BufferChain held;
-  int error;
-  if (size <= std::min<size_t>(kInlinedMax, qp_->limits().inlined)) {
-    std::array<char, kInlinedMax> bytes;
-    message.head.copy(bytes.data(), message.head.size());
-    message.payload.CopyTo({bytes.data() + message.head.size(), message.payload.size()});
-    const FabricPart part{bytes.data(), static_cast<uint32_t>(size), 0};
-    error = PostParts({&part, 1}, true);
+Lane::Step Lane::PostFirst() {
+  LaneWork& work = waiting_.front();
+  if (work.op == FabricOp::kRead) {
+    reads_waiting_.splice(reads_waiting_.end(), waiting_, waiting_.begin());
+    return PostReads();
+  }
+  const Step step = work.op == FabricOp::kSend ? PostMessage(work) : PostWrite(work);
+  if (step == Step::kPosted && work.left == 0) MoveOn(waiting_);
+  return step;
+}
+
+// kPosted also when what is left waits for other reads only.
+Lane::Step Lane::PostReads() {
+  while (!reads_waiting_.empty() && reads_out_ < read_depth_) {
+    LaneWork& work = reads_waiting_.front();
+    if (const Step step = PostRead(work); step != Step::kPosted) return step;
+    if (work.left == 0) MoveOn(reads_waiting_);
+  }
+  return Step::kPosted;
+}
+
+// All of the first of `from` is posted.
+void Lane::MoveOn(std::list<LaneWork>& from) {
+  if (from.front().token.has_value()) {
+    posted_.splice(posted_.end(), from, from.begin());
   } else {
-    std::array<FabricPart, kPartsMax> parts;
-    const size_t count = Gather(message, parts, held);
-    if (count == 0) return false;
-    error = PostParts({parts.data(), count}, false);
+    from.pop_front();
   }
-  if (error == 0) {
-    held_[free_slots_.back()] = std::move(held);
-    free_slots_.pop_back();
-    ++out_;
-    return true;
-  }
-  if (error != -ENOMEM) FailLater(Broken("post a send", ErrnoText(-error)));
-  return false;
 }
 
-int Lane::PostParts(std::span<const FabricPart> parts, bool inlined) {
+Lane::Step Lane::PostMessage(LaneWork& work) {
   FabricSend send;
-  send.id = CompletionPump::Tag(sink_, free_slots_.back());
-  send.parts = parts;
-  send.inlined = inlined;
-  return qp_->PostSend(send);
+  Parts gathered;
+  if (work.left <= std::min<size_t>(kInlinedMax, qp_->limits().inlined)) {
+    Inline(work, send, gathered);
+  } else if (!GatherMessage(work, gathered)) {
+    return Step::kDry;
+  }
+  send.parts = {gathered.parts.data(), gathered.count};
+  LaneSlot* slot;
+  const Step step = Post(work, send, work.left, &slot);
+  if (step != Step::kPosted) return step;
+  slot->held.Append(std::move(gathered.copied));
+  if (gathered.in_place) slot->held.Append(std::move(work.data));
+  work.data.Clear();
+  return step;
 }
 
-size_t Lane::Gather(Message& message, std::array<FabricPart, kPartsMax>& parts, BufferChain& held) {
-  const size_t size = message.head.size() + message.payload.size();
+Lane::Step Lane::PostWrite(LaneWork& work) {
+  FabricSend send;
+  send.op = FabricOp::kWrite;
+  send.remote_address = work.target.address;
+  send.remote_key = work.target.key;
+  Parts gathered;
+  uint64_t size = work.left;
+  if (size <= std::min<size_t>(kInlinedMax, qp_->limits().inlined)) {
+    Inline(work, send, gathered);
+  } else {
+    size = GatherSlice(work.data, gathered);
+    if (size == 0) return Step::kDry;
+  }
+  send.parts = {gathered.parts.data(), gathered.count};
+  LaneSlot* slot;
+  const Step step = Post(work, send, size, &slot);
+  if (step != Step::kPosted) return step;
+  if (gathered.in_place) {
+    slot->held = work.data.SplitFront(size);
+  } else {
+    slot->held.Append(std::move(gathered.copied));
+    work.data.TrimFront(size);
+  }
+  return step;
+}
+
+Lane::Step Lane::PostRead(LaneWork& work) {
+  const uint64_t size = std::min<uint64_t>(work.left, kSliceMax);
+  FabricSend send;
+  send.op = FabricOp::kRead;
+  send.remote_address = work.target.address;
+  send.remote_key = work.target.key;
+  FabricPart part;
+  Buffer buffer;
+  if (size > 0) {
+    buffer = hub_.NewBuffer(size);
+    if (!buffer) return Step::kDry;
+    buffer.Extend(size);
+    part = {buffer.mutable_data(), static_cast<uint32_t>(size), 0};
+    hub_.FindKey(part.data, part.size, &part.local_key);
+    send.parts = {&part, 1};
+  }
+  LaneSlot* slot;
+  const Step step = Post(work, send, size, &slot);
+  if (step != Step::kPosted) return step;
+  slot->held.Append(std::move(buffer));
+  ++reads_out_;
+  return step;
+}
+
+// `size`: of the bytes of `work` that this is.
+Lane::Step Lane::Post(LaneWork& work, FabricSend& send, uint64_t size, LaneSlot** slot) {
+  if (failed_) return Step::kFailed;
+  if (out_ + 1 >= depth_ || starving_) return Step::kFull;
+  const uint32_t number = hub_.TakeSlot(address_.qpn);
+  if (number == LaneHub::kNoSlot) {
+    starving_ = true;
+    return Step::kFull;
+  }
+  send.id = hub_.SendTag(number);
+  if (const int error = qp_->PostSend(send)) {
+    hub_.FreeSlot(number);
+    if (error == -ENOMEM) return out_ > 0 ? Step::kFull : Step::kDry;
+    Fail(Broken("post work", ErrnoText(-error)));
+    return Step::kFailed;
+  }
+  ++out_;
+  work.begun = true;
+  work.left -= size;
+  work.target.address += size;
+  *slot = &hub_.slot(number);
+  (*slot)->op = send.op;
+  (*slot)->work = work.token.has_value() ? &work : nullptr;
+  (*slot)->last = work.left == 0;
+  return Step::kPosted;
+}
+
+// What is so small is taken by the device during the call.
+void Lane::Inline(LaneWork& work, FabricSend& send, Parts& out) {
+  work.head.copy(out.bytes.data(), work.head.size());
+  work.data.CopyTo({out.bytes.data() + work.head.size(), work.data.size()});
+  out.parts[0] = {out.bytes.data(), static_cast<uint32_t>(work.left), 0};
+  out.count = work.left > 0 ? 1 : 0;
+  send.inlined = work.left > 0;
+}
+
+// The front of `data`, at most `max` bytes and `room` parts of it, as parts of registered memory:
+// how many bytes, 0 when the first of them are not registered.
+uint64_t Lane::FindParts(const BufferChain& data, uint64_t max, size_t room, FabricPart* parts,
+                         size_t* count) const {
   std::array<iovec, kPartsMax> pieces;
-  const size_t pieces_count = message.payload.FillIovec(pieces);
-  bool in_place = size > kCopiedMax && pieces_count < kPartsMax;
-  for (size_t i = 0; in_place && i < pieces_count; ++i) {
-    parts[i + 1] = {pieces[i].iov_base, static_cast<uint32_t>(pieces[i].iov_len), 0};
-    in_place = hub_.FindKey(parts[i + 1].data, parts[i + 1].size, &parts[i + 1].local_key);
+  const size_t pieces_count = data.FillIovec({pieces.data(), room});
+  uint64_t size = 0;
+  *count = 0;
+  for (size_t i = 0; i < pieces_count && size < max; ++i) {
+    FabricPart part{pieces[i].iov_base, 0, 0};
+    part.size = static_cast<uint32_t>(std::min<uint64_t>(pieces[i].iov_len, max - size));
+    if (!hub_.FindKey(part.data, part.size, &part.local_key)) break;
+    parts[(*count)++] = part;
+    size += part.size;
   }
-  Buffer first = hub_.NewBuffer(in_place ? message.head.size() : size);
-  if (!first) return 0;
-  AppendBytes(first, message.head);
-  if (!in_place) {
-    const size_t at = first.size();
-    first.Extend(message.payload.size());
-    message.payload.CopyTo({first.mutable_data() + at, message.payload.size()});
-  }
-  parts[0] = {first.mutable_data(), static_cast<uint32_t>(first.size()), 0};
-  hub_.FindKey(parts[0].data, parts[0].size, &parts[0].local_key);
-  held.Append(std::move(first));
-  if (!in_place) return 1;
-  // Kept also when posting fails for want of room: the message is gathered anew then.
-  for (size_t i = 0; i < pieces_count; ++i) {
-    Buffer piece = message.payload.PopFront();
-    message.payload.Append(piece.Share());
-    held.Append(std::move(piece));
-  }
-  return pieces_count + 1;
+  return size;
+}
+
+bool Lane::GatherMessage(LaneWork& work, Parts& out) {
+  size_t count = 0;
+  out.in_place = work.left > kCopiedMax && FindParts(work.data, work.data.size(), kPartsMax - 1,
+                                                     &out.parts[1], &count) == work.data.size();
+  out.copied = hub_.NewBuffer(out.in_place ? work.head.size() : work.left);
+  if (!out.copied) return false;
+  AppendBytes(out.copied, work.head);
+  if (!out.in_place) AppendChain(out.copied, work.data, work.data.size());
+  out.parts[0] = {out.copied.mutable_data(), static_cast<uint32_t>(out.copied.size()), 0};
+  hub_.FindKey(out.parts[0].data, out.parts[0].size, &out.parts[0].local_key);
+  out.count = out.in_place ? count + 1 : 1;
+  return true;
+}
+
+uint64_t Lane::GatherSlice(const BufferChain& data, Parts& out) {
+  uint64_t size = FindParts(data, kSliceMax, kPartsMax, out.parts.data(), &out.count);
+  out.in_place = size > kCopiedMax || size == data.size();
+  if (out.in_place) return size;
+  size = std::min<uint64_t>(data.size(), kSliceMax);
+  out.copied = hub_.NewBuffer(size);
+  if (!out.copied) return 0;
+  AppendChain(out.copied, data, size);
+  out.parts[0] = {out.copied.mutable_data(), static_cast<uint32_t>(size), 0};
+  hub_.FindKey(out.parts[0].data, out.parts[0].size, &out.parts[0].local_key);
+  out.count = 1;
+  return size;
 }
 
 // --- Completions ---
 
-void Lane::OnCompletion(uint32_t word, const FabricCompletion& completion) {
-  held_[word].Clear();
-  free_slots_.push_back(word);
+void Lane::OnDone(LaneSlot slot, const FabricCompletion& completion) {
   --out_;
+  if (slot.op == FabricOp::kRead) --reads_out_;
+  if (ended_) return;
   if (completion.outcome != FabricOutcome::kOk) {
-    return Fail(Broken("send", FabricOutcomeName(completion.outcome)));
+    if (!failed_) Fail(Broken(FabricOpName(slot.op), FabricOutcomeName(completion.outcome)));
+  } else if (slot.work != nullptr && !Succeed(slot)) {
+    return;
   }
-  if (waiting_.empty() || failed_) return;
+  if (!failed_) return GoOn();
+  if (out_ == 0) EndLater();
+}
+
+// False: the owner has destroyed the lane.
+bool Lane::Succeed(LaneSlot& slot) {
+  if (slot.op == FabricOp::kRead) slot.work->data.Append(std::move(slot.held));
+  if (!slot.last) return true;
+  std::list<LaneWork> done;
+  done.splice(done.end(), posted_, posted_.begin());
+  bool gone = false;
+  gone_ = &gone;
+  owner_.OnLaneDone(*done.front().token, RdmaOutcome::kDone, std::move(done.front().data));
+  if (!gone) gone_ = nullptr;
+  return !gone;
+}
+
+void Lane::GoOn() {
+  if (waiting_.empty() && reads_waiting_.empty()) return;
+  const bool full = !waiting_.empty();
   PostWaiting();
-  if (HasRoom()) owner_.OnLaneRoom();
+  if (full && HasRoom()) owner_.OnLaneRoom();
+}
+
+void Lane::OnSlots() {
+  starving_ = false;
+  if (!failed_) GoOn();
 }
 
 void Lane::OnReceived(Buffer buffer) {
-  if (!failed_) owner_.OnLaneMessage(std::move(buffer));
+  if (!ended_) owner_.OnLaneMessage(std::move(buffer));
 }
 
-void Lane::OnReceiveFailed(FabricOutcome outcome) {
-  Fail(Broken("receive", FabricOutcomeName(outcome)));
+void Lane::OnFailed(std::string_view operation, std::string_view reason) {
+  if (!failed_) Fail(Broken(operation, reason));
 }
 
 void Lane::OnQueueLost(const absl::Status& status) {
-  Fail(Broken("completion queue", {status.message().data(), status.message().size()}));
+  if (!failed_) {
+    failed_ = true;
+    end_ = Broken("completion queue", {status.message().data(), status.message().size()});
+  }
+  EndLater();
 }
 
 absl::Status Lane::Broken(std::string_view operation, std::string_view reason) const {
@@ -192,18 +373,53 @@ absl::Status Lane::Broken(std::string_view operation, std::string_view reason) c
       absl::StrCat("RDMA lane ", address_.qpn, ": ", AbslView(operation), ": ", AbslView(reason)));
 }
 
-// Not inside the call that found it (I3).
-void Lane::FailLater(absl::Status status) {
-  failed_ = true;
-  retry_.Arm(TimerWheel::TickAt(hub_.loop().now_ns()),
-             [this, status = std::move(status)] { owner_.OnLaneEnd(status); });
-}
+// --- The end ---
 
 void Lane::Fail(absl::Status status) {
-  if (std::exchange(failed_, true)) return;
-  retry_.Cancel();
-  waiting_.clear();
-  owner_.OnLaneEnd(std::move(status));
+  failed_ = true;
+  end_ = std::move(status);
+  if (!qp_->ToError().ok() || !PostMarker()) {
+    if (out_ == 0) return EndLater();
+  }
+  retry_.Arm(TimerWheel::DeadlineTick(hub_.loop().now_ns(), kDrainMax), [this] { End(); });
+}
+
+// Nothing says when the last message has come from the shared receives. So something is sent that
+// ends at once, after everything that came before it.
+bool Lane::PostMarker() {
+  if (out_ >= depth_ || starving_) return false;
+  const uint32_t number = hub_.TakeSlot(address_.qpn);
+  if (number == LaneHub::kNoSlot) return false;
+  FabricSend send;
+  send.id = hub_.SendTag(number);
+  if (qp_->PostSend(send) != 0) {
+    hub_.FreeSlot(number);
+    return false;
+  }
+  ++out_;
+  return true;
+}
+
+void Lane::EndLater() {
+  if (ended_) return;
+  retry_.Arm(TimerWheel::TickAt(hub_.loop().now_ns()), [this] { End(); });
+}
+
+void Lane::End() {
+  ended_ = true;
+  bool gone = false;
+  gone_ = &gone;
+  std::list<LaneWork> works = std::exchange(posted_, {});
+  works.splice(works.end(), reads_waiting_);
+  works.splice(works.end(), waiting_);
+  for (LaneWork& work : works) {
+    if (!work.token.has_value()) continue;
+    owner_.OnLaneDone(*work.token, work.begun ? RdmaOutcome::kInDoubt : RdmaOutcome::kNeverPosted,
+                      {});
+    if (gone) return;
+  }
+  gone_ = nullptr;
+  owner_.OnLaneEnd(std::move(end_));
 }
 
 }  // namespace internal

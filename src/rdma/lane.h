@@ -1,33 +1,40 @@
-// Lane: one queue pair of an endpoint, as a carrier of messages: bytes go in at one side and come
-// out whole, once and in order at the other, until it fails.
+// Lane: one queue pair of an endpoint, as a carrier of messages and of one-sided operations: bytes
+// go in at one side and come out whole, once and in order at the other, or in the memory that the
+// peer has exposed, until it fails.
 //
 // It neither knows what the messages are nor when they may be sent: that is the gate's to judge
 // (I6). Receives come from the hub's bank; how many the peer may use is this lane's grant, which
 // its owner tells the peer as credits. Payload that lies in registered slabs is sent from where it
-// is; other bytes are copied into a buffer of the pool first.
+// is; other bytes are copied into a buffer of the pool first. What is read lands in buffers of the
+// pool.
+//
+// When it fails, the queue pair is moved to the error state and drained before the owner hears of
+// it: messages that had come by then are delivered, what the peer had acknowledged counts as done,
+// and the device reads and writes no more of what is held. A lane that is destroyed earlier leaves
+// that to its hub.
 //
 // Owned by its endpoint, on the loop's thread; the hub outlives it. The owner may destroy it in any
-// of its calls. What was sent and has not been acknowledged by then is in doubt.
+// of its calls, and is never called inside a call of its own (I3).
 #ifndef PENSTOCK_RDMA_LANE_H_
 #define PENSTOCK_RDMA_LANE_H_
 
 #include <penstock/buffer.h>
 #include <penstock/export.h>
+#include <penstock/rdma.h>
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/timer_wheel.h"
-#include "rdma/completion_pump.h"
 #include "rdma/control_message.h"
 #include "rdma/fabric.h"
 #include "rdma/lane_hub.h"
@@ -35,14 +42,37 @@
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 
-class Lane final : private CompletionSink {
+// A place in memory that the peer has exposed: address and key of its REGION message, the offset
+// added to the address.
+struct LaneTarget {
+  uint64_t address = 0;
+  uint32_t key = 0;
+};
+
+// One thing that was started on a lane.
+struct LaneWork {
+  FabricOp op = FabricOp::kSend;
+  std::optional<uint64_t> token;  // none: nobody is told of its end
+  bool begun = false;             // the peer may have seen some of it
+  std::string head;
+  BufferChain data;  // still to be sent, or what has been read
+  LaneTarget target;
+  uint64_t left = 0;  // bytes that are not posted
+};
+
+class Lane final {
  public:
   class Owner {
    public:
     virtual void OnLaneMessage(BufferChain message) = 0;
     // HasRoom has become true.
     virtual void OnLaneRoom() = 0;
-    // It has failed, and nothing more comes. Unavailable, with what the device said.
+    // What was started with `token` has ended. kDone: the peer's device has all of it, in a receive
+    // or in place; of a read, `data` is what was there. kInDoubt: some of it may have arrived.
+    // What is done is told in the order it was posted.
+    virtual void OnLaneDone(uint64_t token, RdmaOutcome outcome, BufferChain data) = 0;
+    // It has failed, and nothing more comes: everything that had a token has been told of.
+    // Unavailable, with what the device said.
     virtual void OnLaneEnd(absl::Status status) = 0;
 
    protected:
@@ -53,61 +83,109 @@ class Lane final : private CompletionSink {
   // ResourceExhausted when the bank has not so many left.
   static absl::StatusOr<std::unique_ptr<Lane>> Create(LaneHub& hub, Owner& owner, uint32_t psn,
                                                       uint32_t grant);
-  ~Lane() override;
+  ~Lane();
+  Lane(const Lane&) = delete;
+  Lane& operator=(const Lane&) = delete;
 
   // What the peer must know to bring its lane up.
   const LaneAddress& address() const { return address_; }
   uint32_t grant() const { return grant_; }
-  // Brings it to RTR and RTS: it can receive and send when this returns OK.
-  absl::Status BringUp(const LaneAddress& peer);
+  // Brings it to RTR and RTS: it can receive and send when this returns OK. `peer_read_depth`: what
+  // the peer has announced as ReceiveTerms::read_depth; with 0 nothing may be read.
+  absl::Status BringUp(const LaneAddress& peer, uint32_t peer_read_depth = 0);
 
-  // Sends `head` and `payload` as one message, at most the peer's receive_size together. After
-  // BringUp only. Nothing is lost when the device's queue or the pool is full: it waits here.
-  void Send(std::string_view head, BufferChain payload);
-  // False: Send no more until OnLaneRoom.
+  // The three that start something, after BringUp only and not after OnLaneEnd. What finds the
+  // device's queue or the pool full waits here. Messages and writes happen at the peer in the order
+  // they were started; a read sees the writes that were started before it, and may be overtaken by
+  // what was started later.
+  //
+  // Sends `head` and `payload` as one message, at most the peer's receive_size together.
+  void Send(std::string_view head, BufferChain payload,
+            std::optional<uint64_t> token = std::nullopt);
+  // One-sided: the peer's program is not told. That the peer has exposed this memory for it, all of
+  // it and still, is the caller's to check: the peer's device refuses otherwise, which ends the
+  // lanes of both sides.
+  void Write(uint64_t token, const LaneTarget& target, BufferChain data);
+  void Read(uint64_t token, const LaneTarget& target, uint64_t size);
+
+  // False: Send and Write no more until OnLaneRoom. Reads that wait for the peer's read depth are
+  // not counted: how many there are is the caller's to bound.
   bool HasRoom() const { return waiting_.empty() && !failed_; }
-  // Messages that are posted and not acknowledged.
+  // Work requests that are posted and not acknowledged.
   uint32_t out() const { return out_; }
 
   // --- For the hub ---
   void OnReceived(Buffer buffer);
-  void OnReceiveFailed(FabricOutcome outcome);
+  // A work request has ended; `slot` is free again.
+  void OnDone(LaneSlot slot, const FabricCompletion& completion);
+  // There are slots again.
+  void OnSlots();
+  void OnFailed(std::string_view operation, std::string_view reason);
+  // No completion will come any more.
   void OnQueueLost(const absl::Status& status);
 
  private:
   static constexpr uint32_t kSendDepth = 128;
   static constexpr size_t kPartsMax = 4;  // as FabricQpOptions has it
   static constexpr size_t kInlinedMax = 64;
+  static constexpr size_t kSliceMax = 64 * 1024;
 
-  struct Message {
-    std::string head;
-    BufferChain payload;
+  enum class Step : uint8_t {
+    kPosted,
+    kFull,  // completions will make room
+    kDry,   // the pool has no room
+    kFailed,
+  };
+  // What one work request is made of.
+  struct Parts {
+    std::array<FabricPart, kPartsMax> parts;
+    size_t count = 0;
+    bool in_place = false;  // the work's data, where it lies
+    Buffer copied;
+    std::array<char, kInlinedMax> bytes;
   };
 
   Lane(LaneHub& hub, Owner& owner) : hub_(hub), owner_(owner), retry_(hub.loop().timers()) {}
-  void OnCompletion(uint32_t word, const FabricCompletion& completion) override;
-  // False: no room for it now, or failed.
-  bool Post(Message& message);
-  // The message as parts of registered memory, kept in `held`; 0: no room.
-  size_t Gather(Message& message, std::array<FabricPart, kPartsMax>& parts, BufferChain& held);
-  int PostParts(std::span<const FabricPart> parts, bool inlined);
+  void Start(LaneWork work);
   void PostWaiting();
+  Step PostFirst();
+  Step PostReads();
+  void MoveOn(std::list<LaneWork>& from);
+  Step PostMessage(LaneWork& work);
+  Step PostWrite(LaneWork& work);
+  Step PostRead(LaneWork& work);
+  Step Post(LaneWork& work, FabricSend& send, uint64_t size, LaneSlot** slot);
+  void Inline(LaneWork& work, FabricSend& send, Parts& out);
+  uint64_t FindParts(const BufferChain& data, uint64_t max, size_t room, FabricPart* parts,
+                     size_t* count) const;
+  bool GatherMessage(LaneWork& work, Parts& out);
+  uint64_t GatherSlice(const BufferChain& data, Parts& out);
+  bool Succeed(LaneSlot& slot);
+  void GoOn();
   void Fail(absl::Status status);
-  void FailLater(absl::Status status);
+  bool PostMarker();
+  void EndLater();
+  void End();
   absl::Status Broken(std::string_view operation, std::string_view reason) const;
 
   LaneHub& hub_;
   Owner& owner_;
   LaneAddress address_;
   uint32_t grant_ = 0;
-  uint32_t sink_ = 0;
-  std::unique_ptr<FabricQp> qp_;
-  std::vector<BufferChain> held_;     // by slot: what the device reads from
-  std::vector<uint32_t> free_slots_;  // of held_
   uint32_t out_ = 0;
-  std::list<Message> waiting_;
+  uint32_t depth_ = 0;  // of the send queue; one of them is kept for the last of all
+  uint32_t reads_out_ = 0;
+  uint32_t read_depth_ = 0;
+  bool starving_ = false;  // the hub will call OnSlots
   bool failed_ = false;
-  CallbackTimer retry_;
+  bool ended_ = false;
+  std::unique_ptr<FabricQp> qp_;
+  std::list<LaneWork> waiting_;
+  std::list<LaneWork> reads_waiting_;  // what was started before them is posted
+  std::list<LaneWork> posted_;         // all of it, in that order; those with a token
+  absl::Status end_;
+  CallbackTimer retry_;  // then of the end
+  bool* gone_ = nullptr;
 };
 
 }  // namespace internal

@@ -14,7 +14,8 @@ namespace {
 constexpr absl::Duration kRefillPause = absl::Milliseconds(5);
 // Queue pairs that are made to find one whose number has rested.
 constexpr size_t kNumberTries = 64;
-constexpr size_t kRestingMax = 1024;
+// A device that has not flushed a queue pair by then never will.
+constexpr absl::Duration kGraveMax = absl::Seconds(1);
 
 }  // namespace
 
@@ -23,7 +24,8 @@ LaneHub::LaneHub(LoopCore& loop, FabricDevice& device, const Options& options)
       device_(device),
       options_(options),
       registry_(loop.pool(), device, kFabricLocalWrite),
-      retry_(loop.timers()) {}
+      retry_(loop.timers()),
+      grave_timer_(loop.timers()) {}
 
 absl::StatusOr<std::unique_ptr<LaneHub>> LaneHub::Create(LoopCore& loop, FabricDevice& device,
                                                          const Options& options) {
@@ -33,6 +35,28 @@ absl::StatusOr<std::unique_ptr<LaneHub>> LaneHub::Create(LoopCore& loop, FabricD
 }
 
 absl::Status LaneHub::Start() {
+  if (options_.completion_depth <= options_.receives) {
+    return absl::InvalidArgumentError(absl::StrCat("RDMA lanes on ", device_.name(), ": ",
+                                                   options_.receives, " receives and ",
+                                                   options_.completion_depth, " completions"));
+  }
+  if (absl::Status status = FindAddress(); !status.ok()) return status;
+  CompletionPump::Options pump;
+  pump.depth = options_.completion_depth;
+  pump.spin_max = options_.spin_max;
+  pump.on_lost = [this](absl::Status status) { OnLost(std::move(status)); };
+  auto made = CompletionPump::Create(loop_, device_, std::move(pump));
+  if (!made.ok()) return made.status();
+  pump_ = *std::move(made);
+  sink_ = pump_->AddSink(*this);
+  send_sink_.number = pump_->AddSink(send_sink_);
+  auto watch = DeviceWatch::Create(loop_, device_, [this](const FabricEvent& e) { OnEvent(e); });
+  if (!watch.ok()) return watch.status();
+  watch_ = *std::move(watch);
+  return FillBank();
+}
+
+absl::Status LaneHub::FindAddress() {
   const absl::StatusOr<FabricPort> port = device_.QueryPort(options_.port);
   if (!port.ok()) return port.status();
   if (!port->active) {
@@ -44,15 +68,11 @@ absl::Status LaneHub::Start() {
   address_.gid = *gid;
   address_.lid = port->lid;
   for (address_.mtu = 1; address_.mtu < 5 && LaneMtuBytes(address_) < port->mtu;) ++address_.mtu;
+  read_depth_ = std::min({options_.read_depth, device_.limits().read_depth, uint32_t{UINT8_MAX}});
+  return absl::OkStatus();
+}
 
-  CompletionPump::Options pump;
-  pump.depth = options_.completion_depth;
-  pump.spin_max = options_.spin_max;
-  pump.on_lost = [this](absl::Status status) { OnLost(std::move(status)); };
-  auto made = CompletionPump::Create(loop_, device_, std::move(pump));
-  if (!made.ok()) return made.status();
-  pump_ = *std::move(made);
-  sink_ = pump_->AddSink(*this);
+absl::Status LaneHub::FillBank() {
   auto srq = device_.CreateSrq(options_.receives, 1, 0);
   if (!srq.ok()) return srq.status();
   srq_ = *std::move(srq);
@@ -67,8 +87,9 @@ absl::Status LaneHub::Start() {
   return absl::OkStatus();
 }
 
-// The queue must be gone before the buffers that lie in it are.
+// Queue pairs first, then the queues, and these before the buffers that lie in them.
 LaneHub::~LaneHub() {
+  graves_.clear();
   srq_.reset();
   pump_.reset();
 }
@@ -115,23 +136,64 @@ void LaneHub::OnCompletion(uint32_t word, const FabricCompletion& completion) {
   --posted_;
   free_slots_.push_back(word);
   FillUp();
-  const auto lane = lanes_.find(completion.qp_number);
-  if (lane == lanes_.end()) return;
+  const auto found = lanes_.find(completion.qp_number);
+  if (found == lanes_.end()) return;
+  Lane& lane = *found->second.lane;
   if (completion.outcome != FabricOutcome::kOk) {
-    return lane->second->OnReceiveFailed(completion.outcome);
+    return lane.OnFailed("receive", FabricOutcomeName(completion.outcome));
   }
   buffer.Truncate(completion.bytes);
-  lane->second->OnReceived(std::move(buffer));
+  lane.OnReceived(std::move(buffer));
+}
+
+void LaneHub::OnSendDone(uint32_t word, const FabricCompletion& completion) {
+  LaneSlot slot = std::move(slots_[word]);
+  FreeSlot(word);
+  if (const auto lane = lanes_.find(slot.qp_number); lane != lanes_.end()) {
+    lane->second.lane->OnDone(std::move(slot), completion);
+  } else if (const auto grave = graves_.find(slot.qp_number); grave != graves_.end()) {
+    if (--grave->second.out == 0) Destroy(std::move(graves_.extract(grave).mapped()));
+  }
+  Feed();
+}
+
+void LaneHub::OnEvent(const FabricEvent& event) {
+  switch (event.kind) {
+    case FabricEventKind::kQpFatal:
+      for (const auto& [number, member] : lanes_) {
+        if (member.owner != event.owner) continue;
+        return member.lane->OnFailed("device", FabricEventKindName(event.kind));
+      }
+      return;
+    case FabricEventKind::kCqError:
+      return OnLost(absl::UnavailableError("it has overflowed"));
+    case FabricEventKind::kDeviceFatal:
+    case FabricEventKind::kSrqError:
+      return ForEachLane(
+          [&](Lane& lane) { lane.OnFailed("device", FabricEventKindName(event.kind)); });
+    // What a port that is down loses is sent again, or fails in time.
+    case FabricEventKind::kPortActive:
+    case FabricEventKind::kPortError:
+    case FabricEventKind::kGidChange:
+    case FabricEventKind::kQpEstablished:
+    case FabricEventKind::kQpLastReceive:
+    case FabricEventKind::kSrqLimit:
+    case FabricEventKind::kOther:
+      return;
+  }
+}
+
+void LaneHub::ForEachLane(absl::FunctionRef<void(Lane&)> run) {
+  std::vector<uint32_t> numbers;
+  for (const auto& [number, member] : lanes_) numbers.push_back(number);
+  for (const uint32_t number : numbers) {
+    const auto member = lanes_.find(number);
+    if (member != lanes_.end()) run(*member->second.lane);
+  }
 }
 
 void LaneHub::OnLost(absl::Status status) {
-  // A lane's owner may destroy lanes, this one or others.
-  std::vector<uint32_t> numbers;
-  for (const auto& [number, lane] : lanes_) numbers.push_back(number);
-  for (const uint32_t number : numbers) {
-    const auto lane = lanes_.find(number);
-    if (lane != lanes_.end()) lane->second->OnQueueLost(status);
-  }
+  ForEachLane([&](Lane& lane) { lane.OnQueueLost(status); });
 }
 
 bool LaneHub::Grant(uint32_t count) {
@@ -140,22 +202,61 @@ bool LaneHub::Grant(uint32_t count) {
   return true;
 }
 
+// --- Slots ---
+
+bool LaneHub::HasSlot() const { return !spare_slots_.empty() || slots_.size() < slots_max(); }
+
+uint32_t LaneHub::TakeSlot(uint32_t qp_number) {
+  if (!HasSlot()) FreeRested();
+  // Not before those that wait already.
+  if (!HasSlot() || (!starving_.empty() && !feeding_)) {
+    starving_.push(qp_number);
+    return kNoSlot;
+  }
+  uint32_t number;
+  if (spare_slots_.empty()) {
+    number = static_cast<uint32_t>(slots_.size());
+    slots_.emplace_back();
+  } else {
+    number = spare_slots_.back();
+    spare_slots_.pop_back();
+  }
+  slots_[number].qp_number = qp_number;
+  return number;
+}
+
+void LaneHub::FreeSlot(uint32_t number) {
+  slots_[number] = {};
+  spare_slots_.push_back(number);
+}
+
+void LaneHub::Feed() {
+  feeding_ = true;
+  while (!starving_.empty() && HasSlot()) {
+    const auto member = lanes_.find(starving_.pop());
+    if (member != lanes_.end()) member->second.lane->OnSlots();
+  }
+  feeding_ = false;
+}
+
+// --- Queue pairs ---
+
 absl::StatusOr<std::unique_ptr<FabricQp>> LaneHub::NewQp(Lane& lane, uint32_t send_depth) {
   FabricQpOptions options;
+  options.owner = next_owner_++;
   options.send_cq = &pump_->cq();
   options.receive_cq = &pump_->cq();
   options.srq = srq_.get();
   options.send_depth = send_depth;
+  FreeRested();
   // Held until the end, so that the device does not give the same number again.
   std::vector<std::unique_ptr<FabricQp>> tired;
   while (tired.size() < kNumberTries) {
     auto made = device_.CreateQp(options);
     if (!made.ok()) return made.status();
     const uint32_t number = (*made)->number();
-    const auto rest = resting_.find(number);
-    if (rest == resting_.end() || Rested(rest->second)) {
-      if (rest != resting_.end()) resting_.erase(rest);
-      lanes_[number] = &lane;
+    if (!resting_.contains(number)) {
+      lanes_[number] = {&lane, options.owner};
       return made;
     }
     tired.push_back(*std::move(made));
@@ -164,14 +265,48 @@ absl::StatusOr<std::unique_ptr<FabricQp>> LaneHub::NewQp(Lane& lane, uint32_t se
                                              ": every number was in use a moment ago"));
 }
 
-void LaneHub::Leave(std::unique_ptr<FabricQp> qp) {
+void LaneHub::Leave(std::unique_ptr<FabricQp> qp, uint32_t out) {
   const uint32_t number = qp->number();
   lanes_.erase(number);
-  qp.reset();
-  if (resting_.size() >= kRestingMax) {
-    absl::erase_if(resting_, [this](const auto& rest) { return Rested(rest.second); });
+  Grave grave{std::move(qp), out, loop_.now_ns()};
+  if (out == 0 || !grave.qp->ToError().ok()) return Destroy(std::move(grave));
+  graves_[number] = std::move(grave);
+  if (grave_timer_.armed()) return;
+  grave_timer_.Arm(TimerWheel::DeadlineTick(loop_.now_ns(), kGraveMax), [this] { DestroyOld(); });
+}
+
+void LaneHub::Destroy(Grave grave) {
+  const uint32_t number = grave.qp->number();
+  grave.qp.reset();
+  resting_[number] = {pump_->stats().empties, grave.out > 0};
+  pump_->Look();
+}
+
+void LaneHub::DestroyOld() {
+  const int64_t due_ns = loop_.now_ns() - absl::ToInt64Nanoseconds(kGraveMax);
+  std::vector<uint32_t> due;
+  for (const auto& [number, grave] : graves_) {
+    if (grave.since_ns <= due_ns) due.push_back(number);
   }
-  resting_[number] = pump_->stats().empties;
+  for (const uint32_t number : due) {
+    Destroy(std::move(graves_.extract(number).mapped()));
+  }
+  if (graves_.empty()) return;
+  grave_timer_.Arm(TimerWheel::DeadlineTick(loop_.now_ns(), kGraveMax), [this] { DestroyOld(); });
+}
+
+void LaneHub::FreeRested() {
+  absl::erase_if(resting_, [this](const auto& rest) {
+    const bool rested = Rested(rest.second.empties);
+    if (rested && rest.second.slots) FreeSlotsOf(rest.first);
+    return rested;
+  });
+}
+
+void LaneHub::FreeSlotsOf(uint32_t qp_number) {
+  for (uint32_t number = 0; number < slots_.size(); ++number) {
+    if (slots_[number].qp_number == qp_number) FreeSlot(number);
+  }
 }
 
 }  // namespace internal

@@ -7,8 +7,16 @@
 // that has brought a message is replaced at once by a fresh buffer of the pool, or, when the pool
 // refuses, a little later.
 //
-// Numbers of queue pairs are used again, and completions of a queue pair that was destroyed may
-// still wait in the queue. So a number is not taken again before the queue has been seen empty.
+// The completion queue cannot overflow, however many lanes there are: each work request that is
+// posted has a slot, there are no more slots and receives than the queue has places, and a lane
+// that finds no slot waits for its turn. A slot also keeps what the device reads from or writes to.
+//
+// A lane that goes leaves its queue pair here, in the error state, until everything that was posted
+// to it has ended. Numbers of queue pairs are used again, and completions of a queue pair that was
+// destroyed may still wait in the queue. So a number is not taken again before the queue has been
+// seen empty.
+//
+// It takes the events of the device, so it has an open device of its own.
 //
 // Owned by its creator, on the loop's thread; outlives its lanes. Device and loop outlive it.
 #ifndef PENSTOCK_RDMA_LANE_HUB_H_
@@ -16,19 +24,24 @@
 
 #include <penstock/buffer.h>
 #include <penstock/export.h>
+#include <penstock/rdma.h>
 
 #include <cstdint>
 #include <memory>
-#include <string>
+#include <span>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "base/fifo.h"
 #include "base/timer_wheel.h"
 #include "engine/loop_core.h"
 #include "rdma/completion_pump.h"
 #include "rdma/control_message.h"
+#include "rdma/exposed_memory.h"
 #include "rdma/fabric.h"
 #include "rdma/slab_registry.h"
 
@@ -36,15 +49,28 @@ PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 
 class Lane;
+struct LaneWork;
+
+// One work request that is posted.
+struct LaneSlot {
+  uint32_t qp_number = 0;  // 0: free
+  FabricOp op = FabricOp::kSend;
+  bool last = false;         // of `work`
+  LaneWork* work = nullptr;  // the lane's, if anybody is to be told
+  BufferChain held;          // what the device reads from, or writes to
+};
 
 class LaneHub final : private CompletionSink {
  public:
+  static constexpr uint32_t kNoSlot = UINT32_MAX;
+
   struct Options {
     uint8_t port = 1;
     uint8_t gid_index = 0;
-    uint32_t receives = 1024;      // in the bank
-    uint32_t receive_size = 8192;  // bytes: the longest message
-    uint32_t completion_depth = 16384;
+    uint32_t receives = 1024;           // in the bank
+    uint32_t receive_size = 8192;       // bytes: the longest message
+    uint32_t completion_depth = 16384;  // more than `receives`
+    uint32_t read_depth = 16;           // at most 255; less when the device serves fewer
     absl::Duration spin_max = absl::ZeroDuration();
   };
 
@@ -59,6 +85,12 @@ class LaneHub final : private CompletionSink {
   // Receives that may still be granted.
   uint32_t available() const { return options_.receives - granted_; }
   uint32_t posted() const { return posted_; }
+  // READs that a peer may have outstanding on a lane.
+  uint32_t read_depth() const { return read_depth_; }
+  // Lets peers reach memory by a key. The hub outlives what it returns.
+  absl::StatusOr<ExposedMemory> Expose(std::span<char> memory, RdmaAccess access) {
+    return ExposedMemory::Create(device_, memory, access);
+  }
   CompletionPump& pump() { return *pump_; }
 
   // --- For lanes ---
@@ -68,8 +100,14 @@ class LaneHub final : private CompletionSink {
   // A queue pair whose number no completion in the queue can have, with receives from the bank;
   // `lane` gets what comes by it until Leave.
   absl::StatusOr<std::unique_ptr<FabricQp>> NewQp(Lane& lane, uint32_t send_depth);
-  // Destroys it.
-  void Leave(std::unique_ptr<FabricQp> qp);
+  // Destroys it, later when `out` of its work requests have not ended.
+  void Leave(std::unique_ptr<FabricQp> qp, uint32_t out);
+  // kNoSlot: there is none, and the lane's OnSlots will be called when there is.
+  uint32_t TakeSlot(uint32_t qp_number);
+  void FreeSlot(uint32_t number);
+  // Until the next one is taken.
+  LaneSlot& slot(uint32_t number) { return slots_[number]; }
+  uint64_t SendTag(uint32_t slot) const { return CompletionPump::Tag(send_sink_.number, slot); }
   // A buffer with a copy of what the parts are, registered; empty when the pool has no room.
   Buffer NewBuffer(size_t size);
   // The key of registered memory; false when it is not.
@@ -77,12 +115,49 @@ class LaneHub final : private CompletionSink {
   LoopCore& loop() { return loop_; }
 
  private:
+  // Gets the completions of sends; the hub itself those of receives.
+  struct SendSink final : CompletionSink {
+    explicit SendSink(LaneHub& owner) : hub(owner) {}
+    void OnCompletion(uint32_t word, const FabricCompletion& completion) override {
+      hub.OnSendDone(word, completion);
+    }
+    LaneHub& hub;
+    uint32_t number = 0;
+  };
+  struct Member {
+    Lane* lane = nullptr;
+    uint64_t owner = 0;  // FabricQpOptions::owner
+  };
+  struct Grave {
+    std::unique_ptr<FabricQp> qp;
+    uint32_t out = 0;
+    int64_t since_ns = 0;
+  };
+  // Of a queue pair that is destroyed.
+  struct Rest {
+    uint64_t empties = 0;  // PumpStats::empties by then
+    bool slots = false;    // some of its slots have not been given back
+  };
+
   LaneHub(LoopCore& loop, FabricDevice& device, const Options& options);
   absl::Status Start();
+  absl::Status FindAddress();
+  absl::Status FillBank();
   void OnCompletion(uint32_t word, const FabricCompletion& completion) override;
+  void OnSendDone(uint32_t word, const FabricCompletion& completion);
+  void OnEvent(const FabricEvent& event);
   bool PostReceive(uint32_t slot);
   void FillUp();
+  void Feed();
+  void Destroy(Grave grave);
+  void DestroyOld();
+  bool HasSlot() const;
+  uint32_t slots_max() const { return options_.completion_depth - options_.receives; }
+  void FreeRested();
+  void FreeSlotsOf(uint32_t qp_number);
   void OnLost(absl::Status status);
+  // Runs for every lane that is there still; a lane's owner may destroy lanes, this one or others.
+  void ForEachLane(absl::FunctionRef<void(Lane&)> run);
   // Whether the queue has been polled empty since then; the poll that was under way does not count.
   bool Rested(uint64_t empties) const { return pump_->stats().empties > empties + 1; }
 
@@ -92,15 +167,25 @@ class LaneHub final : private CompletionSink {
   LaneAddress address_;
   SlabRegistry registry_;
   std::unique_ptr<CompletionPump> pump_;
+  std::unique_ptr<DeviceWatch> watch_;
   uint32_t sink_ = 0;
+  SendSink send_sink_{*this};
   std::unique_ptr<FabricSrq> srq_;
   std::vector<Buffer> receives_;      // by slot, posted
   std::vector<uint32_t> free_slots_;  // not posted
   uint32_t posted_ = 0;
   uint32_t granted_ = 0;
   CallbackTimer retry_;
-  absl::flat_hash_map<uint32_t, Lane*> lanes_;       // by queue pair number
-  absl::flat_hash_map<uint32_t, uint64_t> resting_;  // numbers, and PumpStats::empties by then
+  uint32_t read_depth_ = 0;
+  std::vector<LaneSlot> slots_;  // as many as have been out at once
+  std::vector<uint32_t> spare_slots_;
+  Fifo<uint32_t> starving_;  // queue pairs whose lanes wait for a slot
+  bool feeding_ = false;
+  uint64_t next_owner_ = 1;
+  absl::flat_hash_map<uint32_t, Member> lanes_;  // by queue pair number
+  absl::flat_hash_map<uint32_t, Grave> graves_;
+  absl::flat_hash_map<uint32_t, Rest> resting_;
+  CallbackTimer grave_timer_;
 };
 
 }  // namespace internal
