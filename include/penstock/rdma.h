@@ -6,9 +6,11 @@
 //   endpoint->Receive([](absl::StatusOr<BufferChain> message) { ... });
 //
 // Any stream will do, plain or sealed: over it the two sides agree on what they are and tell each
-// other when they are ready, and its end is the endpoint's end. In this version the stream carries
-// the data, too: one-sided operations are carried out by the peer's loop, which checks the bounds
-// of every one of them before a byte is touched.
+// other when they are ready, and its end is the endpoint's end. When both have a device
+// (RdmaOptions::device), messages travel over it, by a queue pair of their own; when one has none,
+// or the device fails, the stream carries them, without loss and without repetition. In this
+// version one-sided operations are carried out by the peer's loop in both cases, which checks the
+// bounds of every one of them before a byte is touched.
 //
 // Opening
 //   Work may be started at once. It waits, bounded and without using the processor, until the gate
@@ -47,6 +49,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "absl/functional/any_invocable.h"
@@ -75,7 +78,44 @@ PENSTOCK_EXPORT RdmaOutcome OutcomeOf(const absl::Status& status);
 // "done", "never posted", "in doubt".
 PENSTOCK_EXPORT std::string_view RdmaOutcomeName(RdmaOutcome outcome);
 
+struct RdmaDeviceOptions {
+  // Empty: the first that the machine has.
+  std::string name;
+  uint8_t port = 1;
+  // Of the address that peers reach the port by; soft RoCE and most others have IPv4 at 1.
+  uint8_t gid_index = 0;
+  // Receives that are posted at all times, shared by all endpoints, and bytes of each (512 at
+  // least), which is the longest piece of a message. This much memory is pinned, and no more for
+  // more endpoints.
+  uint32_t receives = 4096;
+  uint32_t receive_size = 8192;
+  // Receives of these that one endpoint may have its peer use, 2 at least; it takes 8 more. An
+  // endpoint that finds fewer left uses the stream.
+  uint32_t endpoint_receives = 32;
+  // While traffic is brisk, how long the loop looks for more instead of sleeping; zero: not at all.
+  absl::Duration spin_max = absl::ZeroDuration();
+};
+
+// An RDMA device, open for the endpoints of one loop; share it among all of them. Loop's thread;
+// may be dropped while endpoints use it, which then keep it.
+class PENSTOCK_EXPORT RdmaDevice {
+ public:
+  // UNAVAILABLE when the machine has no RDMA or the port is down, NOT_FOUND for the name or the
+  // address, INVALID_ARGUMENT, or what the device says.
+  static absl::StatusOr<std::shared_ptr<RdmaDevice>> Open(Loop& loop,
+                                                          const RdmaDeviceOptions& options = {});
+  virtual ~RdmaDevice() = default;
+  RdmaDevice(const RdmaDevice&) = delete;
+  RdmaDevice& operator=(const RdmaDevice&) = delete;
+  virtual const std::string& name() const = 0;
+
+ protected:
+  RdmaDevice() = default;
+};
+
 struct RdmaOptions {
+  // Of the loop of the stream. Null: the stream carries the data.
+  std::shared_ptr<RdmaDevice> device;
   // From the making of the endpoint until it is open; the passive side waits `ready_deadline` at
   // most for the peer's last word. Passing it ends the endpoint with DEADLINE_EXCEEDED.
   absl::Duration open_deadline = absl::Seconds(5);
@@ -92,7 +132,7 @@ struct RdmaOptions {
   // message ends the endpoint.
   uint32_t message_max = 16 * 1024 * 1024;
   // Pieces of messages (of 64 KiB at most) that the peer may have on the way or unread here; 2 to
-  // 32,768.
+  // 32,768. With a device not more than RdmaDeviceOptions::endpoint_receives count.
   uint32_t receive_depth = 64;
   // Reads that the peer may have outstanding; 1 to 1,024.
   uint32_t read_depth = 16;
@@ -145,6 +185,9 @@ class PENSTOCK_EXPORT RdmaRegion {
 // Figures of one endpoint since it was made. Loop's thread.
 struct RdmaStats {
   bool open = false;
+  bool over_device = false;  // the data goes over a device
+  // Why the stream carries the data although a device was given. Empty when it does not.
+  std::string fallback;
   uint64_t messages_sent = 0;  // taken by the peer's endpoint
   uint64_t messages_received = 0;
   uint64_t writes = 0;  // done

@@ -24,6 +24,7 @@ class CreditWindow {
 
   // `depth`, to kDepthMax: the pieces that this side has room for.
   explicit CreditWindow(uint32_t depth) : depth_(depth), granted_(depth), told_granted_(depth) {}
+  uint32_t depth() const { return depth_; }
   // The endpoint is open: the peer has room for so many.
   void Open(uint32_t peer_depth);
 
@@ -46,10 +47,13 @@ class CreditWindow {
   uint32_t granted() const { return granted_; }
   // Something is to be told that no message has told: what has come, or half a window of room.
   bool NewsDue() const {
-    return received_ != told_received_ || granted_ - told_granted_ >= (depth_ + 1) / 2;
+    return untold_ || received_ != told_received_ || granted_ - told_granted_ >= (depth_ + 1) / 2;
   }
+  // What was told may not have arrived: it is to be told once more.
+  void TellAgain() { untold_ = true; }
   // A header with received() and granted() is on its way.
   void OnTold() {
+    untold_ = false;
     told_received_ = received_;
     told_granted_ = granted_;
   }
@@ -64,6 +68,7 @@ class CreditWindow {
   uint32_t granted_;
   uint32_t told_received_ = 0;
   uint32_t told_granted_;
+  bool untold_ = false;
 };
 
 }  // namespace internal

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "engine/connection.h"
 #include "rdma/control_codec.h"
+#include "rdma/lane_device.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -18,13 +19,6 @@ namespace {
 
 // How long an endpoint that has ended waits for the peer to take the reason.
 constexpr absl::Duration kRetireMax = absl::Seconds(1);
-
-Bytes16 RandomBytes() {
-  Bytes16 bytes;
-  const ssize_t got = ::getrandom(bytes.data(), bytes.size(), 0);
-  PENSTOCK_CHECK(got == static_cast<ssize_t>(bytes.size()), "the kernel has no random bytes");
-  return bytes;
-}
 
 AttemptId NewAttempt() {
   static const Bytes16 incarnation = RandomBytes();
@@ -56,22 +50,36 @@ absl::Status CheckOptions(const RdmaOptions& options) {
   return absl::OkStatus();
 }
 
+uint32_t ReceiveDepth(const RdmaOptions& options) {
+  const uint32_t depth = std::min(std::max(options.receive_depth, 1u), CreditWindow::kDepthMax);
+  if (options.device == nullptr) return depth;
+  return std::min(depth,
+                  static_cast<const LaneDevice&>(*options.device).options().endpoint_receives);
+}
+
 }  // namespace
 
-EndpointCore::EndpointCore(GateRole role, StreamPtr control, const RdmaOptions& options)
+Bytes16 RandomBytes() {
+  Bytes16 bytes;
+  const ssize_t got = ::getrandom(bytes.data(), bytes.size(), 0);
+  PENSTOCK_CHECK(got == static_cast<ssize_t>(bytes.size()), "the kernel has no random bytes");
+  return bytes;
+}
+
+EndpointCore::EndpointCore(GateRole role, StreamPtr control, RdmaOptions options)
     : Deferred([](Deferred* node) { static_cast<EndpointCore*>(node)->Service(); }),
       loop_(&control->loop()),
       core_(&loop_->core()),
-      options_(options),
+      options_(std::move(options)),
       peer_(control->peer()),
       local_(control->local()),
       channel_(std::make_unique<ControlChannel>(std::move(control),
                                                 static_cast<ControlChannel::Owner&>(*this))),
       connection_(channel_->stream().connection()),
       loop_end_([](Deferred* node) { static_cast<LoopEnd*>(node)->core.OnLoopEnd(); }, *this),
-      gate_(OptionsOfGate(role, options, peer_), core_->sys().Now()),
-      queue_(options.queue_operations_max, options.queue_bytes_max),
-      window_(std::min(std::max(options.receive_depth, 1u), CreditWindow::kDepthMax)) {
+      gate_(OptionsOfGate(role, options_, peer_), core_->sys().Now()),
+      queue_(options_.queue_operations_max, options_.queue_bytes_max),
+      window_(ReceiveDepth(options_)) {
   timer_.emplace(core_->timers());
   queue_timer_.emplace(core_->timers());
   core_->AtEnd(loop_end_);
@@ -90,16 +98,24 @@ void EndpointCore::Start() {
   channel_->stream().SetReadDeadline(absl::InfiniteDuration());
   channel_->stream().SetIdleDeadline(absl::InfiniteDuration());
   channel_->Start();
-  if (gate_.role() == GateRole::kActive) Act(gate_.Connect(Offer()));
+  if (gate_.role() == GateRole::kActive) {
+    MakeLane();
+    Act(gate_.Connect(Offer()));
+  }
   ArmGateTimer();
   MarkReady();
 }
 
 GateOffer EndpointCore::Offer() const {
-  return {.lanes = {},
-          .terms = {.depth = options_.receive_depth,
-                    .size = static_cast<uint32_t>(kStreamPieceMax),
-                    .read_depth = options_.read_depth}};
+  GateOffer offer{.lanes = {},
+                  .terms = {.depth = window_.depth(),
+                            .size = static_cast<uint32_t>(kStreamPieceMax),
+                            .read_depth = options_.read_depth}};
+  if (lane_ != nullptr) {
+    offer.lanes.push_back(lane_->address());
+    offer.terms.size = static_cast<const LaneDevice&>(*options_.device).options().receive_size;
+  }
+  return offer;
 }
 
 absl::Status EndpointCore::PeerProblem() const {
@@ -118,8 +134,9 @@ absl::Status EndpointCore::PeerProblem() const {
 
 void EndpointCore::Act(GateAction action) {
   if (action == GateAction::kBringUp) {
-    // No lanes: the stream that brought this carries the data, and is up.
+    // Without lanes: the stream that brought this carries the data, and is up.
     const absl::Status problem = PeerProblem();
+    if (problem.ok()) BringUpLane();
     const uint64_t attempt = gate_.self().attempt;
     action = problem.ok() ? gate_.OnLanesUp(core_->sys().Now(), attempt, Offer())
                           : gate_.OnLanesFailed(attempt, problem);
@@ -146,7 +163,9 @@ void EndpointCore::OnOpen() {
   Apply(EndpointEvent::kGateOpen);
   const ReceiveTerms& terms = gate_.peer_offer().terms;
   window_.Open(terms.depth);
-  piece_max_ = std::min<size_t>(terms.size, kStreamPieceMax);
+  // Of a side with lanes `size` is what one of its receives holds.
+  if (gate_.peer_offer().lanes.empty()) piece_max_ = std::min<size_t>(terms.size, kStreamPieceMax);
+  if (carrier_ == Carrier::kLane) piece_max_ = terms.size - kMessageHeaderSize - kAccessPrefixSize;
   peer_read_depth_ = terms.read_depth;
   for (const ControlRegion& region : regions_.All()) channel_->Send(EncodeControl(region));
   while (!open_waiters_.empty()) {
@@ -254,6 +273,8 @@ void EndpointCore::FailAll() {
 void EndpointCore::Retire() {
   queue_timer_->Cancel();
   timer_->Cancel();
+  lane_.reset();
+  lane_window_ = {};
   if (channel_ == nullptr) return;
   // A stream that is closed with bytes unread or unsent would take the reason along.
   channel_->Send(gate_.TakeOutgoing());
@@ -263,6 +284,7 @@ void EndpointCore::Retire() {
 
 void EndpointCore::DropChannel() {
   if (connection_ != nullptr) std::exchange(connection_, nullptr)->RemoveLayer(*this);
+  lane_.reset();
   channel_.reset();
 }
 
@@ -321,6 +343,7 @@ EndpointCore::Leftovers EndpointCore::TakeLeftovers() {
   left.revocations = regions_.Clear();
   left.ready = std::move(ready_);
   left.partial = std::exchange(partial_, {});
+  left.sent = std::exchange(lane_window_, {});
   calls_ = {};
   open_waiters_ = {};
   ready_ = {};

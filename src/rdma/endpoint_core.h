@@ -6,9 +6,14 @@
 //
 // Parts: ReadyGate judges when work may be posted (I6, I7), WorkQueue holds what waits,
 // CreditWindow how much may go and what has come, RegionTable and PeerRegions who may reach which
-// memory. Here they meet the ControlChannel: Pump posts, OnData takes, and every operation is in
+// memory. Here they meet what carries the data: Pump posts, OnData takes, and every operation is in
 // exactly one list from its start to its callback: the queue, one of those that are out, those that
 // are finished.
+//
+// The carrier is a Lane when both sides have a device, and the ControlChannel otherwise. It changes
+// once at most, from the lane to the channel: each side that has given up its lane tells by
+// FALLBACK how many messages it had from it, and sends on the channel what the peer has not, when
+// it has heard the same of the peer.
 #ifndef PENSTOCK_RDMA_ENDPOINT_CORE_H_
 #define PENSTOCK_RDMA_ENDPOINT_CORE_H_
 
@@ -32,6 +37,8 @@
 #include "rdma/control_channel.h"
 #include "rdma/control_message.h"
 #include "rdma/credit_window.h"
+#include "rdma/lane.h"
+#include "rdma/lane_window.h"
 #include "rdma/message_header.h"
 #include "rdma/ready_gate.h"
 #include "rdma/region_table.h"
@@ -76,12 +83,20 @@ inline constexpr std::array<std::array<EndpointState, kEndpointEvents>, kEndpoin
         {EndpointState::kDead, EndpointState::kDead, EndpointState::kDead, EndpointState::kDead},
     }};
 
+// What carries the data.
+enum class Carrier : uint8_t {
+  kStream,
+  kLane,
+  kLeaving,  // the lane is gone, and the peer has not said yet what it had from it
+};
+
 class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
                            private ControlChannel::Owner,
+                           private Lane::Owner,
                            private Deferred,
                            private Layer {
  public:
-  EndpointCore(GateRole role, StreamPtr control, const RdmaOptions& options);
+  EndpointCore(GateRole role, StreamPtr control, RdmaOptions options);
   ~EndpointCore();
   // Once shared.
   void Start();
@@ -130,6 +145,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
     Fifo<Stream::DoneCallback> revocations;
     Fifo<Message> ready;
     Message partial;
+    LaneWindow sent;
   };
 
   bool dead() const { return state_ == EndpointState::kDead; }
@@ -167,6 +183,8 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   bool RunRegion();
   void Settle();
   void Pump();
+  bool HasRoom() const;
+  void PostData(MessageHeader header, std::string prefix, BufferChain payload);
   bool PostNext();
   bool PostPieceOfMessage(Work& work);
   bool PostPieceOfWrite(Work& work);
@@ -185,6 +203,8 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   void OnDrain(const ControlDrain& drain);
   void OnPeerClose(const ControlClose& close);
   void OnData(const MessageHeader& header, BufferChain body) override;
+  void Take(MessageHeader header, BufferChain body, bool by_lane);
+  absl::Status TakeHeader(MessageHeader& header, bool by_lane);
   absl::Status TakeData(const MessageHeader& header, BufferChain body);
   absl::Status TakePiece(const MessageHeader& header, BufferChain body);
   absl::Status TakeWrite(const MessageHeader& header, BufferChain body);
@@ -195,6 +215,19 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   void FinishFirst(WorkList& out);
   void OnChannelRoom() override { Service(); }
   void OnChannelEnd(absl::Status status) override;
+
+  // --- endpoint_lane.cc: the lane, and from it to the stream ---
+  // A queue pair, not connected. None, for the reason that is noted: the stream is to do.
+  void MakeLane();
+  void BringUpLane();
+  void GiveUpLane(std::string_view why);
+  void LeaveLane(std::string_view why, bool reply);
+  void OnFallback(const ControlFallback& fallback);
+  bool Resend();
+  void OnLaneMessage(BufferChain message) override;
+  void OnLaneRoom() override { MarkReady(); }
+  void OnLaneDone(uint64_t, RdmaOutcome, BufferChain) override {}
+  void OnLaneEnd(absl::Status status) override;
 
   // --- Layer: it stays on its loop ---
   absl::Status MayLeave() const override;
@@ -232,6 +265,9 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   WorkQueue queue_;
   WorkList sends_out_, writes_out_, reads_out_;
   WorkList finished_;
+  Carrier carrier_ = Carrier::kStream;
+  std::unique_ptr<Lane> lane_;  // with kLane, and before that while opening
+  LaneWindow lane_window_;      // with kLeaving, and until all is sent again, too
   CreditWindow window_;
   size_t piece_max_ = kStreamPieceMax;
   uint32_t peer_read_depth_ = 0;
@@ -256,6 +292,8 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   RdmaEndpoint::DoneCallback close_done_;
   RdmaStats stats_;
 };
+
+Bytes16 RandomBytes();
 
 // The status of an operation that failed.
 absl::Status WithOutcome(absl::Status status, RdmaOutcome outcome);

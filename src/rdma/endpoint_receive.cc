@@ -56,6 +56,7 @@ void EndpointCore::OnControl(const ControlMessage& message, std::string_view byt
                  },
                  [&](const ControlClose& close) { OnPeerClose(close); },
                  [&](const ControlPong&) {},
+                 [&](const ControlFallback& fallback) { OnFallback(fallback); },
                  [&](const ControlSkipped&) {},
                  [&](const auto&) { OnOpenControl(message); },
              },
@@ -76,8 +77,6 @@ void EndpointCore::OnOpenControl(const ControlMessage& message) {
     return OnRevoke(*revoke);
   } else if (const auto* drain = std::get_if<ControlDrain>(&message)) {
     return OnDrain(*drain);
-  } else {
-    status = Violation("FALLBACK, but the control stream carries the data already");
   }
   if (!status.ok()) End(Explain(status.code(), "RDMA endpoint to", MessageOf(status)));
 }
@@ -150,19 +149,30 @@ void EndpointCore::OnChannelEnd(absl::Status status) {
 // --- Data ---
 
 void EndpointCore::OnData(const MessageHeader& header, BufferChain body) {
+  Take(header, std::move(body), /*by_lane=*/false);
+  Service();
+}
+
+absl::Status EndpointCore::TakeHeader(MessageHeader& header, bool by_lane) {
+  if (gate_.state() != GateState::kOpen) return Violation("data before the endpoint is open");
+  if (!by_lane && carrier_ != Carrier::kStream) return Violation("data beside the lane");
+  if (by_lane) {
+    if (absl::Status status = lane_window_.OnHeader(header); !status.ok()) return status;
+  }
+  return window_.OnHeader(header.credits, header.received);
+}
+
+void EndpointCore::Take(MessageHeader header, BufferChain body, bool by_lane) {
   if (dead()) return;
   heard_ = true;
   const GateAction action = gate_.OnData(header.tag);
   if (action != GateAction::kNone) Act(action);
   if (!dead()) {
-    absl::Status status = gate_.state() == GateState::kOpen
-                              ? window_.OnHeader(header.credits, header.received)
-                              : Violation("data before the endpoint is open");
+    absl::Status status = TakeHeader(header, by_lane);
     if (status.ok()) status = TakeData(header, std::move(body));
     if (!status.ok()) End(Explain(status.code(), "RDMA endpoint to", MessageOf(status)));
   }
   if (!dead()) FinishAcknowledged();
-  Service();
 }
 
 absl::Status EndpointCore::TakeData(const MessageHeader& header, BufferChain body) {
@@ -248,7 +258,11 @@ absl::Status EndpointCore::TakeReadData(const MessageHeader& header, BufferChain
   if (read.data.size() > read.size || (last && read.data.size() < read.size)) {
     return Violation(absl::StrCat(read.data.size(), " bytes for a read of ", read.size));
   }
-  if (last) FinishFirst(reads_out_);
+  if (last) {
+    FinishFirst(reads_out_);
+    // Until it hears of this, a peer on a lane keeps the bytes.
+    if (carrier_ == Carrier::kLane) window_.TellAgain();
+  }
   return absl::OkStatus();
 }
 

@@ -146,12 +146,36 @@ void EndpointCore::Settle() {
 // --- Posting ---
 
 void EndpointCore::Pump() {
-  while (gate_.MayPost(gate_.self().attempt) && channel_->HasRoom()) {
-    bool did = ServeRead();
+  while (gate_.MayPost(gate_.self().attempt) && HasRoom()) {
+    bool did = Resend() || ServeRead();
     did |= !dead() && PostNext();
     if (!did) return;
     if (channel_->unsent() >= kFlushSize && !channel_->Flush()) return;
   }
+}
+
+bool EndpointCore::HasRoom() const {
+  switch (carrier_) {
+    case Carrier::kStream:
+      return channel_->HasRoom();
+    case Carrier::kLane:
+      return lane_window_.HasRoom() && lane_->HasRoom();
+    default:
+      return false;
+  }
+}
+
+void EndpointCore::PostData(MessageHeader header, std::string prefix, BufferChain payload) {
+  if (carrier_ == Carrier::kStream) {
+    return channel_->SendData(header, prefix, std::move(payload));
+  }
+  std::array<char, kMessageHeaderSize> bytes;
+  header.received = static_cast<uint16_t>(lane_window_.received());
+  EncodeMessageHeader(header, bytes);
+  lane_window_.OnTold();
+  const std::string head = std::string(bytes.data(), bytes.size()) + prefix;
+  lane_window_.OnSent(header, std::move(prefix), payload);
+  lane_->Send(head, std::move(payload));
 }
 
 MessageHeader EndpointCore::Header(MessageType type, uint32_t sequence, bool last) {
@@ -188,7 +212,7 @@ bool EndpointCore::PostPieceOfMessage(Work& work) {
   queue_.OnPosted(piece.size());
   const bool last = work.data.empty();
   work.number = window_.TakeNext();
-  channel_->SendData(Header(MessageType::kMessage, work.number, last), {}, std::move(piece));
+  PostData(Header(MessageType::kMessage, work.number, last), {}, std::move(piece));
   if (last) sends_out_.splice(sends_out_.end(), queue_.TakeFront());
   return true;
 }
@@ -208,8 +232,7 @@ bool EndpointCore::PostPieceOfWrite(Work& work) {
   const AccessPrefix access = {
       .region = work.region.id, .offset = work.offset, .epoch = work.region.epoch};
   work.offset += piece.size();
-  channel_->SendData(Header(MessageType::kWrite, work.number, last), PrefixOf(access),
-                     std::move(piece));
+  PostData(Header(MessageType::kWrite, work.number, last), PrefixOf(access), std::move(piece));
   if (!last) return true;
   if (work.then.has_value()) {
     // Its message follows on the same stream, so the end of that is the end of both.
@@ -231,7 +254,7 @@ bool EndpointCore::PostRead(Work& work) {
                                .offset = work.offset,
                                .size = work.size,
                                .epoch = work.region.epoch};
-  channel_->SendData(Header(MessageType::kRead, work.number, true), PrefixOf(access), {});
+  PostData(Header(MessageType::kRead, work.number, true), PrefixOf(access), {});
   reads_out_.splice(reads_out_.end(), queue_.TakeFront());
   return true;
 }
@@ -255,18 +278,25 @@ bool EndpointCore::ServeRead() {
   const bool last = access.size == 0;
   BufferChain bytes;
   if (size > 0) bytes.Append(channel_->Copy({memory->data(), memory->size()}));
-  channel_->SendData(Header(MessageType::kReadData, served_->number, last), {}, std::move(bytes));
+  PostData(Header(MessageType::kReadData, served_->number, last), {}, std::move(bytes));
   stats_.bytes_out += size;
   if (last) served_.reset();
   return true;
 }
 
 void EndpointCore::Announce() {
-  if (dead() || !gate_.MayPost(gate_.self().attempt)) return;
-  if (std::exchange(written_due_, false)) {
-    channel_->SendData(Header(MessageType::kWritten, written_, true), {}, {});
-  } else if (window_.NewsDue()) {
-    channel_->SendData(Header(MessageType::kCredit, 0, true), {}, {});
+  if (dead() || !gate_.MayPost(gate_.self().attempt) || carrier_ == Carrier::kLeaving) return;
+  // A stream takes these at any time, a lane when it has room; the last of that is for news alone.
+  const bool by_lane = carrier_ == Carrier::kLane;
+  if (!by_lane || HasRoom()) {
+    if (std::exchange(written_due_, false)) {
+      PostData(Header(MessageType::kWritten, written_, true), {}, {});
+    } else if (window_.NewsDue()) {
+      PostData(Header(MessageType::kCredit, 0, true), {}, {});
+    }
+  }
+  if (by_lane && lane_window_.NewsDue() && lane_window_.HasCreditRoom()) {
+    PostData(Header(MessageType::kCredit, 0, true), {}, {});
   }
 }
 
@@ -325,6 +355,7 @@ void EndpointCore::Finish(WorkList one, absl::Status status, RdmaOutcome outcome
 RdmaStats EndpointCore::stats() const {
   RdmaStats stats = stats_;
   stats.open = gate_.state() == GateState::kOpen && !dead();
+  stats.over_device = stats.open && carrier_ == Carrier::kLane;
   stats.operations_queued = static_cast<uint32_t>(queue_.size());
   stats.bytes_queued = queue_.bytes();
   stats.operations_posted =

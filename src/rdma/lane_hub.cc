@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/absl_view.h"
 #include "base/error.h"
 #include "rdma/lane.h"
 
@@ -11,7 +12,6 @@ PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 namespace {
 
-constexpr absl::Duration kRefillPause = absl::Milliseconds(5);
 // Queue pairs that are made to find one whose number has rested.
 constexpr size_t kNumberTries = 64;
 // A device that has not flushed a queue pair by then never will.
@@ -24,7 +24,6 @@ LaneHub::LaneHub(LoopCore& loop, FabricDevice& device, const Options& options)
       device_(device),
       options_(options),
       registry_(loop.pool(), device, kFabricLocalWrite),
-      retry_(loop.timers()),
       grave_timer_(loop.timers()) {}
 
 absl::StatusOr<std::unique_ptr<LaneHub>> LaneHub::Create(LoopCore& loop, FabricDevice& device,
@@ -76,22 +75,28 @@ absl::Status LaneHub::FillBank() {
   auto srq = device_.CreateSrq(options_.receives, 1, 0);
   if (!srq.ok()) return srq.status();
   srq_ = *std::move(srq);
-  receives_.resize(options_.receives);
+  const size_t bytes = size_t{options_.receives} * options_.receive_size;
+  bank_ = std::make_unique_for_overwrite<char[]>(bytes);
+  const auto memory = device_.Register(bank_.get(), bytes, kFabricLocalWrite);
+  if (!memory.ok()) return memory.status();
+  bank_memory_ = *memory;
   for (uint32_t slot = 0; slot < options_.receives; ++slot) {
     if (PostReceive(slot)) continue;
-    const absl::Status refusal = registry_.refusal();
-    if (!refusal.ok()) return refusal;
     return absl::ResourceExhaustedError(
         absl::StrCat("RDMA receives on ", device_.name(), ": no room for ", options_.receives));
   }
   return absl::OkStatus();
 }
 
-// Queue pairs first, then the queues, and these before the buffers that lie in them.
+// Queue pairs first, then the queues, and these before the memory that lies in them. Memory that
+// the device does not let go of is left to it.
 LaneHub::~LaneHub() {
   graves_.clear();
   srq_.reset();
   pump_.reset();
+  if (bank_memory_.handle != nullptr && !device_.Deregister(bank_memory_).ok()) {
+    static_cast<void>(bank_.release());
+  }
 }
 
 bool LaneHub::FindKey(const void* data, size_t size, uint32_t* key) const {
@@ -109,41 +114,35 @@ Buffer LaneHub::NewBuffer(size_t size) {
 }
 
 bool LaneHub::PostReceive(uint32_t slot) {
-  Buffer buffer = NewBuffer(options_.receive_size);
-  if (!buffer) return false;
-  buffer.Extend(options_.receive_size);
-  FabricPart part{buffer.mutable_data(), options_.receive_size, 0};
-  FindKey(part.data, part.size, &part.local_key);
+  const FabricPart part{Receive(slot), options_.receive_size, bank_memory_.local_key};
   const FabricReceive receive{CompletionPump::Tag(sink_, slot), {&part, 1}};
   if (srq_->PostReceive(receive) != 0) return false;
-  receives_[slot] = std::move(buffer);
   ++posted_;
   return true;
 }
 
-void LaneHub::FillUp() {
-  while (!free_slots_.empty()) {
-    if (!PostReceive(free_slots_.back())) {
-      retry_.Arm(TimerWheel::DeadlineTick(loop_.now_ns(), kRefillPause), [this] { FillUp(); });
-      return;
-    }
-    free_slots_.pop_back();
-  }
+Buffer LaneHub::CopyOf(std::string_view bytes) const {
+  absl::StatusOr<Buffer> copy = loop_.pool().Copy(bytes, BufferTag::kRdma);
+  if (copy.ok()) return *std::move(copy);
+  auto memory = std::make_unique<char[]>(bytes.size());
+  bytes.copy(memory.get(), bytes.size());
+  const char* const data = memory.get();
+  return Buffer::FromExternal(data, bytes.size(), [memory = std::move(memory)] {});
 }
 
 void LaneHub::OnCompletion(uint32_t word, const FabricCompletion& completion) {
-  Buffer buffer = std::move(receives_[word]);
   --posted_;
-  free_slots_.push_back(word);
-  FillUp();
+  Buffer message;
+  if (completion.outcome == FabricOutcome::kOk) message = CopyOf({Receive(word), completion.bytes});
+  // One receive less for all lanes: none may count on the bank any more.
+  if (!PostReceive(word)) return Lose("receive", "it cannot be posted again");
   const auto found = lanes_.find(completion.qp_number);
   if (found == lanes_.end()) return;
   Lane& lane = *found->second.lane;
   if (completion.outcome != FabricOutcome::kOk) {
     return lane.OnFailed("receive", FabricOutcomeName(completion.outcome));
   }
-  buffer.Truncate(completion.bytes);
-  lane.OnReceived(std::move(buffer));
+  lane.OnReceived(std::move(message));
 }
 
 void LaneHub::OnSendDone(uint32_t word, const FabricCompletion& completion) {
@@ -169,8 +168,7 @@ void LaneHub::OnEvent(const FabricEvent& event) {
       return OnLost(absl::UnavailableError("it has overflowed"));
     case FabricEventKind::kDeviceFatal:
     case FabricEventKind::kSrqError:
-      return ForEachLane(
-          [&](Lane& lane) { lane.OnFailed("device", FabricEventKindName(event.kind)); });
+      return Lose("device", FabricEventKindName(event.kind));
     // What a port that is down loses is sent again, or fails in time.
     case FabricEventKind::kPortActive:
     case FabricEventKind::kPortError:
@@ -192,7 +190,14 @@ void LaneHub::ForEachLane(absl::FunctionRef<void(Lane&)> run) {
   }
 }
 
+void LaneHub::Lose(std::string_view operation, std::string_view reason) {
+  lost_ = absl::UnavailableError(absl::StrCat("RDMA lanes on ", device_.name(), ": ",
+                                              AbslView(operation), ": ", AbslView(reason)));
+  ForEachLane([&](Lane& lane) { lane.OnFailed(operation, reason); });
+}
+
 void LaneHub::OnLost(absl::Status status) {
+  lost_ = status;
   ForEachLane([&](Lane& lane) { lane.OnQueueLost(status); });
 }
 
@@ -242,6 +247,7 @@ void LaneHub::Feed() {
 // --- Queue pairs ---
 
 absl::StatusOr<std::unique_ptr<FabricQp>> LaneHub::NewQp(Lane& lane, uint32_t send_depth) {
+  if (!lost_.ok()) return lost_;
   FabricQpOptions options;
   options.owner = next_owner_++;
   options.send_cq = &pump_->cq();

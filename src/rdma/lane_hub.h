@@ -1,11 +1,11 @@
 // LaneHub: what the lanes of one loop share on one device: the completion queue with its pump, the
-// registered slabs of the loop's pool, and a bank of receives, from which every lane's messages
-// come, so that a lane that waits pins no memory of its own (I1, I10).
+// registered slabs of the loop's pool, and a bank of receives, by which every lane's messages come,
+// so that a lane that waits pins no memory of its own (I1).
 //
-// The bank has a fixed number of receives posted, whatever the number of lanes. Lanes take grants
-// from it and tell them to their peers as credits; the grants never exceed the receives. A receive
-// that has brought a message is replaced at once by a fresh buffer of the pool, or, when the pool
-// refuses, a little later.
+// The bank has a fixed number of receives posted, whatever the number of lanes, in memory of its
+// own that nothing that is sent can take (I10). Lanes take grants from it and tell them to their
+// peers as credits; the grants never exceed the receives. A message is copied out of its receive,
+// which is posted again at once.
 //
 // The completion queue cannot overflow, however many lanes there are: each work request that is
 // posted has a slot, there are no more slots and receives than the queue has places, and a lane
@@ -29,6 +29,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -74,7 +75,7 @@ class LaneHub final : private CompletionSink {
     absl::Duration spin_max = absl::ZeroDuration();
   };
 
-  // Errors: what the device says; ResourceExhausted when the pool has no room for the bank.
+  // Errors: what the device says.
   static absl::StatusOr<std::unique_ptr<LaneHub>> Create(LoopCore& loop, FabricDevice& device,
                                                          const Options& options);
   ~LaneHub() override;
@@ -85,6 +86,7 @@ class LaneHub final : private CompletionSink {
   // Receives that may still be granted.
   uint32_t available() const { return options_.receives - granted_; }
   uint32_t posted() const { return posted_; }
+  size_t lanes() const { return lanes_.size(); }
   // READs that a peer may have outstanding on a lane.
   uint32_t read_depth() const { return read_depth_; }
   // Lets peers reach memory by a key. The hub outlives what it returns.
@@ -108,7 +110,7 @@ class LaneHub final : private CompletionSink {
   // Until the next one is taken.
   LaneSlot& slot(uint32_t number) { return slots_[number]; }
   uint64_t SendTag(uint32_t slot) const { return CompletionPump::Tag(send_sink_.number, slot); }
-  // A buffer with a copy of what the parts are, registered; empty when the pool has no room.
+  // An empty buffer of registered memory; none when the pool has no room.
   Buffer NewBuffer(size_t size);
   // The key of registered memory; false when it is not.
   bool FindKey(const void* data, size_t size, uint32_t* key) const;
@@ -146,8 +148,10 @@ class LaneHub final : private CompletionSink {
   void OnCompletion(uint32_t word, const FabricCompletion& completion) override;
   void OnSendDone(uint32_t word, const FabricCompletion& completion);
   void OnEvent(const FabricEvent& event);
+  char* Receive(uint32_t slot) const { return bank_.get() + size_t{slot} * options_.receive_size; }
   bool PostReceive(uint32_t slot);
-  void FillUp();
+  // A copy of what a receive has brought, from the heap when the pool has no room.
+  Buffer CopyOf(std::string_view bytes) const;
   void Feed();
   void Destroy(Grave grave);
   void DestroyOld();
@@ -156,6 +160,8 @@ class LaneHub final : private CompletionSink {
   void FreeRested();
   void FreeSlotsOf(uint32_t qp_number);
   void OnLost(absl::Status status);
+  // The device is of no use any more, to no lane.
+  void Lose(std::string_view operation, std::string_view reason);
   // Runs for every lane that is there still; a lane's owner may destroy lanes, this one or others.
   void ForEachLane(absl::FunctionRef<void(Lane&)> run);
   // Whether the queue has been polled empty since then; the poll that was under way does not count.
@@ -171,11 +177,11 @@ class LaneHub final : private CompletionSink {
   uint32_t sink_ = 0;
   SendSink send_sink_{*this};
   std::unique_ptr<FabricSrq> srq_;
-  std::vector<Buffer> receives_;      // by slot, posted
-  std::vector<uint32_t> free_slots_;  // not posted
+  std::unique_ptr<char[]> bank_;  // the receives, one after the other
+  FabricMemory bank_memory_;
+  absl::Status lost_;  // not OK: there are no new lanes
   uint32_t posted_ = 0;
   uint32_t granted_ = 0;
-  CallbackTimer retry_;
   uint32_t read_depth_ = 0;
   std::vector<LaneSlot> slots_;  // as many as have been out at once
   std::vector<uint32_t> spare_slots_;

@@ -90,13 +90,15 @@ RdmaEndpoint::RdmaEndpoint(std::shared_ptr<EndpointCore> core) : core_(std::move
 RdmaEndpoint::~RdmaEndpoint() { core_->Release(); }
 
 std::unique_ptr<RdmaEndpoint> RdmaEndpoint::Connect(StreamPtr control, RdmaOptions options) {
-  auto core = std::make_shared<EndpointCore>(GateRole::kActive, std::move(control), options);
+  auto core =
+      std::make_shared<EndpointCore>(GateRole::kActive, std::move(control), std::move(options));
   core->Start();
   return std::unique_ptr<RdmaEndpoint>(new RdmaEndpoint(std::move(core)));
 }
 
 std::unique_ptr<RdmaEndpoint> RdmaEndpoint::Accept(StreamPtr control, RdmaOptions options) {
-  auto core = std::make_shared<EndpointCore>(GateRole::kPassive, std::move(control), options);
+  auto core =
+      std::make_shared<EndpointCore>(GateRole::kPassive, std::move(control), std::move(options));
   core->Start();
   return std::unique_ptr<RdmaEndpoint>(new RdmaEndpoint(std::move(core)));
 }

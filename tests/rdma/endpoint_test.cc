@@ -370,6 +370,8 @@ TEST(RdmaOutcomeTest, OnlyAStatusOfAnOperationCanSayNeverPosted) {
             RdmaOutcome::kInDoubt);
 }
 
+INSTANTIATE_TEST_SUITE_P(Lanes, EndpointTest, ::testing::ValuesIn(RdmaLaneEnvironments()),
+                         EnvironmentName);
 INSTANTIATE_TEST_SUITE_P(Environments, EndpointTest, ::testing::ValuesIn(RdmaEnvironments()),
                          EnvironmentName);
 

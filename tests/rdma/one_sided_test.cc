@@ -206,6 +206,8 @@ TEST_P(OneSidedTest, MemoryThatCannotBeExposedIsRefused) {
       absl::IsResourceExhausted(both_.passive->Expose(memory_, RdmaAccess::kRead).status()));
 }
 
+INSTANTIATE_TEST_SUITE_P(Lanes, OneSidedTest, ::testing::ValuesIn(RdmaLaneEnvironments()),
+                         EnvironmentName);
 INSTANTIATE_TEST_SUITE_P(Environments, OneSidedTest, ::testing::ValuesIn(RdmaEnvironments()),
                          EnvironmentName);
 

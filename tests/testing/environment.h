@@ -23,6 +23,10 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 
+namespace penstock::testing {
+class SimWorld;
+}  // namespace penstock::testing
+
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 
@@ -46,6 +50,8 @@ class Environment {
   virtual bool drives_alone() const { return true; }
   // Bytes that a stream must have received before it can pass any of them on.
   virtual size_t unit_max() const { return 1; }
+  // What is simulated, or null where the kernel is real.
+  virtual testing::SimWorld* world() { return nullptr; }
   // Makes a stream of the kind under test from one that was connected or accepted: at once, or in a
   // later turn.
   using StreamCallback = absl::AnyInvocable<void(absl::StatusOr<StreamPtr>) &&>;

@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "testing/fake_lanes.h"
 #include "testing/fate.h"
 #include "testing/harness.h"
 
@@ -29,10 +30,28 @@ struct RdmaEndpoints {
 
 class RdmaHarness : public Harness {
  protected:
+  void SetUp() override {
+    Harness::SetUp();
+    if (IsSkipped() || !GetParam().name.ends_with("Lanes")) return;
+    lanes_ = std::make_unique<FakeLanes>(environment(), loop());
+    device_ = lanes_->device();
+  }
+  void TearDown() override {
+    device_ = nullptr;
+    // Streams over endpoints stay for a while.
+    EXPECT_TRUE(Drive([this] { return lanes_ == nullptr || lanes_->device().use_count() == 1; }));
+    lanes_ = nullptr;
+    Harness::TearDown();
+  }
+  // Endpoints have devices. Where one is given to `Quiet`, it is for both sides.
+  bool has_lanes() const { return lanes_ != nullptr; }
+  FakeLanes& lanes() { return *lanes_; }
+
   // Without pings: a simulated clock goes on to the next timer when nothing else is left to do.
   static RdmaOptions Quiet() {
     RdmaOptions options;
     options.ping_interval = absl::InfiniteDuration();
+    options.device = device_;
     return options;
   }
 
@@ -85,6 +104,9 @@ class RdmaHarness : public Harness {
   }
 
  private:
+  inline static std::shared_ptr<RdmaDevice> device_;
+  std::unique_ptr<FakeLanes> lanes_;
+
   template <class Start>
   absl::StatusOr<std::string> AwaitBytes(Start start) {
     auto result = std::make_shared<std::optional<absl::StatusOr<std::string>>>();
@@ -109,6 +131,12 @@ inline std::vector<EnvironmentCase> RdmaEnvironments() {
   constexpr std::string_view kNames[] = {"EpollIpv4", "UringIpv4", "SimulatedReadiness",
                                          "SimulatedCompletion"};
   return EnvironmentsNamed(kNames);
+}
+// The same with simulated devices.
+inline std::vector<EnvironmentCase> RdmaLaneEnvironments() {
+  std::vector<EnvironmentCase> cases = RdmaEnvironments();
+  for (EnvironmentCase& which : cases) which.name += "Lanes";
+  return cases;
 }
 inline std::vector<EnvironmentCase> SimulatedRdmaEnvironments() {
   constexpr std::string_view kNames[] = {"SimulatedReadiness", "SimulatedCompletion"};

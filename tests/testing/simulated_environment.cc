@@ -33,6 +33,7 @@ class SimulatedEnvironment final : public Environment {
   EngineKind connect_engine() const override { return EngineKind::kSimulated; }
   bool has_kernel() const override { return false; }
   bool drives_alone() const override { return false; }
+  testing::SimWorld* world() override { return &world_; }
 
   bool Drive(std::span<Loop* const> loops, absl::FunctionRef<bool()> done) override {
     for (Loop* loop : loops) world_.Touch(*loop);

@@ -1,0 +1,134 @@
+// EndpointCore: its lane: how it comes up, what comes by it, and the way back to the stream.
+#include <array>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/absl_view.h"
+#include "rdma/control_codec.h"
+#include "rdma/endpoint_core.h"
+#include "rdma/lane_device.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+namespace {
+
+// A receive of the peer's must hold some bytes besides what stands in front of them.
+constexpr uint32_t kPeerReceiveMin = 2 * (kMessageHeaderSize + kAccessPrefixSize);
+
+uint32_t RandomPsn() {
+  const Bytes16 bytes = RandomBytes();
+  return uint32_t{bytes[0]} << 16 | uint32_t{bytes[1]} << 8 | bytes[2];
+}
+
+}  // namespace
+
+// --- Opening ---
+
+void EndpointCore::MakeLane() {
+  if (options_.device == nullptr) return;
+  const absl::StatusOr<LaneHub*> hub =
+      static_cast<const LaneDevice&>(*options_.device).HubFor(*core_);
+  if (!hub.ok()) return GiveUpLane(MessageOf(hub.status()));
+  auto lane = Lane::Create(**hub, *this, RandomPsn(), window_.depth() + LaneWindow::kSpare);
+  if (!lane.ok()) return GiveUpLane(MessageOf(lane.status()));
+  lane_ = *std::move(lane);
+}
+
+// Ours is up when this returns, or there is none.
+void EndpointCore::BringUpLane() {
+  const std::vector<LaneAddress>& peers = gate_.peer_offer().lanes;
+  if (peers.empty()) return GiveUpLane("the peer has no device");
+  const ReceiveTerms& terms = gate_.peer_offer().terms;
+  const bool active = gate_.role() == GateRole::kActive;
+  if (!active) MakeLane();
+  absl::Status status = absl::UnavailableError(stats_.fallback);
+  if (lane_ != nullptr) {
+    status = terms.size < kPeerReceiveMin
+                 ? absl::FailedPreconditionError("the peer's receives are too small")
+                 : lane_->BringUp(peers.front(), terms.read_depth);
+  }
+  if (status.ok()) {
+    lane_window_.Open(window_.depth(), terms.depth);
+    carrier_ = Carrier::kLane;
+  } else if (active) {
+    // The peer's is up already: it hears of this before READY.
+    LeaveLane(MessageOf(status), /*reply=*/false);
+  } else {
+    GiveUpLane(MessageOf(status));
+  }
+}
+
+// While the peer does not count on it.
+void EndpointCore::GiveUpLane(std::string_view why) {
+  const std::unique_ptr<Lane> gone = std::move(lane_);
+  if (options_.device != nullptr && stats_.fallback.empty()) stats_.fallback = why;
+}
+
+// --- Traffic ---
+
+// Callbacks run in a turn of their own: never inside the pump, which they may destroy.
+void EndpointCore::OnLaneMessage(BufferChain message) {
+  if (dead()) return;
+  std::array<char, kMessageHeaderSize> bytes;
+  const size_t size = message.CopyTo(bytes);
+  const absl::StatusOr<MessageHeader> header = DecodeMessageHeader({bytes.data(), size});
+  if (!header.ok()) {
+    return End(Explain(header.status().code(), "RDMA endpoint to", MessageOf(header.status())));
+  }
+  message.TrimFront(size);
+  Take(*header, std::move(message), /*by_lane=*/true);
+  MarkReady();
+}
+
+// --- From the lane to the stream ---
+
+void EndpointCore::OnLaneEnd(absl::Status status) {
+  if (dead()) return;
+  if (carrier_ != Carrier::kLane) return GiveUpLane(MessageOf(status));
+  LeaveLane(MessageOf(status), /*reply=*/false);
+  MarkReady();
+}
+
+void EndpointCore::LeaveLane(std::string_view why, bool reply) {
+  carrier_ = Carrier::kLeaving;
+  const std::string reason(why);
+  GiveUpLane(reason);
+  channel_->Send(EncodeControl(ControlFallback{.reply = reply,
+                                               .received = lane_window_.received(),
+                                               .text = reason.substr(0, kControlTextMax)}));
+}
+
+void EndpointCore::OnFallback(const ControlFallback& fallback) {
+  absl::Status status;
+  if (carrier_ == Carrier::kStream) {
+    status = absl::InvalidArgumentError("FALLBACK, but the stream carries the data already");
+  } else {
+    status = lane_window_.OnFallback(fallback.received);
+  }
+  if (!status.ok()) {
+    return End(Explain(status.code(), "RDMA endpoint to", MessageOf(status)));
+  }
+  if (carrier_ == Carrier::kLane) {
+    LeaveLane(absl::StrCat("the peer has given up its lane: ", fallback.text), /*reply=*/true);
+  }
+  carrier_ = Carrier::kStream;
+  piece_max_ = kStreamPieceMax;
+  window_.TellAgain();
+}
+
+bool EndpointCore::Resend() {
+  if (carrier_ != Carrier::kStream || lane_window_.empty()) return false;
+  LaneWindow::Sent sent = lane_window_.TakeFirst();
+  // What these said has been overtaken by what is said from now on.
+  if (sent.header.type == MessageType::kCredit) return true;
+  const bool last = (sent.header.flags & kMessageLast) != 0;
+  channel_->SendData(Header(sent.header.type, sent.header.sequence, last), sent.prefix,
+                     std::move(sent.payload));
+  return true;
+}
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE

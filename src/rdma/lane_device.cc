@@ -1,0 +1,87 @@
+#include "rdma/lane_device.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "rdma/lane_window.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+namespace {
+
+// Work requests of all lanes that the device may have at once, besides receives.
+constexpr uint32_t kSendsMax = 16 * 1024;
+constexpr uint32_t kDepthMin = 2;
+constexpr uint32_t kReceiveSizeMin = 512;
+
+}  // namespace
+
+LaneDevice::LoopEnd::LoopEnd(LaneDevice& owner)
+    : Deferred([](Deferred* node) { static_cast<LoopEnd*>(node)->device.OnLoopEnd(); }),
+      device(owner) {}
+
+absl::StatusOr<std::shared_ptr<RdmaDevice>> LaneDevice::Open(LoopCore& loop, Fabric& fabric,
+                                                             const RdmaDeviceOptions& options) {
+  if (options.receive_size < kReceiveSizeMin || options.endpoint_receives < kDepthMin ||
+      uint64_t{options.endpoint_receives} + LaneWindow::kSpare > options.receives) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "open RDMA device: receives ", options.receives, " of ", options.receive_size,
+        " bytes, endpoint_receives ", options.endpoint_receives, ": not enough for an endpoint"));
+  }
+  std::string name = options.name;
+  if (name.empty()) {
+    const absl::StatusOr<std::vector<std::string>> names = fabric.ListDevices();
+    if (!names.ok()) return names.status();
+    if (names->empty()) return absl::NotFoundError("open RDMA device: this machine has none");
+    name = names->front();
+  }
+  absl::StatusOr<std::unique_ptr<FabricDevice>> opened = fabric.Open(name);
+  if (!opened.ok()) return opened.status();
+  std::shared_ptr<LaneDevice> device(new LaneDevice(loop, *std::move(opened), options));
+  if (absl::Status status = device->Start(); !status.ok()) return status;
+  return device;
+}
+
+absl::Status LaneDevice::Start() {
+  LaneHub::Options options;
+  options.port = options_.port;
+  options.gid_index = options_.gid_index;
+  options.receives = options_.receives;
+  options.receive_size = options_.receive_size;
+  options.spin_max = options_.spin_max;
+  // What is posted beyond this waits for its turn.
+  options.completion_depth =
+      std::min(device_->limits().completion_depth, options_.receives + kSendsMax);
+  auto hub = LaneHub::Create(loop_, *device_, options);
+  if (!hub.ok()) return hub.status();
+  hub_ = *std::move(hub);
+  loop_.AtEnd(loop_end_);
+  return absl::OkStatus();
+}
+
+LaneDevice::~LaneDevice() = default;
+
+absl::StatusOr<LaneHub*> LaneDevice::HubFor(const LoopCore& loop) const {
+  if (hub_ == nullptr || &loop != &loop_) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("RDMA device ", device_->name(), ": open on another loop"));
+  }
+  return hub_.get();
+}
+
+// Endpoints give their lanes up when the loop goes; the hub waits for the last.
+void LaneDevice::OnLoopEnd() {
+  if (hub_->lanes() > 0) return loop_.AtEnd(loop_end_);
+  hub_.reset();
+}
+
+}  // namespace internal
+
+absl::StatusOr<std::shared_ptr<RdmaDevice>> RdmaDevice::Open(Loop& loop,
+                                                             const RdmaDeviceOptions& options) {
+  return internal::LaneDevice::Open(loop.core(), internal::SystemFabric(), options);
+}
+
+PENSTOCK_END_NAMESPACE

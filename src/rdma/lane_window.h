@@ -1,0 +1,88 @@
+// LaneWindow: what one side has sent by its lane and the peer has not said it has, and how much of
+// the peer's has come; both directions of one endpoint.
+//
+// Every message of a lane takes one receive of the peer's, whatever it is, so all are counted
+// alike, in the order they were sent, and each header tells the peer how many have come (in
+// `received`, which over a stream counts pieces of messages alone). Unacknowledged messages never
+// exceed the receives that the peer has granted. The last few are kept for messages that say
+// nothing but this (type kCredit), so two sides that have nothing left to send with can always tell
+// each other.
+//
+// It keeps what is unacknowledged: when the lane fails, the two sides tell each other how many
+// messages they have, and what follows is sent again over the stream, so nothing is lost and
+// nothing comes twice, whatever the device may have done with it.
+//
+// Sans-I/O; single thread.
+#ifndef PENSTOCK_RDMA_LANE_WINDOW_H_
+#define PENSTOCK_RDMA_LANE_WINDOW_H_
+
+#include <penstock/buffer.h>
+#include <penstock/export.h>
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "base/fifo.h"
+#include "rdma/message_header.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+class LaneWindow {
+ public:
+  // Receives that each side grants beyond the pieces that it has told it has room for.
+  static constexpr uint32_t kSpare = 8;
+
+  struct Sent {
+    MessageHeader header;
+    std::string prefix;
+    BufferChain payload;
+  };
+
+  // The lane is up: the depths of terms of this side and of the peer.
+  void Open(uint32_t depth, uint32_t peer_depth);
+
+  // --- Sending ---
+  // Room for anything; room for a message of type kCredit.
+  bool HasRoom() const { return sent_.size() + kReserved < limit_; }
+  bool HasCreditRoom() const { return sent_.size() < limit_; }
+  // In the order they go out. The payload is shared with the caller's.
+  void OnSent(const MessageHeader& header, std::string prefix, BufferChain& payload);
+  // A message that has come by the lane. Afterwards `header` counts pieces, as over a stream.
+  // InvalidArgument when the peer says what cannot be.
+  absl::Status OnHeader(MessageHeader& header);
+
+  // --- Receiving ---
+  // A header with received() is on its way.
+  void OnTold() { told_ = received_; }
+  // Messages of the peer that have come.
+  uint64_t received() const { return received_; }
+  // So many have come untold that the peer may need to hear of it.
+  bool NewsDue() const { return received_ - told_ >= news_; }
+
+  // --- The end of the lane ---
+  // The peer has so many and takes no more by the lane. InvalidArgument when that cannot be.
+  absl::Status OnFallback(uint64_t received);
+  bool empty() const { return sent_.empty(); }
+  // The oldest that the peer has not.
+  Sent TakeFirst() { return sent_.pop(); }
+
+ private:
+  static constexpr uint32_t kReserved = kSpare / 2;
+
+  void Acknowledge(uint64_t count);
+
+  Fifo<Sent> sent_;
+  uint32_t limit_ = 0;
+  uint32_t news_ = 1;
+  uint64_t acknowledged_ = 0;
+  uint32_t pieces_acknowledged_ = 0;
+  uint64_t received_ = 0;
+  uint64_t told_ = 0;
+};
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_RDMA_LANE_WINDOW_H_

@@ -1,0 +1,129 @@
+#include "rdma/lane_window.h"
+
+#include <string>
+
+#include <gtest/gtest.h>
+
+namespace penstock::internal {
+namespace {
+
+constexpr uint32_t kDepth = 16;
+
+class LaneWindowTest : public ::testing::Test {
+ protected:
+  LaneWindowTest() { window_.Open(kDepth, kDepth); }
+
+  void Send(MessageType type, uint32_t sequence = 0) {
+    BufferChain none;
+    window_.OnSent({.type = type, .sequence = sequence}, "", none);
+  }
+  // The peer says that it has `received` by now.
+  absl::Status Told(uint16_t received, uint16_t* pieces = nullptr) {
+    MessageHeader header{.received = received};
+    const absl::Status status = window_.OnHeader(header);
+    if (pieces != nullptr) *pieces = header.received;
+    return status;
+  }
+
+  LaneWindow window_;
+};
+
+TEST_F(LaneWindowTest, TheLastReceivesAreForNewsAlone) {
+  uint32_t sent = 0;
+  for (; window_.HasRoom(); ++sent) Send(MessageType::kMessage);
+  EXPECT_EQ(sent, kDepth + LaneWindow::kSpare / 2);
+  for (; window_.HasCreditRoom(); ++sent) Send(MessageType::kCredit);
+  EXPECT_EQ(sent, kDepth + LaneWindow::kSpare);
+  ASSERT_TRUE(Told(static_cast<uint16_t>(sent)).ok());
+  EXPECT_TRUE(window_.HasRoom());
+}
+
+TEST_F(LaneWindowTest, AcknowledgementsOfAllAreToldOnAsThoseOfPieces) {
+  Send(MessageType::kMessage, 1);
+  Send(MessageType::kWrite, 1);
+  Send(MessageType::kMessage, 2);
+  Send(MessageType::kCredit);
+  uint16_t pieces = 0;
+  ASSERT_TRUE(Told(2, &pieces).ok());
+  EXPECT_EQ(pieces, 1);
+  ASSERT_TRUE(Told(2, &pieces).ok());
+  EXPECT_EQ(pieces, 1);
+  ASSERT_TRUE(Told(4, &pieces).ok());
+  EXPECT_EQ(pieces, 2);
+  EXPECT_TRUE(window_.empty());
+}
+
+TEST_F(LaneWindowTest, WhatWasNotSentCannotBeAcknowledged) {
+  Send(MessageType::kMessage, 1);
+  EXPECT_TRUE(absl::IsInvalidArgument(Told(2)));
+  ASSERT_TRUE(Told(1).ok());
+  // Nor can it go back.
+  EXPECT_TRUE(absl::IsInvalidArgument(Told(0)));
+  EXPECT_TRUE(absl::IsInvalidArgument(window_.OnFallback(0)));
+  EXPECT_TRUE(absl::IsInvalidArgument(window_.OnFallback(2)));
+  EXPECT_TRUE(absl::IsInvalidArgument(window_.OnFallback((uint64_t{1} << 16) + 1)));
+  EXPECT_TRUE(window_.OnFallback(1).ok());
+}
+
+TEST_F(LaneWindowTest, CountsGoOnBeyondTheirSixteenBits) {
+  uint16_t pieces = 0;
+  for (uint32_t i = 1; i <= 70'000; ++i) {
+    Send(MessageType::kMessage, i);
+    ASSERT_TRUE(Told(static_cast<uint16_t>(i), &pieces).ok());
+    ASSERT_EQ(pieces, static_cast<uint16_t>(i));
+  }
+  EXPECT_EQ(window_.received(), 70'000u);
+  EXPECT_TRUE(window_.OnFallback(70'000).ok());
+}
+
+TEST_F(LaneWindowTest, WhatThePeerHasNotIsLeft) {
+  for (uint32_t i = 1; i <= 5; ++i) Send(MessageType::kMessage, i);
+  ASSERT_TRUE(Told(1).ok());
+  ASSERT_TRUE(window_.OnFallback(3).ok());
+  EXPECT_EQ(window_.TakeFirst().header.sequence, 4u);
+  EXPECT_EQ(window_.TakeFirst().header.sequence, 5u);
+  EXPECT_TRUE(window_.empty());
+}
+
+// However the two sides send, until neither has anything left to say, neither is stuck.
+TEST_F(LaneWindowTest, TwoFullSidesGoOn) {
+  for (uint32_t depth : {2u, 3u, 16u, 100u}) {
+    struct Side {
+      LaneWindow window;
+      Fifo<MessageHeader> wire;
+      uint32_t left = 1000;
+    } sides[2];
+    for (Side& side : sides) side.window.Open(depth, depth);
+    const auto send = [](Side& side, MessageType type) {
+      BufferChain none;
+      MessageHeader header{.type = type, .received = static_cast<uint16_t>(side.window.received())};
+      side.window.OnTold();
+      side.window.OnSent(header, "", none);
+      side.wire.push(header);
+    };
+    bool moved = true;
+    while (moved) {
+      moved = false;
+      // Each says all it may before it hears anything.
+      for (Side& side : sides) {
+        for (; side.left > 0 && side.window.HasRoom(); --side.left) {
+          send(side, MessageType::kWrite);
+          moved = true;
+        }
+      }
+      for (int i = 0; i < 2; ++i) {
+        Side& to = sides[i];
+        while (!sides[1 - i].wire.empty()) {
+          MessageHeader header = sides[1 - i].wire.pop();
+          ASSERT_TRUE(to.window.OnHeader(header).ok());
+          moved = true;
+        }
+        if (to.window.NewsDue() && to.window.HasCreditRoom()) send(to, MessageType::kCredit);
+      }
+    }
+    EXPECT_EQ(sides[0].left + sides[1].left, 0u) << depth;
+  }
+}
+
+}  // namespace
+}  // namespace penstock::internal
