@@ -20,6 +20,7 @@ import xml.etree.ElementTree as ElementTree
 from contextlib import redirect_stderr, redirect_stdout
 
 import memory
+import ramp
 import report
 import run
 import seal
@@ -55,21 +56,28 @@ def connect(address):
 
 class WrongServer:
     """An echo server with a fault: `spoil` turns what came (and its offset) into what goes back;
-    None closes the connection."""
+    None closes the connection. It serves one connection by each of `spoil`."""
 
-    def __init__(self, spoil):
-        self.spoil = spoil
+    def __init__(self, *spoil):
+        self.spoil = [each for each in spoil if each is not None]
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.address = "127.0.0.1:%d" % self.listener.getsockname()[1]
         self.thread = threading.Thread(target=self.serve)
         self.thread.start()
 
     def serve(self):
-        connection, _ = self.listener.accept()
+        for spoil in self.spoil:
+            self.serve_one(spoil)
+
+    def serve_one(self, spoil):
+        try:
+            connection, _ = self.listener.accept()
+        except OSError:
+            return
         with connection:
             offset = 0
             while data := connection.recv(65536):
-                reply = self.spoil(data, offset)
+                reply = spoil(data, offset)
                 if reply is None:
                     return
                 offset += len(data)
@@ -82,6 +90,7 @@ class WrongServer:
         return self
 
     def __exit__(self, *_):
+        self.listener.shutdown(socket.SHUT_RDWR)  # nobody else comes
         self.thread.join()
         self.listener.close()
 
@@ -222,6 +231,28 @@ class GeneratorTest(unittest.TestCase):
         # Late requests are caught up with, so the rate holds on a busy machine too.
         self.assertAlmostEqual(json.loads(result.stdout)["requests_per_second"], 2000, delta=200)
 
+    def test_speaks_http(self):
+        request = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
+        dates = iter(["Mon", "Tue"] * 1000000)
+
+        def answer(body=b"hello", status="200 OK"):
+            def reply(data, _):
+                self.assertEqual(data.replace(request, b""), b"")
+                text = f"HTTP/1.1 {status}\r\nDate: {next(dates)}\r\nContent-Length: 5\r\n\r\n"
+                return (text.encode() + body) * (len(data) // len(request))
+            return reply
+
+        # The first connection is the one that learns the answer.
+        for first, then, words in [(answer(), answer(), ""), (answer(), answer(b"hullo"), "wrong bytes"),
+                                   (answer(status="404 No"), None, "HTTP/1.1 404 No")]:
+            with WrongServer(first, then) as server:
+                result = loadgen(f"--connect={server.address}", "--http=true", "--duration=50ms",
+                                 "--warmup=0", "--depth=3")
+            self.assertEqual(result.returncode, 1 if words else 0, result.stderr)
+            self.assertIn(words, result.stderr)
+            if then is not None:
+                self.assertGreater(json.loads(result.stdout)["size"], 40)
+
     def test_refuses_wrong_flags(self):
         for flag, words in [("--connect=localhost:1", "not a numeric address"),
                             ("--connect=127.0.0.1", "no port"),
@@ -292,6 +323,36 @@ class FiguresTest(unittest.TestCase):
         self.assertIn("| base | 0.1 |", text)
         self.assertIn("| other | 0.90 (0.80-1.10) |", text)
 
+
+    def test_ramp_takes_the_better_engine_of_each_plateau(self):
+        records = []
+        for plateau, rates in enumerate([(100, 80, 99), (80, 100, 90)]):
+            for slow in (1, 2):  # the machine halves its speed in the second round
+                for server, rate in zip(["epoll", "uring", "adaptive"], rates, strict=True):
+                    records.append(dict(record(slow, server, rate / slow, 400 * slow / rate),
+                                        plateau=plateau, connections=plateau + 1))
+        summary = ramp.summarize(records)
+        self.assertEqual([entry["better"] for entry in summary], ["epoll", "uring"])
+        self.assertAlmostEqual(summary[0]["ratio"], 0.99)
+        self.assertAlmostEqual(summary[1]["ratio"], 0.9)
+        self.assertAlmostEqual(summary[1]["cpu_ratio"], 10 / 9)
+        self.assertIn("| 2 | uring 75/s | 0.900 (0.90-0.90) | uring", ramp.markdown(summary))
+        args = ramp.parse_arguments(["--require=0.97"])
+        self.assertEqual(len(ramp.failures_of(summary, 3, args)), 1)
+        self.assertEqual(len(ramp.failures_of(summary, 4, args)), 2)
+
+    def test_ramp_reads_what_was_decided(self):
+        text = ("http_hello: adaptive: 2s epoll: 20.0 reads a turn: 5 of 9 streams go first\n"
+                "other\nhttp_hello: adaptive: 3.5s uring serves some well: all 9 streams follow\n"
+                "http_hello: adaptive: 5m4.5s back to epoll: 10 ns of CPU a read\n"
+                "http_hello: adaptive: switches: 2\n")
+        trace, switches = ramp.decisions(text)
+        self.assertEqual([at for at, _ in trace], [2, 3.5, 304.5])
+        self.assertEqual(switches, 2)
+        self.assertEqual(ramp.most_switches(trace), 1)
+        self.assertEqual(ramp.most_switches(trace[:2] + [(303.4, trace[2][1])]), 2)
+        with self.assertRaises(servers.BenchError):
+            ramp.decisions("http_hello: adaptive: 2s epoll\n")
 
     def test_ceilings(self):
         # Plain and bare together are 4 us of the server, and 10 us of the processor that both ends
@@ -402,6 +463,39 @@ class RunnersTest(unittest.TestCase):
         self.assertTrue(all(run["cpu_us"] > 0 for run in document["runs"]))
         # The pictures of echo servers do for these.
         self.assertIn("echo-cpu.svg", self.draw(path))
+
+    def test_ramp(self):
+        directories = [BIN_DIR, os.path.dirname(BIN_DIR)]
+        hello = servers.find_program("http_hello", directories)
+        if hello is None:
+            self.skipTest("http_hello is not built")
+        refusal = subprocess.run([hello, "--listen=127.0.0.1:0", "--adaptive", "--max-connections=0"],
+                                 capture_output=True, text=True, timeout=PATIENCE_SECONDS,
+                                 check=False).stderr
+        self.assertIn("max-connections", refusal)
+        path = os.path.join(self.directory, "ramp.json")
+        common = [*(f"--bin-dir={name}" for name in directories), "--date=2000-01-02",
+                  f"--out={path}"]
+        try:
+            status, out = self.invoke(ramp.main, *common, "--plateaus=1,64,1", "--settle=2",
+                                      "--rounds=2", "--duration=0.05", "--warmup=0.01",
+                                      "--retries=0")
+        except servers.BenchError as error:
+            # Both engines are needed, and the server says so.
+            self.skipTest(f"http_hello --adaptive: {error}")
+        self.assertEqual(status, 0, out)
+        with open(path, encoding="utf-8") as file:
+            document = json.load(file)
+        self.assertEqual([entry["connections"] for entry in document["summary"]], [1, 64, 1])
+        self.assertEqual(len(document["runs"]), 3 * 3 * 2)
+        self.assertTrue(all(entry["ratio"] > 0 and entry["cpu_ratio"] > 0
+                            for entry in document["summary"]))
+        self.assertLessEqual(document["switches"], ramp.SWITCHES_MAX)
+        self.assertEqual(document["most_switches"], document["switches"])
+        status, out = self.invoke(ramp.main, *common, "--oscillate=3", "--half-period=0.5")
+        self.assertEqual(status, 0, out)
+        with open(path, encoding="utf-8") as file:
+            self.assertLessEqual(json.load(file)["switches"], ramp.SWITCHES_MAX)
 
     def test_unknown_names(self):
         with self.assertRaises(servers.BenchError):

@@ -47,15 +47,21 @@ KEPT = ["requests_per_second", "bytes_per_second", "p50_us", "p90_us", "p99_us",
 
 def load_once(name, command, generator, point, args):
     """One measurement: starts the server, loads it, ends it; returns the figures."""
-    client_cpu = args.server_cpu if point.same_cpu else args.client_cpu
     with servers.Server(name, command, args.server_cpu) as server:
-        result = subprocess.run(
-            [generator, f"--connect={server.address}", f"--connections={point.connections}",
-             f"--size={point.size}", f"--depth={point.depth}", f"--duration={args.duration}s",
-             f"--warmup={args.warmup}s", f"--watch_pid={server.pid}"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            timeout=args.duration + args.warmup + 60, preexec_fn=servers.pinned(client_cpu),
-            check=False)
+        return load_server(server, generator, point, args)
+
+
+def load_server(server, generator, point, args, *flags):
+    """Loads a server that runs; returns the figures."""
+    name = server.name
+    client_cpu = args.server_cpu if point.same_cpu else args.client_cpu
+    result = subprocess.run(
+        [generator, f"--connect={server.address}", f"--connections={point.connections}",
+         f"--size={point.size}", f"--depth={point.depth}", f"--duration={args.duration}s",
+         f"--warmup={args.warmup}s", f"--watch_pid={server.pid}", *flags],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        timeout=args.duration + args.warmup + 60, preexec_fn=servers.pinned(client_cpu),
+        check=False)
     if not result.stdout.startswith("{"):
         raise servers.BenchError(f"{name}: {result.stderr.strip()}")
     figures = json.loads(result.stdout)

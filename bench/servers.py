@@ -1,6 +1,6 @@
 """The servers that the benches compare: how each is started, and the machine they ran on.
 
-Shared by run.py and memory.py. Python standard library only.
+Shared by the runners. Python standard library only.
 """
 
 import os
@@ -130,12 +130,14 @@ def read_line(stream, seconds, what):
 
 
 class Server:
-    """A running server; a context manager that ends it."""
+    """A running server; a context manager that ends it. With `complaints`, a file, what it says on
+    stderr goes there."""
 
-    def __init__(self, name, command, cpu=None):
+    def __init__(self, name, command, cpu=None, complaints=None):
         self.name = name
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                        text=True, bufsize=1, preexec_fn=pinned(cpu))
+                                        stderr=complaints, text=True, bufsize=1,
+                                        preexec_fn=pinned(cpu))
         self.pid = self.process.pid
         try:
             line = read_line(self.process.stdout, START_SECONDS, name)

@@ -67,7 +67,7 @@ absl::Status IdleHolder::ConnectAll() {
 
 absl::Status IdleHolder::Touch() {
   for (size_t i = 0; i < connections_.size(); ++i) {
-    absl::Status status = TouchOne(connections_[i], Pattern::StartOf(static_cast<uint32_t>(i)));
+    absl::Status status = TouchOne(connections_[i], pattern_.StartOf(static_cast<uint32_t>(i)));
     if (!status.ok()) {
       return absl::Status(status.code(), absl::StrCat("connection ", i, ": ", status.message()));
     }
@@ -89,7 +89,7 @@ absl::Status IdleHolder::TouchOne(int fd, uint32_t offset) {
     if (!pattern_.Matches(offset, buffer_.data(), step)) {
       return absl::DataLossError("wrong bytes came back");
     }
-    offset = Pattern::Advance(offset, step);
+    offset = pattern_.Advance(offset, step);
     done += step;
   }
   return absl::OkStatus();

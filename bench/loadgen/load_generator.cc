@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 
@@ -34,6 +35,7 @@ ProcessUsage operator-(const ProcessUsage& a, const ProcessUsage& b) {
 
 LoadGenerator::LoadGenerator(const LoadOptions& options)
     : options_(options),
+      dialogue_(EchoDialogue(options.size_bytes)),
       start_times_(static_cast<size_t>(options.connections) * options.depth),
       buffer_(kReadSize) {
   if (options.rate_per_second > 0) interval_ns_ = 1e9 / options.rate_per_second;
@@ -49,6 +51,11 @@ LoadGenerator::~LoadGenerator() {
 absl::Status LoadGenerator::Connect() {
   epoll_fd_ = epoll_create1(EPOLL_CLOEXEC);
   if (epoll_fd_ < 0) return absl::ErrnoToStatus(errno, "epoll_create1");
+  if (options_.http) {
+    absl::StatusOr<Dialogue> dialogue = HttpDialogue(options_.address);
+    if (!dialogue.ok()) return dialogue.status();
+    dialogue_ = *std::move(dialogue);
+  }
   connections_.resize(options_.connections);
   for (int i = 0; i < options_.connections; ++i) {
     absl::StatusOr<int> fd = ConnectTo(options_.address);
@@ -59,7 +66,8 @@ absl::Status LoadGenerator::Connect() {
     }
     Connection& connection = connections_[i];
     connection.fd = *fd;
-    connection.send_offset = connection.receive_offset = Pattern::StartOf(i);
+    connection.send_offset = dialogue_.requests.StartOf(i);
+    connection.receive_offset = dialogue_.replies.StartOf(i);
     ++alive_;
     epoll_event event = {};
     event.events = EPOLLIN;
@@ -72,6 +80,7 @@ absl::Status LoadGenerator::Connect() {
 }
 
 LoadResult LoadGenerator::Run() {
+  result_.reply_bytes = dialogue_.reply_size;
   int64_t now = Now();
   phase_end_ = now + absl::ToInt64Nanoseconds(options_.warmup);
   next_due_ = now;
@@ -159,7 +168,7 @@ void LoadGenerator::Issue(Connection& connection, int count, int64_t start) {
   for (int i = 0; i < count; ++i) StartTime(connection, connection.outstanding + i) = start;
   connection.outstanding += count;
   outstanding_ += count;
-  connection.unsent += static_cast<uint64_t>(count) * options_.size_bytes;
+  connection.unsent += static_cast<uint64_t>(count) * dialogue_.request_size;
   if (!connection.blocked) Flush(connection);
 }
 
@@ -167,8 +176,8 @@ void LoadGenerator::Flush(Connection& connection) {
   bool blocked = false;
   while (connection.unsent > 0 && !blocked) {
     size_t size = std::min<uint64_t>(connection.unsent, Pattern::kRunMax);
-    ssize_t sent =
-        send(connection.fd, pattern_.At(connection.send_offset), size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    ssize_t sent = send(connection.fd, dialogue_.requests.At(connection.send_offset), size,
+                        MSG_DONTWAIT | MSG_NOSIGNAL);
     if (sent < 0 && errno != EAGAIN) {
       Fail(connection, absl::StrCat("send: ", strerror(errno)));
       return;
@@ -176,7 +185,7 @@ void LoadGenerator::Flush(Connection& connection) {
     blocked = sent < static_cast<ssize_t>(size);
     if (sent > 0) {
       connection.unsent -= sent;
-      connection.send_offset = Pattern::Advance(connection.send_offset, sent);
+      connection.send_offset = dialogue_.requests.Advance(connection.send_offset, sent);
     }
   }
   if (blocked == connection.blocked) return;
@@ -194,15 +203,15 @@ void LoadGenerator::OnReadable(Connection& connection) {
     Fail(connection, got == 0 ? "the server closed" : absl::StrCat("recv: ", strerror(errno)));
     return;
   }
-  if (!pattern_.Matches(connection.receive_offset, buffer_.data(), got)) {
+  if (!dialogue_.replies.Matches(connection.receive_offset, buffer_.data(), got)) {
     Fail(connection, "wrong bytes came back");
     return;
   }
-  connection.receive_offset = Pattern::Advance(connection.receive_offset, got);
+  connection.receive_offset = dialogue_.replies.Advance(connection.receive_offset, got);
   connection.received += got;
-  if (connection.received < options_.size_bytes) return;
-  int replies = static_cast<int>(connection.received / options_.size_bytes);
-  connection.received %= options_.size_bytes;
+  if (connection.received < dialogue_.reply_size) return;
+  int replies = static_cast<int>(connection.received / dialogue_.reply_size);
+  connection.received %= dialogue_.reply_size;
   if (replies > connection.outstanding) {
     Fail(connection, "more bytes came back than were sent");
     return;

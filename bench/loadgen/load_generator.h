@@ -1,4 +1,5 @@
-// Drives an echo server with requests over many connections and checks every byte that comes back.
+// Drives an echo server, or an HTTP server with one answer, with requests over many connections and
+// checks every byte that comes back.
 //
 // One thread and raw level-triggered epoll: it shares no code with the servers it measures and must
 // not saturate much before them. Closed loop by default (each connection keeps `depth` requests in
@@ -17,8 +18,8 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "dialogue.h"
 #include "histogram.h"
-#include "pattern.h"
 #include "process_usage.h"
 #include "socket.h"
 
@@ -27,7 +28,8 @@ namespace penstock_bench {
 struct LoadOptions {
   Address address;
   int connections = 1;
-  size_t size_bytes = 64;
+  size_t size_bytes = 64;  // of an echo
+  bool http = false;
   int depth = 1;
   absl::Duration warmup;
   absl::Duration duration;
@@ -38,6 +40,7 @@ struct LoadOptions {
 // Everything here is of the measured window alone, errors excepted.
 struct LoadResult {
   absl::Duration window;
+  size_t reply_bytes = 0;  // of each
   uint64_t requests = 0;
   uint64_t errors = 0;  // connections lost, wrong bytes, replies that never came; whole run
   std::string first_error;
@@ -53,7 +56,7 @@ class LoadGenerator {
   LoadGenerator(const LoadGenerator&) = delete;
   LoadGenerator& operator=(const LoadGenerator&) = delete;
 
-  // Connects all; an error names the connection that failed.
+  // Connects all; an error names the connection that failed, or what an HTTP server answered.
   absl::Status Connect();
 
   // Warms up, measures, then collects the replies still due. Call once, after Connect().
@@ -65,9 +68,9 @@ class LoadGenerator {
   struct Connection {
     int fd = -1;
     uint32_t send_offset = 0;     // of the next byte, in the pattern
-    uint32_t receive_offset = 0;  // likewise
+    uint32_t receive_offset = 0;  // likewise, of the replies
     uint64_t unsent = 0;          // bytes of issued requests that the socket has not taken
-    uint64_t received = 0;        // bytes of the oldest outstanding request
+    uint64_t received = 0;        // bytes of the oldest reply that is due
     int outstanding = 0;
     int oldest = 0;  // index of its start time, in this connection's `depth` slots
     bool blocked = false;
@@ -91,7 +94,7 @@ class LoadGenerator {
   int64_t& StartTime(const Connection& connection, int index);
 
   const LoadOptions options_;
-  const Pattern pattern_;
+  Dialogue dialogue_;
   std::vector<Connection> connections_;
   std::vector<int64_t> start_times_;
   std::vector<char> buffer_;

@@ -21,6 +21,10 @@
 ABSL_FLAG(std::string, connect, "", "server: 1.2.3.4:PORT, [::1]:PORT or unix:PATH");
 ABSL_FLAG(int, connections, 1, "connections to open");
 ABSL_FLAG(int64_t, size, 64, "bytes of each request");
+ABSL_FLAG(
+    bool, http, false,
+    "the server is an HTTP server with one answer: requests are GETs of /, and --size does not "
+    "count");
 ABSL_FLAG(int, depth, 1, "requests in flight on each connection");
 ABSL_FLAG(absl::Duration, warmup, absl::Milliseconds(200), "time before measuring, like 200ms");
 ABSL_FLAG(absl::Duration, duration, absl::Seconds(1), "time measured, like 1s");
@@ -62,8 +66,8 @@ void Print(const LoadOptions& options, const LoadResult& result) {
   std::string json = absl::StrFormat(
       "{\"connections\":%d,\"size\":%d,\"depth\":%d,\"seconds\":%.6f,\"requests\":%d,"
       "\"requests_per_second\":%.1f,\"bytes_per_second\":%.0f,\"errors\":%d",
-      options.connections, options.size_bytes, options.depth, seconds, result.requests, rate,
-      rate * static_cast<double>(options.size_bytes), result.errors);
+      options.connections, result.reply_bytes, options.depth, seconds, result.requests, rate,
+      rate * static_cast<double>(result.reply_bytes), result.errors);
   constexpr struct {
     const char* name;
     double fraction;
@@ -95,6 +99,7 @@ int Main() {
   options.address = *address;
   options.connections = absl::GetFlag(FLAGS_connections);
   options.depth = absl::GetFlag(FLAGS_depth);
+  options.http = absl::GetFlag(FLAGS_http);
   options.warmup = absl::GetFlag(FLAGS_warmup);
   options.duration = absl::GetFlag(FLAGS_duration);
   options.rate_per_second = absl::GetFlag(FLAGS_rate);
@@ -119,6 +124,7 @@ int Main() {
       options.rate_per_second < 0) {
     return Complain("--duration must be positive, --warmup and --rate not negative");
   }
+  if (options.http && idle > 0) return Complain("--idle: not with --http");
   options.size_bytes = static_cast<size_t>(size);
   if (idle == 0) return RunLoad(options);
   absl::Status status = IdleHolder(options.address, idle, options.size_bytes).Run();
@@ -131,7 +137,8 @@ int Main() {
 int main(int argc, char** argv) {
   absl::SetProgramUsageMessage(
       "loadgen --connect=ADDRESS [flags]\n"
-      "Loads an echo server, checks every byte that comes back, prints one JSON line.");
+      "Loads an echo server, or one of HTTP, checks every byte that comes back, prints one JSON "
+      "line.");
   if (absl::ParseCommandLine(argc, argv).size() > 1) {
     return penstock_bench::Complain("takes flags only; see --help");
   }

@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/program.h"
 
 namespace examples {
@@ -62,6 +63,7 @@ void Mover::Stop(absl::AnyInvocable<void() &&> stopped) {
     migrate_timer_.Cancel();
     if (adapter_ != nullptr) {
       for (const std::string& line : adapter_->trace()) Complain("adaptive: " + line);
+      Complain(absl::StrCat("adaptive: switches: ", adapter_->switches()));
       adapter_ = nullptr;
     }
     TellIfStill();

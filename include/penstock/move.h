@@ -76,8 +76,8 @@ PENSTOCK_EXPORT void Migrate(Stream& stream, const LoopHandle& target, Stream::D
 // or an error of Migrate) or has ended. A sweep that is under way ends, with what it had done, when
 // another one begins. Loop's thread.
 //
-// Before loops that exchange streams are drained, let what is under way arrive: a stream that finds
-// neither loop running any more is closed.
+// A loop that is drained meanwhile waits, within its grace, for what may come back; later it ends
+// that. A stream that finds neither loop running any more is closed.
 PENSTOCK_EXPORT void MigrateAll(Loop& loop, const LoopHandle& target,
                                 absl::AnyInvocable<void(MoveCount) &&> done = nullptr,
                                 EngineKind engine = EngineKind::kAuto);

@@ -14,13 +14,17 @@ static_assert(sizeof(TimerNode) == 32);
 
 TimerNode::~TimerNode() { PENSTOCK_CHECK(!armed(), "an armed timer node was destroyed"); }
 
-uint64_t TimerWheel::DeadlineTick(int64_t now_ns, absl::Duration after) {
+int64_t TimerWheel::DeadlineNs(int64_t now_ns, absl::Duration after) {
   after = std::max(after, absl::ZeroDuration());
-  const absl::Duration reach = absl::Nanoseconds(std::numeric_limits<int64_t>::max() - now_ns);
-  if (after >= reach) return kLastTick;
+  constexpr int64_t kNeverNs = std::numeric_limits<int64_t>::max();
+  if (after >= absl::Nanoseconds(kNeverNs - now_ns)) return kNeverNs;
   int64_t after_ns = absl::ToInt64Nanoseconds(after);
-  if (absl::Nanoseconds(after_ns) < after) ++after_ns;  // fractions round up too
-  return std::min(TickAtOrAfter(now_ns + after_ns), kLastTick);
+  if (absl::Nanoseconds(after_ns) < after) ++after_ns;
+  return now_ns + after_ns;
+}
+
+uint64_t TimerWheel::DeadlineTick(int64_t now_ns, absl::Duration after) {
+  return std::min(TickAtOrAfter(DeadlineNs(now_ns, after)), kLastTick);
 }
 
 TimerWheel::TimerWheel(uint64_t now_tick) : current_(std::min(now_tick, kLastTick)) {}

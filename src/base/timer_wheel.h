@@ -70,7 +70,10 @@ class TimerWheel {
     return (static_cast<uint64_t>(ns) + (kNsPerTick - 1)) / kNsPerTick;
   }
   static int64_t NsOfTick(uint64_t tick) { return static_cast<int64_t>(tick * kNsPerTick); }
-  // The tick of a deadline `after` from `now_ns`: kLastTick when infinite, now's when negative.
+  // `after` from `now_ns`, rounded up: INT64_MAX, which no clock reaches, when infinite or too long
+  // for one; now when negative.
+  static int64_t DeadlineNs(int64_t now_ns, absl::Duration after);
+  // The tick of that deadline; at most kLastTick.
   static uint64_t DeadlineTick(int64_t now_ns, absl::Duration after);
 
   explicit TimerWheel(uint64_t now_tick);

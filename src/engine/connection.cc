@@ -240,6 +240,12 @@ void Connection::End(absl::Status status, bool reset) {
   Drop();
 }
 
+void Connection::EndDrained() {
+  End(absl::CancelledError(
+          absl::StrCat("connection to ", peer_.ToString(), ": the loop was drained")),
+      true);
+}
+
 // --- The engine's side ---
 
 void Connection::OnReceived(Buffer&& bytes) {

@@ -98,6 +98,7 @@ class Connection : private TimerNode {
   // Of penstock/move.h: SwitchEngine, and with `target` Migrate.
   void Move(EngineKind engine, const LoopHandle* target, DoneCallback&& done);
   bool moving() const { return parcel_ != nullptr; }
+  bool settled() const { return state_ == ConnectionState::kOpen && !moving(); }
   // By a layer whose owner has gone while the connection lives on: to be destroyed unrun.
   struct MoveEnd {
     DoneCallback done;
@@ -110,8 +111,16 @@ class Connection : private TimerNode {
   MoveCallbacks TakeMoveCallbacks();
   // In the loop's list of all its connections.
   Connection* next() const { return next_; }
-  bool pinned_engine() const { return pinned_engine_; }
-  bool migratable() const { return migratable_; }
+  // Whether a sweep or a balancer may have it switch to that engine, or leave the loop, without
+  // being asked to by its owner.
+  bool MayBeSwitched(EngineKind to) const {
+    return settled() && !pinned_engine_ && engine_->kind() != to;
+  }
+  bool MayBeMigrated() const { return settled() && migratable_; }
+  // The engine that it then wants there: any, or the one that it is pinned to.
+  EngineKind EngineElsewhere() const {
+    return pinned_engine_ ? engine_->kind() : EngineKind::kAuto;
+  }
   // Layers come and go on the loop's thread, and go before this does.
   void AddLayer(Layer& layer);
   void RemoveLayer(Layer& layer);
@@ -128,6 +137,8 @@ class Connection : private TimerNode {
   // Ends the connection: pending and later operations end with `status`. `reset`: the peer shall
   // see a reset.
   void End(absl::Status status, bool reset);
+  // Its loop has been drained, and waits no longer.
+  void EndDrained();
 
   // --- The engine's side ---
   void OnReady() { Service(); }  // bytes or an end may wait

@@ -275,7 +275,12 @@ void Connection::Arrive(LoopCore& loop) {
 void Connection::ComeBack(LoopCore& loop) {
   loop.counters().moves_back.Add(1);
   absl::Status status = JoinLoop(loop, parcel_->source_engine);
-  if (status.ok()) return Settled(std::exchange(parcel_->refusal, absl::OkStatus()));
+  if (status.ok()) {
+    Hold();
+    Settled(std::exchange(parcel_->refusal, absl::OkStatus()));
+    if (loop.drain_over()) EndDrained();
+    return Drop();
+  }
   // It has nowhere to be; say so to whoever waits for it.
   loop_ = &loop;
   engine_ = &loop.primary();

@@ -18,11 +18,6 @@ uint64_t BytesOf(const LoopCounters& counters) {
   return counters.bytes_in.value() + counters.bytes_out.value();
 }
 
-bool MayGo(const Connection& connection) {
-  return connection.state() == ConnectionState::kOpen && !connection.moving() &&
-         connection.migratable();
-}
-
 }  // namespace
 
 struct LoopBalance::Traffic {
@@ -73,7 +68,7 @@ void LoopBalance::Traffic::Begin(LoopCore& loop, size_t looked_at_max) {
   bytes = BytesOf(loop.counters());
   const Connection* c = loop.connections();
   for (size_t i = 0; i < looked_at_max && c != nullptr; ++i, c = c->next()) {
-    if (MayGo(*c)) streams.push_back({loop.slots().TokenOf(c->slot()), c->bytes()});
+    if (c->MayBeMigrated()) streams.push_back({loop.slots().TokenOf(c->slot()), c->bytes()});
   }
 }
 
@@ -81,7 +76,7 @@ Connection* LoopBalance::Traffic::Find(LoopCore& loop, Token token) {
   const Slot* const slot = loop.slots().Find(token);
   if (slot == nullptr || slot->kind() != SlotKind::kConnection) return nullptr;
   auto* const connection = static_cast<Connection*>(slot->object);
-  return connection != nullptr && MayGo(*connection) ? connection : nullptr;
+  return connection != nullptr && connection->MayBeMigrated() ? connection : nullptr;
 }
 
 void LoopBalance::Traffic::Move(LoopCore& loop, const LoopHandle& to, double part,
@@ -103,11 +98,10 @@ void LoopBalance::Traffic::Move(LoopCore& loop, const LoopHandle& to, double par
     left -= carried;
     ++begun;
     Connection* const connection = Find(loop, stream.token);
-    const EngineKind engine =
-        connection->pinned_engine() ? connection->engine()->kind() : EngineKind::kAuto;
-    connection->Move(engine, &to, [batch, bytes = stream.bytes](const absl::Status& status) {
-      if (status.ok()) batch->Arrived(bytes);
-    });
+    connection->Move(connection->EngineElsewhere(), &to,
+                     [batch, bytes = stream.bytes](const absl::Status& status) {
+                       if (status.ok()) batch->Arrived(bytes);
+                     });
   }
 }
 

@@ -23,8 +23,6 @@ constexpr absl::Duration kRoomRetry = absl::Milliseconds(10);
 constexpr absl::Duration kRoomPatience = absl::Milliseconds(250);
 // How long a loop going away waits for the kernel to give operations back before it says so.
 constexpr int64_t kCloseWaitNs = 1'000'000'000;
-// Longer durations count as this one, so that sums of times do not overflow.
-constexpr absl::Duration kForEver = absl::Hours(24 * 365);
 
 }  // namespace
 
@@ -112,7 +110,6 @@ LoopCore::LoopCore(LoopOptions options, Seams seams)
       pool_(options_.pool != nullptr ? options_.pool : own_pool_.get()),
       cache_(pool_->core()),
       mailbox_(std::make_shared<Mailbox>([this] { WriteWake(); })),
-      busy_poll_ns_(absl::ToInt64Nanoseconds(std::min(options_.busy_poll, kForEver))),
       timers_(TimerWheel::TickAt(sys_.Now())),
       room_retry_(timers_) {
   if (!options_.log) options_.log = LogToStderr;
@@ -224,7 +221,7 @@ void LoopCore::Turn(bool may_sleep) {
   if (HasReady()) RunReady();
   may_sleep = may_sleep && !HasWork() && !(draining_ && Empty());
   int events = 0;
-  if (may_sleep && busy_poll_ns_ > 0) events = WaitBusily();
+  if (may_sleep && options_.busy_poll > absl::ZeroDuration()) events = WaitBusily();
   if (events == 0) events = Wait(may_sleep && !HasWork());
   events_left_ = events >= static_cast<int>(options_.turn_events_max);
   // After the wait: bytes that came in time are seen before the deadline that waits for them.
@@ -262,7 +259,7 @@ void LoopCore::TakeUpRoom() {
 }
 
 int LoopCore::WaitBusily() {
-  const int64_t until = now_ns() + busy_poll_ns_;
+  const int64_t until = TimerWheel::DeadlineNs(now_ns(), options_.busy_poll);
   int events = 0;
   do {
     events = Wait(false);
@@ -348,7 +345,7 @@ uint64_t LoopCore::Traffic() const {
 void LoopCore::BeginQuietWatch() {
   if (Traffic() == traffic_seen_ || options_.idle_trim == absl::InfiniteDuration()) return;
   traffic_seen_ = Traffic();
-  trim_at_ns_ = now_ns() + absl::ToInt64Nanoseconds(std::min(options_.idle_trim, kForEver));
+  trim_at_ns_ = TimerWheel::DeadlineNs(now_ns(), options_.idle_trim);
 }
 
 void LoopCore::TrimWhenQuiet() {
@@ -356,7 +353,7 @@ void LoopCore::TrimWhenQuiet() {
   if (now_ns() < trim_at_ns_) return;
   if (Traffic() != traffic_seen_) {
     traffic_seen_ = Traffic();
-    trim_at_ns_ = now_ns() + absl::ToInt64Nanoseconds(std::min(options_.idle_trim, kForEver));
+    trim_at_ns_ = TimerWheel::DeadlineNs(now_ns(), options_.idle_trim);
     return;
   }
   trim_at_ns_ = INT64_MAX;
@@ -496,8 +493,7 @@ void LoopCore::Unlink(Connection& connection) {
 // --- Ending ---
 
 void LoopCore::Drain(absl::Duration grace) {
-  const int64_t until =
-      sys_.Now() + absl::ToInt64Nanoseconds(std::min(grace, absl::Hours(24 * 365)));
+  const int64_t until = TimerWheel::DeadlineNs(sys_.Now(), grace);
   if (draining_) {
     drain_until_ns_ = std::min(drain_until_ns_, until);
     return;
@@ -513,11 +509,8 @@ bool LoopCore::FinishDrain() {
   const bool empty = Empty();
   if (now_ns() >= drain_until_ns_) {
     drain_until_ns_ = INT64_MAX;  // once: nothing is admitted any more
-    ForEachConnection([](Connection& c) {
-      c.End(absl::CancelledError(
-                absl::StrCat("connection to ", c.peer().ToString(), ": the loop was drained")),
-            true);
-    });
+    drain_over_ = true;
+    ForEachConnection([](Connection& c) { c.EndDrained(); });
     RunReady();
   }
   return empty && !HasWork();

@@ -161,6 +161,8 @@ class LoopCore : private RoomWaiter {
   void MigrateAll(const LoopHandle& target, EngineKind engine, MoveSweep::Done done);
   // By the sweep, in a task: every move has ended. The sweep is destroyed by this.
   void EndSweep(MoveSweep& sweep);
+  // Likewise, of a sweep of MigrateAll, whether it is still there or another took its place.
+  void EndLeaving() { --leaving_sweeps_; }
   // All that exist, closed ones with an owner included; Connection::next goes on.
   const Connection* connections() const { return connections_; }
   void PushReady(Connection& connection);
@@ -193,9 +195,9 @@ class LoopCore : private RoomWaiter {
   void Touch();
 
   bool draining() const { return draining_; }
-  bool drained() const {
-    return draining_ && counters_.open.value() + counters_.connecting.value() == 0;
-  }
+  bool drained() const { return draining_ && Empty(); }
+  // The grace of a drain has passed: nothing stays open.
+  bool drain_over() const { return drain_over_; }
   void AddObserver(LoopObserver* observer);
   void RemoveObserver(LoopObserver* observer);
 
@@ -241,8 +243,12 @@ class LoopCore : private RoomWaiter {
   bool FinishDrain();
   [[gnu::cold]] void TakeUpRoom();
   void ForEachConnection(absl::FunctionRef<void(Connection&)> visit);
-  // No connection is open or connecting.
-  bool Empty() const { return counters_.open.value() + counters_.connecting.value() == 0; }
+  // No connection is open or connecting, nor on its way elsewhere by MigrateAll: that one may come
+  // back.
+  bool Empty() const {
+    return counters_.open.value() + counters_.connecting.value() == 0 &&
+           (leaving_sweeps_ == 0 || drain_over_);
+  }
   absl::Status ChoosePrimary();
   void CloseEverything();
   // `next` takes the place of the sweep that is there.
@@ -269,7 +275,6 @@ class LoopCore : private RoomWaiter {
   Connection* ready_tail_ = nullptr;
   int64_t trim_at_ns_ = INT64_MAX;  // when to look whether there has been traffic since
   int64_t timer_at_ns_ = 0;         // what the timerfd is set to; 0: nothing, or it has fired
-  int64_t busy_poll_ns_;
   DeferredList deferred_;
   bool in_turn_ = false;
   bool tasks_left_ = false;
@@ -277,6 +282,7 @@ class LoopCore : private RoomWaiter {
   bool events_left_ = false;  // the last wait met its bound
   bool touched_ = false;
   bool draining_ = false;
+  bool drain_over_ = false;
   bool embedded_ = false;  // fd() was given away
   bool alarm_ = false;     // the timerfd has fired
   bool asleep_ = false;    // Poll left posters to wake us
@@ -299,6 +305,7 @@ class LoopCore : private RoomWaiter {
   // Of SwitchAll, and of MigrateAll.
   std::unique_ptr<MoveSweep> switch_sweep_;
   std::unique_ptr<MoveSweep> migrate_sweep_;
+  uint32_t leaving_sweeps_ = 0;  // of MigrateAll, those replaced included, until all have arrived
   std::vector<LoopObserver*> observers_;
   int64_t drain_until_ns_ = 0;
   std::atomic<uint32_t> stoppers_{0};           // in Stop now

@@ -55,6 +55,7 @@ absl::Status LoopCore::SwitchSome(EngineKind to, uint64_t streams) {
 }
 
 void LoopCore::MigrateAll(const LoopHandle& target, EngineKind engine, MoveSweep::Done done) {
+  ++leaving_sweeps_;
   BeginSweep(migrate_sweep_,
              std::make_unique<MoveSweep>(*this, engine, target, connections_, std::move(done)));
 }

@@ -22,7 +22,11 @@ constexpr int kSweepSlice = 64;
 // thread.
 class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
  public:
-  explicit Tally(MoveSweep& sweep) : sweep_(&sweep), loop_(sweep.loop_.handle()) {}
+  explicit Tally(MoveSweep& sweep)
+      : sweep_(&sweep),
+        core_(sweep.loop_),
+        loop_(core_.handle()),
+        leaves_loop_(sweep.leaves_loop()) {}
 
   // Of a move that begins: a callback for it. One that is destroyed unrun, for its stream has gone,
   // counts neither way, but ends the move as well.
@@ -37,7 +41,8 @@ class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
   void End() {
     if (under_way_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
     loop_.Post([self = shared_from_this()] {
-      if (self->sweep_ != nullptr) self->sweep_->loop_.EndSweep(*self->sweep_);
+      if (self->leaves_loop_) self->core_.EndLeaving();
+      if (self->sweep_ != nullptr) self->core_.EndSweep(*self->sweep_);
     });
   }
   void Forget() { sweep_ = nullptr; }
@@ -61,7 +66,9 @@ class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
   };
 
   MoveSweep* sweep_;  // of the loop's thread alone; null: nobody waits any more
+  LoopCore& core_;    // for tasks of loop_
   const LoopHandle loop_;
+  const bool leaves_loop_;
   std::atomic<uint64_t> under_way_{1};
   std::atomic<uint64_t> moved_{0};
   std::atomic<uint64_t> failed_{0};
@@ -94,6 +101,11 @@ MoveSweep::MoveSweep(LoopCore& loop, EngineKind to, const LoopHandle& target, Co
 void MoveSweep::Stop() {
   Cancel();
   tally_->Forget();
+  BeginNoMore();
+}
+
+void MoveSweep::BeginNoMore() {
+  if (!std::exchange(begun_all_, true)) tally_->End();
 }
 
 void MoveSweep::Tell() {
@@ -105,9 +117,7 @@ void MoveSweep::OnUnlink(const Connection& connection) {
 }
 
 bool MoveSweep::Concerns(const Connection& connection) const {
-  if (connection.state() != ConnectionState::kOpen || connection.moving()) return false;
-  if (leaves_loop()) return connection.migratable();
-  return !connection.pinned_engine() && connection.engine()->kind() != to_;
+  return leaves_loop() ? connection.MayBeMigrated() : connection.MayBeSwitched(to_);
 }
 
 void MoveSweep::Run() {
@@ -118,10 +128,12 @@ void MoveSweep::Run() {
       next_ = nullptr;
       break;
     }
-    connection.Move(to_, leaves_loop() ? &*target_ : nullptr, tally_->Begin());
+    const bool any = leaves_loop() && to_ == EngineKind::kAuto;
+    connection.Move(any ? connection.EngineElsewhere() : to_, leaves_loop() ? &*target_ : nullptr,
+                    tally_->Begin());
   }
   if (next_ != nullptr) return loop_.Defer(*this);
-  tally_->End();
+  BeginNoMore();
 }
 
 }  // namespace internal

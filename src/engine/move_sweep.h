@@ -51,6 +51,7 @@ class MoveSweep : private Deferred {
   class Tally;
 
   void Run();
+  void BeginNoMore();
   bool Concerns(const Connection& connection) const;
 
   LoopCore& loop_;
@@ -58,6 +59,7 @@ class MoveSweep : private Deferred {
   const std::optional<LoopHandle> target_;
   Connection* next_;
   const bool all_ = true;
+  bool begun_all_ = false;
   uint64_t left_ = kAll;  // moves to begin
   std::shared_ptr<Tally> tally_;
   Done done_;

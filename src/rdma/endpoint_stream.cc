@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
+#include "base/timer_wheel.h"
 #include "rdma/message_header.h"
 
 PENSTOCK_BEGIN_NAMESPACE
@@ -378,6 +379,10 @@ void StreamOverEndpoint::Restart(Limit limit) {
   since_ns_[static_cast<size_t>(limit)] = core_->sys().Now();
 }
 
+int64_t StreamOverEndpoint::DeadlineNs(Limit limit) {
+  return TimerWheel::DeadlineNs(since_ns_[static_cast<size_t>(limit)], After(limit));
+}
+
 void StreamOverEndpoint::SetDeadline(Limit limit, absl::Duration after) {
   if (core_ == nullptr) return;
   After(limit) = after;
@@ -388,9 +393,7 @@ void StreamOverEndpoint::SetDeadline(Limit limit, absl::Duration after) {
 void StreamOverEndpoint::ArmTimer() {
   int64_t next = INT64_MAX;
   for (const Limit limit : {Limit::kRead, Limit::kWrite, Limit::kIdle}) {
-    const absl::Duration after = After(limit);
-    if (after == absl::InfiniteDuration() || !Runs(limit)) continue;
-    next = std::min(next, since_ns_[static_cast<size_t>(limit)] + absl::ToInt64Nanoseconds(after));
+    if (Runs(limit)) next = std::min(next, DeadlineNs(limit));
   }
   if (next == INT64_MAX) return timer_->Cancel();
   timer_->Arm(TimerWheel::TickAtOrAfter(next), [this] { CheckDeadlines(); });
@@ -398,11 +401,7 @@ void StreamOverEndpoint::ArmTimer() {
 
 void StreamOverEndpoint::CheckDeadlines() {
   const int64_t now = core_->sys().Now();
-  const auto passed = [&](Limit limit) {
-    const absl::Duration after = After(limit);
-    return after != absl::InfiniteDuration() && Runs(limit) &&
-           now >= since_ns_[static_cast<size_t>(limit)] + absl::ToInt64Nanoseconds(after);
-  };
+  const auto passed = [&](Limit limit) { return Runs(limit) && now >= DeadlineNs(limit); };
   const bool write = passed(Limit::kWrite);
   if (write || passed(Limit::kIdle)) {
     core_->counters().deadlines.Add(1);

@@ -99,6 +99,7 @@ class StreamOverEndpoint final : public std::enable_shared_from_this<StreamOverE
   // --- Deadlines ---
   absl::Duration& After(Limit limit);
   bool Runs(Limit limit) const;
+  int64_t DeadlineNs(Limit limit);
   void Restart(Limit limit);
   void ArmTimer();
   void CheckDeadlines();

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/timer_wheel.h"
 #include "rdma/control_codec.h"
 #include "rdma/endpoint_core.h"
 
@@ -14,8 +15,6 @@ namespace {
 
 // Callbacks one endpoint may have before the next one's turn (I9).
 constexpr int kEndpointSteps = 32;
-// A longer wait_max is as good as none, and its sum with the time does not overflow.
-constexpr absl::Duration kWaitMax = absl::Hours(24 * 365 * 10);
 // Bytes handed to the stream at once.
 constexpr size_t kFlushSize = 64 * 1024;
 
@@ -333,8 +332,7 @@ void EndpointCore::Add(WorkList one, absl::Duration wait_max) {
   }
   if (!problem.ok()) return Refuse(std::move(one), std::move(problem));
   if (wait_max != absl::InfiniteDuration()) {
-    const absl::Duration wait = std::clamp(wait_max, absl::ZeroDuration(), kWaitMax);
-    work.deadline_ns = core_->sys().Now() + absl::ToInt64Nanoseconds(wait);
+    work.deadline_ns = TimerWheel::DeadlineNs(core_->sys().Now(), wait_max);
   }
   queue_.Push(std::move(one));
   MarkReady();

@@ -6,19 +6,12 @@
 #include "base/absl_view.h"
 #include "base/check.h"
 #include "base/error.h"
+#include "base/timer_wheel.h"
 #include "rdma/control_codec.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 namespace {
-
-// From here on a time limit is as good as none, and its sum with the time does not overflow.
-constexpr absl::Duration kLimitMax = absl::Hours(24 * 365 * 10);
-
-int64_t After(int64_t now_ns, absl::Duration limit) {
-  if (limit >= kLimitMax) return ReadyGate::kNever;
-  return now_ns + absl::ToInt64Nanoseconds(std::max(limit, absl::ZeroDuration()));
-}
 
 // What becomes of an endpoint that is refused, on both sides. Unavailable may be tried again.
 absl::StatusCode CodeOf(RejectCode code) {
@@ -48,7 +41,8 @@ CloseCode CloseCodeOf(const absl::Status& status) {
 }  // namespace
 
 ReadyGate::ReadyGate(GateOptions options, int64_t now_ns)
-    : options_(std::move(options)), deadline_ns_(After(now_ns, options_.handshake_deadline)) {}
+    : options_(std::move(options)),
+      deadline_ns_(TimerWheel::DeadlineNs(now_ns, options_.handshake_deadline)) {}
 
 // --- The active side ---
 
@@ -138,7 +132,8 @@ GateAction ReadyGate::OnHello(int64_t now_ns, const ControlHello& hello, std::st
   peer_offer_ = {.lanes = hello.lanes, .terms = hello.terms};
   hello_ = bytes;
   if (hello.deadline_ms != 0) {
-    deadline_ns_ = std::min(deadline_ns_, After(now_ns, absl::Milliseconds(hello.deadline_ms)));
+    deadline_ns_ = std::min(deadline_ns_,
+                            TimerWheel::DeadlineNs(now_ns, absl::Milliseconds(hello.deadline_ms)));
   }
   return Apply(GateEvent::kHello);
 }
@@ -154,7 +149,7 @@ void ReadyGate::SendAccept(int64_t now_ns, GateOffer offer) {
                                                          .terms = offer.terms});
   transcript_ = TranscriptHash(std::exchange(hello_, {}), accept);
   outgoing_ += accept;
-  deadline_ns_ = After(now_ns, options_.ready_deadline);
+  deadline_ns_ = TimerWheel::DeadlineNs(now_ns, options_.ready_deadline);
 }
 
 GateAction ReadyGate::OnReady(const ControlReady& ready) {

@@ -414,6 +414,15 @@ TEST(TimerWheel, TicksAreRoundedSoThatNothingIsEarly) {
   EXPECT_EQ(TimerWheel::TickAtOrAfter(1'000'001), 2u);
   EXPECT_EQ(TimerWheel::TickAtOrAfter(2'000'000), 2u);
   EXPECT_EQ(TimerWheel::NsOfTick(3), 3'000'000);
+  constexpr int64_t kNeverNs = std::numeric_limits<int64_t>::max();
+  EXPECT_EQ(TimerWheel::DeadlineNs(500, absl::Nanoseconds(7)), 507);
+  EXPECT_EQ(TimerWheel::DeadlineNs(500, absl::Nanoseconds(1) / 4), 501);
+  EXPECT_EQ(TimerWheel::DeadlineNs(500, -absl::Hours(1)), 500);
+  EXPECT_EQ(TimerWheel::DeadlineNs(500, -absl::InfiniteDuration()), 500);
+  EXPECT_EQ(TimerWheel::DeadlineNs(500, absl::Nanoseconds(kNeverNs - 501)), kNeverNs - 1);
+  EXPECT_EQ(TimerWheel::DeadlineNs(500, absl::Nanoseconds(kNeverNs - 499)), kNeverNs);
+  EXPECT_EQ(TimerWheel::DeadlineNs(500, absl::Hours(1e9)), kNeverNs);
+  EXPECT_EQ(TimerWheel::DeadlineNs(500, absl::InfiniteDuration()), kNeverNs);
   EXPECT_EQ(TimerWheel::DeadlineTick(500'000, absl::Milliseconds(1)), 2u);
   EXPECT_EQ(TimerWheel::DeadlineTick(2'000'000, absl::Milliseconds(1)), 3u);
   EXPECT_EQ(TimerWheel::DeadlineTick(2'000'000, absl::Nanoseconds(1) / 4), 3u);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -407,6 +408,53 @@ TEST_P(MigrateTest, ASweepEndsThoughStreamsGoMeanwhile) {
   EXPECT_EQ(count.moved + count.failed, 0u);
 }
 
+// Gives the server's stream of `pair`, which other() has, to a loop that never runs.
+class MigrateOfADrainTest : public MigrateTest {
+ protected:
+  void SetUp() override {
+    MigrateTest::SetUp();
+    if (IsSkipped()) return;
+    StreamOptions migratable;
+    migratable.migratable = true;
+    pair_ = Pair({}, migratable);
+    Move(*pair_.server, other());
+    deaf_ = environment().NewLoop({}).value();
+    MigrateAll(other(), deaf_->handle(), [this](MoveCount result) { count_ = result; });
+    ASSERT_TRUE(DriveAlone(other(), [this] { return other().Snapshot().open == 0; }));
+  }
+  void TearDown() override {
+    pair_ = {};
+    MigrateTest::TearDown();
+  }
+
+  StreamPair pair_;
+  std::unique_ptr<Loop> deaf_;
+  std::optional<MoveCount> count_;
+};
+
+TEST_P(MigrateOfADrainTest, TheLoopWaitsForWhatMayComeBack) {
+  other().Drain(absl::InfiniteDuration());
+  Settle();
+  EXPECT_FALSE(other().drained());
+  deaf_ = nullptr;
+  ASSERT_TRUE(Drive([this] { return count_.has_value(); }));
+  EXPECT_EQ(count_->failed, 1u);
+  EXPECT_FALSE(other().drained());
+  Exchange(*pair_.client, *pair_.server, "it goes on where it was");
+  pair_.server.reset();
+  ASSERT_TRUE(Drive([this] { return other().drained(); }));
+}
+
+TEST_P(MigrateOfADrainTest, WhatComesBackTooLateEnds) {
+  other().Drain(absl::ZeroDuration());
+  ASSERT_TRUE(Drive([this] { return other().drained(); })) << "it waits longer than its grace";
+  deaf_ = nullptr;
+  ASSERT_TRUE(Drive([this] { return count_.has_value(); }));
+  const absl::StatusOr<std::string> read = Read(*pair_.server);
+  EXPECT_TRUE(absl::IsCancelled(read.status())) << read.status();
+  EXPECT_TRUE(other().drained());
+}
+
 TEST_P(MigrateTest, MayBeDestroyedInTheCallback) {
   StreamPair pair = Pair();
   bool destroyed = false;
@@ -427,6 +475,9 @@ TEST_P(MigrateTest, DestroyedBeforeItLeavesItIsGone) {
   EXPECT_FALSE(Read(*pair.client).ok());
 }
 
+// A simulated world runs every loop that it has.
+INSTANTIATE_TEST_SUITE_P(Engines, MigrateOfADrainTest, ::testing::ValuesIn(KernelEngines()),
+                         EnvironmentName);
 INSTANTIATE_TEST_SUITE_P(Environments, MigrateTest, ::testing::ValuesIn(AllEnvironments()),
                          EnvironmentName);
 INSTANTIATE_TEST_SUITE_P(Sealed, MigrateTest, ::testing::ValuesIn(SealedEnvironments()),

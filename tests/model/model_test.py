@@ -4,6 +4,7 @@ One case a run:
 
   table    their states, events and transitions are those of the code
   holds    Spin finds no error in them, and their tables are used to the full
+  ends     Spin finds no fair run of the model of a move in which a move goes on for ever
   mutants  Spin finds an error in each that is wrong on purpose
 """
 
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -27,6 +28,8 @@ class Model:
     sizes: list  # few of everything, so that all orders of it are looked at
     small: list  # for mutants
     mutants: dict  # with the size each needs beyond that
+    ends: list = ()  # sizes in which what is claimed to end is looked at, in all fair runs
+    endless: dict = field(default_factory=dict)  # mutants of that
 
     @property
     def path(self):
@@ -44,6 +47,8 @@ MOVE = Model(
     ],
     small=["-DLOOPS=2"],
     mutants={"DROP_LATE": [], "SKIP_TERMINAL": [], "TWO_OWNERS": []},
+    ends=[["-DLOOPS=1"], ["-DLOOPS=2", "-DTROUBLES=0"]],
+    endless={"STAYS_READY": ["-DTROUBLES=0"]},
 )
 GATE = Model(
     name="gate.pml",
@@ -131,8 +136,16 @@ def check_table():
     return problems
 
 
-def verify(model, flags):
+# What the verifier looks for: states that must not be, or runs that must not go on for ever though
+# no process is kept waiting (weak fairness, with counters for up to 3 * 8 processes).
+SAFETY = ["-DSAFETY"], []
+ENDS = ["-DENDS", "-DNFAIR=3"], ["-a", "-f"]
+
+
+def verify(model, flags, kind=SAFETY):
     """Runs Spin on the model; what the verifier printed."""
+    built, search = kind
+    flags = [*flags, *built]
     with tempfile.TemporaryDirectory() as folder:
         def run(*command):
             result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -142,8 +155,8 @@ def verify(model, flags):
 
         run("spin", "-a", *flags, str(model.path))
         # Unoptimised: the compiler would take longer than all runs.
-        run("gcc", "-O0", "-w", "-DCOLLAPSE", "-DMEMLIM=3000", "-DSAFETY", *flags, "-o", "pan", "pan.c")
-        return run("./pan", "-m50000", "-w24")
+        run("gcc", "-O0", "-w", "-DCOLLAPSE", "-DMEMLIM=1500", *flags, "-o", "pan", "pan.c")
+        return run("./pan", *search, "-m50000", "-w24")
 
 
 def figure(report, pattern):
@@ -169,11 +182,28 @@ def check_holds():
     return problems
 
 
+def check_ends():
+    problems = []
+    for model in MODELS:
+        for flags in model.ends:
+            what = " ".join([model.name, *flags])
+            started = time.monotonic()
+            report = verify(model, flags, ENDS)
+            states = figure(report, r"([\d.e+]+) states, stored")
+            print(f"{what}: {states} states in {time.monotonic() - started:.0f} s")
+            if (figure(report, r"errors: (\d+)") != 0 or "Search not completed" in report
+                    or "fairness enabled" not in report):
+                problems.append(f"{what}:\n{report}")
+    return problems
+
+
 def check_mutants():
     problems = []
     for model in MODELS:
-        for mutant, flags in model.mutants.items():
-            report = verify(model, [*model.small, *flags, f"-D{mutant}"])
+        cases = [(mutant, flags, SAFETY) for mutant, flags in model.mutants.items()]
+        cases += [(mutant, flags, ENDS) for mutant, flags in model.endless.items()]
+        for mutant, flags, kind in cases:
+            report = verify(model, [*model.small, *flags, f"-D{mutant}"], kind)
             errors = figure(report, r"errors: (\d+)")
             what = re.search(r"^pan:\d+: (.*)", report, re.MULTILINE)
             print(f"{mutant}: {what.group(1) if what else 'no error'}")
@@ -189,7 +219,8 @@ def main():
             if shutil.which(tool) is None:
                 print(f"skipped: {tool} is not installed")
                 return 77
-    problems = {"table": check_table, "holds": check_holds, "mutants": check_mutants}[case]()
+    problems = {"table": check_table, "holds": check_holds, "ends": check_ends,
+                "mutants": check_mutants}[case]()
     for problem in problems:
         print(problem)
     return 1 if problems else 0

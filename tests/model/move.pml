@@ -13,11 +13,15 @@
 //   one engine at a time has the connection (I4), and no completion with bytes finds nobody
 //   callbacks run where the connection is, never while it is moving, and each exactly once, or it is
 //   destroyed unrun with its stream
+// With -DENDS also, in every run in which no process is kept waiting for ever:
+//   a move that was begun ends, and whoever asked for it is told
 //
 // Engines that are wrong on purpose, as in tests/testing/sim_faults.h:
 //   -DDROP_LATE      bytes received after a cancel are thrown away
 //   -DSKIP_TERMINAL  a connection is let go of while the kernel still holds an operation of it
 //   -DTWO_OWNERS     a connection is let go of with its operations armed, and not told to end
+// And a loop, of which only -DENDS finds out:
+//   -DSTAYS_READY    a suspended connection stays on the ready list, which a hand-over waits for
 
 // How much of everything there is; model_test.py has the mixtures.
 #define BYTES 2          // that the peer sends before its end
@@ -324,7 +328,11 @@ inline RunWriteDone(l) {
 
 // Connection::Service, one round of it.
 inline Service(l) {
+#ifdef STAYS_READY
+  ready = suspended;
+#else
   ready = false;
+#endif
   if
   :: suspended || state != kOpen
   :: else ->
@@ -635,7 +643,8 @@ end:
   :: atomic { edge[l] != 0 -> OnEvent(l) }
   // What is to be done.
   :: atomic { at == l && ready && state == kOpen -> Service(l) }
-  :: atomic { HERE(l) && deferred -> BeginMove(l) }
+  // A turn comes to all of this; that a hand-over waits for the ready list changes nothing again.
+  :: atomic { HERE(l) && deferred && !(move == kInTransit && to_loop != l && ready) -> BeginMove(l) }
   :: atomic { at == l && state != kOpen && (read_done || write_done || deferred) -> RunEnded(l) }
   :: atomic { !gone[l] && nempty(mail) ->
        mail?way;
@@ -738,6 +747,12 @@ proctype Peer() {
   :: FINISHED -> break  // nothing else may end a run
   od
 }
+
+#ifdef ENDS
+// Every move ends, and is told of, whoever is slow; not only when nothing is left to do.
+#define UNDER_WAY (move != kAttached || waiting > 0)
+ltl ends { [] (UNDER_WAY -> <> !UNDER_WAY) }
+#endif
 
 init {
   atomic {
