@@ -3,8 +3,9 @@
 //   rdma_pingpong --connect=ADDR --op=send|write|read
 //
 // The listening side sends every message back and exposes memory; it does not know which operation
-// the other one measures. No RDMA device is used: the stream carries the data, and the listening
-// program's loop carries the reads and writes out. The program says so on stderr.
+// the other one measures. Messages go over an RDMA device when both have one
+// (common/rdma_device.h), and over the stream between them otherwise, which the program then says
+// on stderr. Reads and writes are carried out by the listening program's loop.
 #include <penstock/connect.h>
 #include <penstock/loop.h>
 #include <penstock/rdma.h>
@@ -24,6 +25,7 @@
 #include "common/json.h"
 #include "common/pattern.h"
 #include "common/program.h"
+#include "common/rdma_device.h"
 #include "common/sealing.h"
 #include "common/server.h"
 #include "common/stopwatch.h"
@@ -51,7 +53,10 @@ constexpr int32_t kDepthMax = 1024;
 
 // Owned by the callback that waits for the next message.
 struct Echoer {
-  explicit Echoer(StreamPtr stream) : endpoint(RdmaEndpoint::Accept(std::move(stream))) {}
+  explicit Echoer(StreamPtr stream) {
+    penstock::RdmaOptions options = examples::WithDevice(stream->loop());
+    endpoint = RdmaEndpoint::Accept(std::move(stream), std::move(options));
+  }
 
   std::vector<char> memory = std::vector<char>(kSizeMax);
   std::unique_ptr<RdmaEndpoint> endpoint;
@@ -102,7 +107,7 @@ class Pinger {
       if (!stream.ok()) return End(stream.status());
       config_.sealing.Apply(*std::move(stream), [this](absl::StatusOr<StreamPtr> ready) {
         if (!ready.ok()) return End(ready.status());
-        endpoint_ = RdmaEndpoint::Connect(*std::move(ready));
+        endpoint_ = RdmaEndpoint::Connect(*std::move(ready), examples::WithDevice(loop_));
         endpoint_->AwaitRegion([this](absl::StatusOr<RdmaRemoteRegion> region) {
           if (!region.ok()) return End(region.status());
           region_ = *region;
@@ -134,6 +139,7 @@ class Pinger {
   std::vector<absl::Duration> began_;  // of those in flight, a ring
   absl::Duration measured_from_;
   absl::Duration elapsed_;
+  penstock::RdmaStats stats_;  // at the end
   absl::Duration least_ = absl::InfiniteDuration();
   examples::Histogram latencies_;
   absl::Status status_;
@@ -199,6 +205,7 @@ void Pinger::OnOne(const absl::Status& status) {
     return;
   }
   elapsed_ = now - measured_from_;
+  stats_ = endpoint_->stats();
   endpoint_->Close([this](absl::Status closed) { End(std::move(closed)); });
 }
 
@@ -210,9 +217,10 @@ void Pinger::End(absl::Status status) {
 void Pinger::PrintFigures() const {
   const double seconds = absl::ToDoubleSeconds(elapsed_);
   const double rate = seconds > 0 ? static_cast<double>(config_.iterations) / seconds : 0.0;
+  examples::TellCarrier(stats_);
   examples::JsonLine()
       .Add("op", config_.op_name)
-      .Add("transport", "stream")
+      .Add("transport", stats_.over_device ? "device" : "stream")
       .Add("size", uint64_t{config_.size})
       .Add("iters", config_.iterations)
       .Add("depth", config_.depth)
@@ -270,8 +278,7 @@ int Ping() {
 int main(int argc, char** argv) {
   examples::ParseFlagsOnly(argc, argv,
                            "--listen=ADDR | --connect=ADDR --op=send|write|read [flags]\n\n"
-                           "Measures RDMA operations between two programs. No device is used: the "
-                           "stream between\nthem carries the data.");
-  examples::Complain("no RDMA device is used, the stream carries the data");
+                           "Measures RDMA operations between two programs, over a device when "
+                           "both have one.");
   return absl::GetFlag(FLAGS_connect).empty() ? examples::RunServer(&Serve) : Ping();
 }

@@ -4,8 +4,8 @@
 //
 // The receiver exposes as much memory as the sender announces, the sender writes the file there,
 // the last write together with the message that it was the last (WriteThenSend), and the receiver
-// answers with the checksum of what it has. No RDMA device is used: the stream carries the data,
-// and the receiver's loop carries the writes out. The program says so on stderr.
+// answers with the checksum of what it has. What they use of an RDMA device: see
+// common/rdma_device.h. The receiver's loop carries the writes out.
 #include <fcntl.h>
 #include <penstock/connect.h>
 #include <penstock/listener.h>
@@ -30,6 +30,7 @@
 #include "common/json.h"
 #include "common/part_file.h"
 #include "common/program.h"
+#include "common/rdma_device.h"
 #include "common/sealing.h"
 #include "common/stopwatch.h"
 
@@ -122,7 +123,7 @@ class Sender : public Side {
 
  private:
   void Announce(StreamPtr stream) {
-    endpoint_ = RdmaEndpoint::Connect(std::move(stream));
+    endpoint_ = RdmaEndpoint::Connect(std::move(stream), examples::WithDevice(loop_));
     Send(absl::StrCat(content_.size()));
     endpoint_->AwaitRegion([this](absl::StatusOr<RdmaRemoteRegion> region) {
       if (!region.ok()) return End(region.status());
@@ -186,7 +187,7 @@ class Receiver : public Side {
           listener_ = nullptr;  // one sender is served
           sealing.Apply(std::move(stream), [this](absl::StatusOr<StreamPtr> ready) {
             if (!ready.ok()) return End(ready.status());
-            endpoint_ = RdmaEndpoint::Accept(*std::move(ready));
+            endpoint_ = RdmaEndpoint::Accept(*std::move(ready), examples::WithDevice(loop_));
             AwaitSize();
           });
         });
@@ -297,10 +298,8 @@ int main(int argc, char** argv) {
                                   "send FILE --connect=ADDR [flags]\n"
                                   "       rdma_put receive OUT --listen=ADDR [flags]\n\n"
                                   "Writes one file into the memory of the receiver, which stores "
-                                  "it. No RDMA device is used: the\n"
-                                  "stream between them carries the data.",
+                                  "it.",
                                   FLAGS_connect, FLAGS_listen);
   examples::RangeOrFail("max-bytes", absl::GetFlag(FLAGS_max_bytes), 1, int64_t{1} << 40);
-  examples::Complain("no RDMA device is used, the stream carries the data");
   return Run(asked.sends, asked.address, asked.path);
 }

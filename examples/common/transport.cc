@@ -2,6 +2,8 @@
 
 #ifndef PENSTOCK_NO_RDMA
 #include <penstock/rdma.h>
+
+#include "common/rdma_device.h"
 #endif
 
 #include <string>
@@ -27,7 +29,6 @@ Transport Transport::FromFlags() {
 #ifdef PENSTOCK_NO_RDMA
   if (transport.rdma_) Fail("--transport=rdma: this Penstock has no component rdma");
 #endif
-  if (transport.rdma_) Complain("no RDMA device is used, the stream carries the data");
   return transport;
 }
 
@@ -36,7 +37,7 @@ penstock::StreamPtr Transport::Apply(penstock::StreamPtr stream, bool listens,
 #ifndef PENSTOCK_NO_RDMA
   if (rdma_) {
     // A peer that stores a file answers no ping meanwhile; the transfer has deadlines of its own.
-    penstock::RdmaOptions quiet;
+    penstock::RdmaOptions quiet = WithDevice(stream->loop());
     quiet.ping_interval = absl::InfiniteDuration();
     auto endpoint = listens ? penstock::RdmaEndpoint::Accept(std::move(stream), quiet)
                             : penstock::RdmaEndpoint::Connect(std::move(stream), quiet);

@@ -1,8 +1,8 @@
 // The flag with which an example program chooses what carries its streams.
 //
 //   --transport=tcp    the streams themselves
-//   --transport=rdma   RDMA endpoints over them (AsStream); both sides must choose it. No RDMA
-//                      device is used, so the streams carry the data; the program says so.
+//   --transport=rdma   RDMA endpoints over them (AsStream); both sides must choose it. Which
+//                      device they use: see rdma_device.h.
 #ifndef PENSTOCK_EXAMPLES_COMMON_TRANSPORT_H_
 #define PENSTOCK_EXAMPLES_COMMON_TRANSPORT_H_
 

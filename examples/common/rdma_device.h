@@ -1,0 +1,27 @@
+// The flags with which an example program chooses its RDMA device.
+//
+//   --device=auto        the first that there is
+//   --device=NAME        that one
+//   --device=none        none: the stream between two programs carries the data
+//   --gid-index=N        of the address of its port; soft RoCE has IPv4 at 1
+//   --spin=MICROSECONDS  how long to look for more work instead of sleeping, while traffic is brisk
+//
+// When it cannot be had, or the peer has none, the stream carries the data; the program says so on
+// stderr.
+#ifndef PENSTOCK_EXAMPLES_COMMON_RDMA_DEVICE_H_
+#define PENSTOCK_EXAMPLES_COMMON_RDMA_DEVICE_H_
+
+#include <penstock/loop.h>
+#include <penstock/rdma.h>
+
+namespace examples {
+
+// `options` with the device of the flags, which is opened once for the loop of this thread.
+penstock::RdmaOptions WithDevice(penstock::Loop& loop, penstock::RdmaOptions options = {});
+
+// Once it is open: says on stderr what carries the data.
+void TellCarrier(const penstock::RdmaStats& stats);
+
+}  // namespace examples
+
+#endif  // PENSTOCK_EXAMPLES_COMMON_RDMA_DEVICE_H_
