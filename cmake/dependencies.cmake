@@ -9,4 +9,4 @@ find_package(OpenSSL 3 QUIET COMPONENTS Crypto SSL)
 # Reach the public headers, so consumers inherit them.
 set(PENSTOCK_ABSL_PUBLIC any_invocable core_headers span status statusor strings time)
 # Used by the sources only.
-set(PENSTOCK_ABSL_PRIVATE cord flat_hash_map flat_hash_set inlined_vector str_format)
+set(PENSTOCK_ABSL_PRIVATE cleanup cord flat_hash_map flat_hash_set inlined_vector str_format)

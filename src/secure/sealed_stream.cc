@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/error.h"
@@ -310,6 +311,16 @@ bool SealedStream::RunWriteDone() {
   return true;
 }
 
+template <typename Work>
+auto SealedStream::WithOpener(Work work) {
+  opening_ = true;
+  const absl::Cleanup done = [this] {
+    opening_ = false;
+    if (released_ || !read_end_.ok()) opener_.reset();
+  };
+  return work(*opener_);
+}
+
 bool SealedStream::RunReadDone() {
   if (!read_done_) return false;
   if (read_cancelled_) {
@@ -336,7 +347,9 @@ bool SealedStream::RunReadDone() {
     if (released_) return false;
   }
   if (read_end_.ok() && hungry_ && wire_ended_) {
-    read_end_ = Explain(opener_->OnWireEnd(), "read from");
+    absl::Status end = WithOpener([](RecordOpener& opener) { return opener.OnWireEnd(); });
+    if (released_) return false;
+    if (read_end_.ok()) read_end_ = Explain(end, "read from");
   }
   if (!read_end_.ok()) {
     Deliver(read_end_);
@@ -349,18 +362,14 @@ bool SealedStream::RunReadDone() {
 }
 
 RecordOpener::Result SealedStream::Open(Buffer& bytes) {
-  opening_ = true;
-  RecordOpener::Result result = opener_->Next(bytes);
-  if (result == RecordOpener::Result::kEnd) {
+  const RecordOpener::Result result = WithOpener([&bytes](RecordOpener& opener) {
+    const RecordOpener::Result first = opener.Next(bytes);
+    if (first != RecordOpener::Result::kEnd) return first;
     // Bytes after the end that have come with it are an error, not an end.
     Buffer nothing;
-    result = opener_->Next(nothing);
-  }
-  opening_ = false;
-  if (released_) {  // by what releasing a received buffer ran
-    opener_.reset();
-    return RecordOpener::Result::kNeedMore;
-  }
+    return opener.Next(nothing);
+  });
+  if (!opener_.has_value()) return RecordOpener::Result::kNeedMore;
   seal_loop_->OnUse();
   switch (result) {
     case RecordOpener::Result::kNeedMore:
@@ -410,7 +419,10 @@ void SealedStream::Settle() {
   if (sending && !write_end_.ok()) seal_loop_->core().Defer(*this);  // those who wait hear of it
   if (released_) return;
   const bool at_rest = !read_done_ || hungry_;
-  if (at_rest && opener_.has_value()) opener_->Rest();
+  if (at_rest && opener_.has_value()) {
+    WithOpener([](RecordOpener& opener) { opener.Rest(); });
+    if (released_) return;
+  }
   if (read_done_ && hungry_ && !wire_ended_ && !reading_below_ && !read_cancelled_ &&
       read_end_.ok() && read_below_.ok()) {
     reading_below_ = true;

@@ -123,6 +123,10 @@ class SealedStream final : public Stream, private SealMember, private Deferred, 
   bool RunExtras();
   void Settle();
 
+  // Runs `work` on the opener. Releasing a received buffer may run code of the caller that ends
+  // this stream's reading: the opener goes then, but not before it is done.
+  template <typename Work>
+  auto WithOpener(Work work);
   // Opens the next plaintext for a pending read; sets hungry_ or read_end_ when there is none.
   RecordOpener::Result Open(Buffer& bytes);
   void Deliver(absl::StatusOr<Buffer> result);

@@ -16,6 +16,7 @@
 #include "secure/seal_loop.h"
 #include "testing/harness.h"
 #include "testing/pattern.h"
+#include "testing/scripted_stream.h"
 #include "testing/sealed_environment.h"
 
 namespace penstock::internal {
@@ -41,6 +42,9 @@ class SealedStreamTest : public Harness {
     pair.server = Sealed(std::move(pair.server), {.mode = mode, .server = true});
     return pair;
   }
+
+  // Cipher contexts in use on the loop.
+  size_t LiveContexts() { return (*SealLoop::Of(loop().core()))->contexts()->live(); }
 
   // What a client seals: each of `payloads` a record, and the end when there is one to be had.
   std::string Records(RecordMode mode, const std::vector<std::string>& payloads, bool end) {
@@ -273,18 +277,17 @@ TEST_P(SealedStreamTest, WritesThatFillThePoolAreSent) {
 
 // A key that has no more to seal is wiped, and its cipher context given up, at once.
 TEST_P(SealedStreamTest, TheSendingKeyGoesWithTheSendingSide) {
-  const auto contexts = [&] { return (*SealLoop::Of(loop().core()))->contexts()->live(); };
   for (bool in_order : {true, false}) {
     StreamPair pair = HalfSealed(RecordMode::kGrpc);
     ASSERT_TRUE(Write(*pair.server, "seals").ok());
-    EXPECT_EQ(contexts(), 1u);
+    EXPECT_EQ(LiveContexts(), 1u);
     if (in_order) {
       ASSERT_TRUE(Shutdown(*pair.server).ok());
     } else {
       pair.server->Abort();
       Settle();
     }
-    EXPECT_EQ(contexts(), 0u);
+    EXPECT_EQ(LiveContexts(), 0u);
   }
 }
 
@@ -305,6 +308,33 @@ TEST_P(SealedStreamTest, ReleasingWhatWasSealedMayDestroyTheStream) {
   const Received received = ReadToEnd(*pair.client);
   EXPECT_EQ(received.data, "");
   EXPECT_TRUE(IsReset(received.end) || is_unix()) << received.end;
+}
+
+// When a record is opened, when a part of one is put to rest, when the end below leaves it a part.
+TEST_P(SealedStreamTest, ReleasingWhatWasReceivedMayDestroyTheStream) {
+  const std::string wire = Records(RecordMode::kGrpc, {PatternBytes(4, 0, 1000)}, false);
+  for (const size_t size : {wire.size(), wire.size() / 2, size_t{2}}) {
+    auto script = std::make_unique<ScriptedStream>(loop());
+    ScriptedStream& below = *script;
+    StreamPtr stream = Sealed(std::move(script), {.mode = RecordMode::kGrpc, .server = true});
+    Fate read;
+    stream->ReadReady(read.OnRead());
+    ASSERT_TRUE(Drive([&] { return below.reading(); }));
+    int released = 0;
+    below.End(Buffer::FromExternal(wire.data(), size, [&] {
+      ++released;
+      stream.reset();
+    }));
+    if (stream != nullptr) {
+      ASSERT_TRUE(Drive([&] { return stream == nullptr || below.reading(); }));
+    }
+    if (stream != nullptr) below.End(absl::OutOfRangeError("end of stream"));
+    ASSERT_TRUE(Drive([&] { return read.ended(); }));
+    stream.reset();
+    Settle();
+    EXPECT_EQ(released, 1) << size << " bytes";
+    EXPECT_EQ(LiveContexts(), 0u) << size << " bytes";
+  }
 }
 
 TEST_P(SealedStreamTest, ReleasingWhatWasSealedMayWriteMore) {
