@@ -58,7 +58,7 @@ class Pinger {
 };
 
 // Every load speaks for the other engine, every trial is kept.
-AdaptiveOptions Eager() {
+AdaptiveOptions EagerAdapter() {
   AdaptiveOptions options;
   options.tick = absl::Milliseconds(50);
   options.up = options.up_at_once = 0.001;
@@ -71,7 +71,7 @@ AdaptiveOptions Eager() {
 }
 
 TEST_P(LoopAdapterTest, TriesUnderLoadAndLosesNoByte) {
-  AdaptiveOptions options = Eager();
+  AdaptiveOptions options = EagerAdapter();
   if (loop().engine() == EngineKind::kUring) {
     options.down = 1e6;
     options.up = options.up_at_once = 2e6;
@@ -97,7 +97,8 @@ TEST_P(LoopAdapterTest, TriesUnderLoadAndLosesNoByte) {
 }
 
 TEST_P(LoopAdapterTest, LeavesAnIdleLoopAlone) {
-  absl::StatusOr<std::unique_ptr<EngineAdapter>> adapter = EngineAdapter::Create(loop(), Eager());
+  absl::StatusOr<std::unique_ptr<EngineAdapter>> adapter =
+      EngineAdapter::Create(loop(), EagerAdapter());
   ASSERT_TRUE(adapter.ok()) << adapter.status();
   StreamPair pair = Pair();
   Pass(absl::Milliseconds(300));
@@ -106,7 +107,8 @@ TEST_P(LoopAdapterTest, LeavesAnIdleLoopAlone) {
 }
 
 TEST_P(LoopAdapterTest, MayGoInTheMiddleOfATrial) {
-  absl::StatusOr<std::unique_ptr<EngineAdapter>> adapter = EngineAdapter::Create(loop(), Eager());
+  absl::StatusOr<std::unique_ptr<EngineAdapter>> adapter =
+      EngineAdapter::Create(loop(), EagerAdapter());
   ASSERT_TRUE(adapter.ok()) << adapter.status();
   StreamPair pair = Pair();
   adapter->reset();

@@ -28,7 +28,7 @@ class BusySys : public Sys {
   const double busy_;
 };
 
-BalanceOptions Eager() {
+BalanceOptions EagerBalance() {
   BalanceOptions options;
   options.tick = absl::Milliseconds(20);
   options.sustain = 2;
@@ -69,7 +69,7 @@ class LoopBalanceTest : public Harness {
 
   void Balance() {
     absl::StatusOr<std::unique_ptr<LoopBalancer>> made =
-        LoopBalancer::Create(loop(), {busy().handle(), other().handle()}, Eager());
+        LoopBalancer::Create(loop(), {busy().handle(), other().handle()}, EagerBalance());
     ASSERT_TRUE(made.ok()) << made.status();
     balancer_ = *std::move(made);
   }

@@ -67,14 +67,19 @@ class Package:
     def build(self, build):
         return run(["cmake", "--build", build, "-j", JOBS])
 
-    # The library is built as users build it: no tests, no -Werror. The main build is taken where it
-    # already has the kind asked for.
+    def quickly(self):
+        """Options for another build of the library: with the main build's flags, so that a compiler
+        cache has most of it, else as few translation units."""
+        return ["-DPENSTOCK_WERROR=ON"] if self.args.launcher else ["-DCMAKE_UNITY_BUILD=ON"]
+
+    # The library is built as users build it, without tests. The main build is taken where it already
+    # has the kind asked for.
     def install(self, kind):
         shutil.rmtree(self.prefix(kind), ignore_errors=True)
         build = Path(self.args.main_build)
         if self.args.main_kind != kind:
             build = self.work / f"build-{kind}"
-            self.configure(TREE, build, *LIBRARY_ONLY, UNITY,
+            self.configure(TREE, build, *LIBRARY_ONLY, *self.quickly(),
                            f"-DBUILD_SHARED_LIBS={'ON' if kind == 'shared' else 'OFF'}")
             self.build(build)
         run(["cmake", "--install", build, "--prefix", self.prefix(kind)])
@@ -122,7 +127,8 @@ class Package:
         expect("-DPENSTOCK_SHARED" in command, "the shared package lacks PENSTOCK_SHARED")
 
     def add_subdirectory(self):
-        self.check_flags(self.consume("subdirectory", UNITY, f"-DPENSTOCK_TREE={TREE}"))
+        self.check_flags(self.consume("subdirectory", *self.quickly(),
+                                      f"-DPENSTOCK_TREE={TREE}"))
 
     def pkg_config_program(self, name, prefix, *pkg_config_options):
         build = self.fresh(name)
@@ -249,7 +255,7 @@ class Package:
         """The library without liburing: builds, runs, and its package says that it has none."""
         build = self.work / "build-no-uring"
         prefix = self.fresh("no_uring_prefix")
-        self.configure(TREE, build, *LIBRARY_ONLY, "-DPENSTOCK_URING=OFF")
+        self.configure(TREE, build, *LIBRARY_ONLY, *self.quickly(), "-DPENSTOCK_URING=OFF")
         self.build(build)
         run(["cmake", "--install", build, "--prefix", prefix])
         self.consume("no_uring", f"-DCMAKE_PREFIX_PATH={prefix}")
@@ -264,7 +270,7 @@ class Package:
         """The library without OpenSSL: the same, and its headers of sealed streams say so."""
         build = self.work / "build-no-secure"
         prefix = self.fresh("no_secure_prefix")
-        self.configure(TREE, build, *LIBRARY_ONLY, "-DPENSTOCK_SECURE=OFF")
+        self.configure(TREE, build, *LIBRARY_ONLY, *self.quickly(), "-DPENSTOCK_SECURE=OFF")
         self.build(build)
         run(["cmake", "--install", build, "--prefix", prefix])
         self.consume("no_secure", f"-DCMAKE_PREFIX_PATH={prefix}")
@@ -300,8 +306,6 @@ class Package:
 
 
 LIBRARY_ONLY = ["-DPENSTOCK_TESTS=OFF", "-DPENSTOCK_BENCH=OFF", "-DPENSTOCK_EXAMPLES=OFF"]
-# A third of the time, and a check that the library can be built so.
-UNITY = "-DCMAKE_UNITY_BUILD=ON"
 
 
 def header_version():

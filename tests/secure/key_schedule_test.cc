@@ -26,7 +26,7 @@ using penstock::internal::RecordVectors;
 constexpr RecordProtocol kPlain = RecordProtocol::kGcmAes128;
 constexpr RecordProtocol kRekey = RecordProtocol::kGcmAes128Rekey;
 
-KeySchedule Keys(RecordProtocol protocol, RecordSender sender = RecordSender::kClient) {
+KeySchedule KeysOf(RecordProtocol protocol, RecordSender sender = RecordSender::kClient) {
   return *KeySchedule::Create(protocol, sender, RecordVectors::Get().keys.at(protocol));
 }
 
@@ -64,13 +64,13 @@ TEST(KeySchedule, TakesKeysOfTheRightSizeOnly) {
 }
 
 TEST(KeySchedule, NoncesAreTheCounterUnderTheMask) {
-  KeySchedule plain = Keys(kPlain), server = Keys(kPlain, RecordSender::kServer);
+  KeySchedule plain = KeysOf(kPlain), server = KeysOf(kPlain, RecordSender::kServer);
   EXPECT_EQ(Hex(plain.Nonce()), "000000000000000000000000");
   EXPECT_EQ(Hex(server.Nonce()), "000000000000000000000080");
   plain.SetCounter(0x123456789a);
   EXPECT_EQ(Hex(plain.Nonce()), "9a7856341200000000000000");
   // Key bytes 32..43 are 20 to 2b.
-  KeySchedule rekey = Keys(kRekey), answer = Keys(kRekey, RecordSender::kServer);
+  KeySchedule rekey = KeysOf(kRekey), answer = KeysOf(kRekey, RecordSender::kServer);
   EXPECT_EQ(Hex(rekey.Nonce()), "202122232425262728292a2b");
   EXPECT_EQ(Hex(answer.Nonce()), "202122232425262728292aab");
   rekey.SetCounter(0xff00000000000001);
@@ -79,7 +79,7 @@ TEST(KeySchedule, NoncesAreTheCounterUnderTheMask) {
 
 TEST(KeySchedule, AnAesKeyLasts65536Records) {
   const auto crypto = std::move(*NewOpensslCrypto());
-  KeySchedule keys = Keys(kRekey);
+  KeySchedule keys = KeysOf(kRekey);
   const AeadKey first = *keys.Key(*crypto);
   std::set<std::string> seen;
   for (uint64_t epoch :
@@ -98,7 +98,7 @@ TEST(KeySchedule, AnAesKeyLasts65536Records) {
 
 TEST(KeySchedule, WithoutRekeyingTheKeyIsTheKey) {
   RefusingCrypto crypto(0);
-  KeySchedule keys = Keys(kPlain);
+  KeySchedule keys = KeysOf(kPlain);
   for (uint64_t counter : {uint64_t{0}, uint64_t{0x10000}, keys.counter_last()}) {
     keys.SetCounter(counter);
     EXPECT_EQ(keys.epoch(), 0u);
@@ -108,7 +108,7 @@ TEST(KeySchedule, WithoutRekeyingTheKeyIsTheKey) {
 
 TEST(KeySchedule, ARefusedDerivationLeavesNoKey) {
   RefusingCrypto crypto(1);
-  KeySchedule keys = Keys(kRekey);
+  KeySchedule keys = KeysOf(kRekey);
   EXPECT_NE(keys.Key(crypto), nullptr);
   keys.SetCounter(0x10000);
   EXPECT_EQ(keys.Key(crypto), nullptr);
@@ -118,7 +118,7 @@ TEST(KeySchedule, ARefusedDerivationLeavesNoKey) {
 
 TEST(KeySchedule, TheLastCounterIsTheLast) {
   for (RecordProtocol protocol : {kPlain, kRekey}) {
-    KeySchedule keys = Keys(protocol);
+    KeySchedule keys = KeysOf(protocol);
     EXPECT_EQ(keys.counter_last(), protocol == kPlain ? (uint64_t{1} << 40) - 1 : UINT64_MAX);
     keys.SetCounter(keys.counter_last() - 1);
     std::set<std::string> nonces{Hex(keys.Nonce())};
@@ -133,7 +133,7 @@ TEST(KeySchedule, TheLastCounterIsTheLast) {
 }
 
 TEST(KeySchedule, ACounterOutOfRangeIsACallersMistake) {
-  KeySchedule keys = Keys(kPlain);
+  KeySchedule keys = KeysOf(kPlain);
   EXPECT_DEATH(keys.SetCounter(uint64_t{1} << 40), "beyond the protocol's last counter");
 }
 
@@ -141,7 +141,7 @@ TEST(KeySchedule, MovingLeavesNothingBehind) {
   const auto crypto = std::move(*NewOpensslCrypto());
   for (RecordProtocol protocol : {kPlain, kRekey}) {
     alignas(KeySchedule) unsigned char place[sizeof(KeySchedule)] = {};
-    auto* keys = new (place) KeySchedule(Keys(protocol));
+    auto* keys = new (place) KeySchedule(KeysOf(protocol));
     keys->SetCounter(5);
     const AeadKey key = *keys->Key(*crypto);
     const AeadNonce nonce = keys->Nonce();

@@ -34,7 +34,7 @@ using penstock::internal::RecordKit;
 using penstock::internal::RecordOpener;
 using penstock::internal::RecordSealer;
 
-using Result = RecordSealer::Result;
+using Sealing = RecordSealer::Result;
 
 static_assert(std::is_move_constructible_v<RecordSealer>);
 
@@ -78,7 +78,7 @@ TEST(RecordSealer, BlocksHoldWholeRecords) {
   const auto blocks = [&](uint32_t frame_max, size_t size) {
     RecordSealer sealer = kit.Sealer({.frame_max = frame_max});
     BufferChain plain = kit.Chain(std::string(size, 'x')), wire;
-    EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kSealed);
+    EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Sealing::kSealed);
     std::vector<std::pair<size_t, size_t>> found;  // bytes, of a block of
     while (!wire.empty()) {
       const Buffer block = wire.PopFront();
@@ -110,7 +110,7 @@ TEST(RecordSealer, GathersAnyPieces) {
   for (size_t piece : {1u, 3u, 16u, 100u, 1000u, 16'360u, 19'999u}) {
     RecordSealer sealer = kit.Sealer({.frame_max = kRecordFrameGrpc});
     BufferChain chain = kit.Chain(plain, piece), wire;
-    EXPECT_EQ(sealer.Seal(chain, wire, SIZE_MAX), Result::kSealed);
+    EXPECT_EQ(sealer.Seal(chain, wire, SIZE_MAX), Sealing::kSealed);
     EXPECT_EQ(wire.ToString(), wanted) << piece;
   }
 }
@@ -124,7 +124,7 @@ TEST(RecordSealer, ReadsWhatOthersHoldWithoutTouchingIt) {
   const Buffer shared = *kit.pool().Copy(", shared");
   plain.Append(shared.Share());
   BufferChain wire;
-  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kSealed);
+  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Sealing::kSealed);
   EXPECT_EQ(released, 1);
   EXPECT_EQ(shared.view(), ", shared");
   RecordOpener opener = kit.Opener({});
@@ -143,7 +143,7 @@ TEST(RecordSealer, KeepsToTheRoomOnTheWire) {
     while (!left.empty()) {
       BufferChain wire;
       const size_t before = left.size();
-      ASSERT_EQ(sealer.Seal(left, wire, wire_max), Result::kSealed);
+      ASSERT_EQ(sealer.Seal(left, wire, wire_max), Sealing::kSealed);
       ASSERT_LT(left.size(), before);
       EXPECT_LE(wire.size(), std::max<size_t>(wire_max, kRecordOverhead + 1));
       // No slivers: after whole records it ends where the next whole one does not fit.
@@ -162,7 +162,7 @@ TEST(RecordSealer, NothingMakesNoRecord) {
   for (RecordMode mode : {RecordMode::kGrpc, RecordMode::kNative}) {
     RecordSealer sealer = kit.Sealer({.mode = mode});
     BufferChain plain, wire;
-    EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kSealed);
+    EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Sealing::kSealed);
     EXPECT_TRUE(wire.empty());
     EXPECT_EQ(sealer.keys().counter(), 0u);
   }
@@ -178,20 +178,20 @@ TEST(RecordSealer, GoesOnWithoutRoomInThePool) {
 
   Buffer hog = *kit.pool().Allocate(64 * 1024);
   Buffer second = *kit.pool().Allocate(32 * 1024), third = *kit.pool().Allocate(32 * 1024);
-  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kSealed);
+  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Sealing::kSealed);
   EXPECT_EQ(wire.size(), 4096u);
   EXPECT_TRUE(sealer.short_of_room());
-  EXPECT_EQ(sealer.Seal(plain, wire, 100), Result::kSealed);
+  EXPECT_EQ(sealer.Seal(plain, wire, 100), Sealing::kSealed);
   EXPECT_EQ(wire.size(), 4196u);
   EXPECT_EQ(sealer.keys().counter(), 2u);
 
   // Room for two records but not for the batch: they are sealed one by one.
   third.Reset();
-  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kSealed);
+  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Sealing::kSealed);
   EXPECT_EQ(wire.size(), 4196u + 2u * kRecordFrameGrpc);
   EXPECT_TRUE(sealer.short_of_room());
   hog.Reset();
-  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kSealed);
+  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Sealing::kSealed);
   EXPECT_TRUE(plain.empty());
   EXPECT_FALSE(sealer.short_of_room());
   second.Reset();
@@ -205,7 +205,7 @@ TEST(RecordSealer, SpreadRecordsNeedAllTheirRoomAtOnce) {
   RecordSealer sealer = kit.Sealer({.frame_max = kRecordFrameMax});
   const std::string bytes(200'000, 'b');
   BufferChain plain(Buffer::FromExternal(bytes.data(), bytes.size(), [] {})), wire;
-  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kSealed);
+  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Sealing::kSealed);
   EXPECT_EQ(wire.size(), 4096u);
   EXPECT_EQ(sealer.keys().counter(), 1u);
   EXPECT_EQ(kit.pool().Stats().live, 0u);
@@ -220,15 +220,15 @@ TEST(RecordSealer, StopsOneCounterEarlyForEver) {
       RecordSealer sealer =
           kit.Sealer({.protocol = protocol, .frame_max = 30, .counter = last - 3});
       BufferChain plain = kit.Chain(std::string(60, 'x')), wire;
-      while (sealer.Seal(plain, wire, wire_max) == Result::kSealed) continue;
+      while (sealer.Seal(plain, wire, wire_max) == Sealing::kSealed) continue;
       EXPECT_TRUE(absl::IsResourceExhausted(sealer.status())) << sealer.status();
       EXPECT_EQ(sealer.keys().counter(), last);
       EXPECT_FALSE(sealer.keys().exhausted());
       EXPECT_EQ(RecordSizes(wire.ToString()).size(), 3u);
       const size_t sealed = wire.size();
       const absl::Status status = sealer.status();
-      for (int i = 0; i < 3; ++i) EXPECT_EQ(sealer.Seal(plain, wire, wire_max), Result::kError);
-      EXPECT_EQ(sealer.SealEnd(wire), Result::kError);
+      for (int i = 0; i < 3; ++i) EXPECT_EQ(sealer.Seal(plain, wire, wire_max), Sealing::kError);
+      EXPECT_EQ(sealer.SealEnd(wire), Sealing::kError);
       EXPECT_EQ(sealer.status(), status);
       EXPECT_EQ(wire.size(), sealed);
       EXPECT_EQ(sealer.keys().counter(), last);
@@ -236,7 +236,7 @@ TEST(RecordSealer, StopsOneCounterEarlyForEver) {
     RecordSealer native =
         kit.Sealer({.protocol = protocol, .mode = RecordMode::kNative, .counter = last});
     BufferChain wire;
-    EXPECT_EQ(native.SealEnd(wire), Result::kError);
+    EXPECT_EQ(native.SealEnd(wire), Sealing::kError);
     EXPECT_TRUE(absl::IsResourceExhausted(native.status())) << native.status();
   }
 }
@@ -245,8 +245,8 @@ TEST(RecordSealer, EndsANativeStreamOnce) {
   RecordKit kit;
   RecordSealer sealer = kit.Sealer({.mode = RecordMode::kNative});
   BufferChain plain = kit.Chain("last words"), wire;
-  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kSealed);
-  EXPECT_EQ(sealer.SealEnd(wire), Result::kSealed);
+  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Sealing::kSealed);
+  EXPECT_EQ(sealer.SealEnd(wire), Sealing::kSealed);
   EXPECT_EQ(sealer.keys().counter(), 2u);
   RecordOpener opener = kit.Opener({.mode = RecordMode::kNative});
   const RecordKit::Opened opened = kit.Open(opener, wire.ToString());
@@ -254,9 +254,9 @@ TEST(RecordSealer, EndsANativeStreamOnce) {
   EXPECT_EQ(opened.last, RecordOpener::Result::kEnd);
 
   const size_t sealed = wire.size();
-  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kSealed);  // nothing: no record
+  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Sealing::kSealed);  // nothing: no record
   plain = kit.Chain("too late");
-  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kError);
+  EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Sealing::kError);
   EXPECT_TRUE(absl::IsFailedPrecondition(sealer.status())) << sealer.status();
   EXPECT_EQ(wire.size(), sealed);
 }
@@ -265,12 +265,12 @@ TEST(RecordSealer, HasNoEndToSealTwiceNorInGrpcMode) {
   RecordKit kit;
   BufferChain wire;
   RecordSealer grpc = kit.Sealer({});
-  EXPECT_EQ(grpc.SealEnd(wire), Result::kError);
+  EXPECT_EQ(grpc.SealEnd(wire), Sealing::kError);
   EXPECT_TRUE(absl::IsFailedPrecondition(grpc.status())) << grpc.status();
   EXPECT_TRUE(wire.empty());
   RecordSealer native = kit.Sealer({.mode = RecordMode::kNative});
-  EXPECT_EQ(native.SealEnd(wire), Result::kSealed);
-  EXPECT_EQ(native.SealEnd(wire), Result::kError);
+  EXPECT_EQ(native.SealEnd(wire), Sealing::kSealed);
+  EXPECT_EQ(native.SealEnd(wire), Sealing::kError);
   EXPECT_TRUE(absl::IsFailedPrecondition(native.status())) << native.status();
   EXPECT_EQ(wire.size(), kRecordOverhead);
 }
@@ -280,7 +280,7 @@ TEST(RecordSealer, AnEndNeedsNoRoom) {
   RecordSealer sealer = kit.Sealer({.mode = RecordMode::kNative});
   Buffer hog = *kit.pool().Allocate(4096);
   BufferChain wire;
-  EXPECT_EQ(sealer.SealEnd(wire), Result::kSealed);
+  EXPECT_EQ(sealer.SealEnd(wire), Sealing::kSealed);
   EXPECT_EQ(wire.size(), kRecordOverhead);
 }
 
@@ -302,7 +302,7 @@ TEST(RecordSealer, AllocatesNothingPerRecord) {
   const std::string bytes(40'000, 'x');
   const auto seal = [&] {
     BufferChain plain = kit.Chain(bytes, 3000), wire;
-    ASSERT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Result::kSealed);
+    ASSERT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Sealing::kSealed);
   };
   seal();
   const int64_t before = penstock::internal::AllocationsOnThisThread();

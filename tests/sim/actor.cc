@@ -14,8 +14,6 @@ namespace {
 
 using Phase = Scenario::Phase;
 
-constexpr int64_t kNsPerMs = 1'000'000;
-
 }  // namespace
 
 ActorPlan ActorPlan::Draw(SimRandom& random) {

@@ -12,7 +12,6 @@
 namespace penstock::testing {
 namespace {
 
-constexpr int64_t kNsPerMs = 1'000'000;
 // Sentences kept of one seed: the first ones tell the story.
 constexpr size_t kViolationsMax = 10;
 

@@ -22,6 +22,8 @@
 
 namespace penstock::testing {
 
+inline constexpr int64_t kNsPerMs = 1'000'000;
+
 struct ScenarioOptions {
   uint64_t seed = 0;
   bool tracing = false;
