@@ -451,7 +451,7 @@ TEST(BufferPool, SurvivesEachMappingThatFails) {
   for (const bool for_ever : {false, true}) {
     int failed = 1;
     for (int nth = 1; failed > 0; ++nth) {
-      SCOPED_TRACE(testing::Message() << "mapping " << nth << (for_ever ? " and later" : ""));
+      SCOPED_TRACE(::testing::Message() << "mapping " << nth << (for_ever ? " and later" : ""));
       MemorySys sys;
       sys.fail_map = nth;
       sys.fail_map_on = for_ever;

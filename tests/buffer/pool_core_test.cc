@@ -35,7 +35,7 @@ class Waiter : public RoomWaiter {
 };
 
 // A pool of 1 MiB, of which nothing is left but what `spare` gives up.
-class FullPool : public testing::Test {
+class FullPool : public ::testing::Test {
  protected:
   FullPool() {
     for (int i = 0; i < 16; ++i) held_.push_back(pool_.TryAllocate(65536));

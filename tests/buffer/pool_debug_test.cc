@@ -31,7 +31,7 @@ constexpr char kWrittenAfterReturn[] = "written after it was returned: 4096 byte
 constexpr char kWrittenBeyondEnd[] = "written beyond its end: 256 bytes, tag seal, sequence 1";
 #endif
 
-class PoolDebugDeathTest : public testing::Test {
+class PoolDebugDeathTest : public ::testing::Test {
  protected:
   void SetUp() override {
     if (!kPoolChecks) GTEST_SKIP() << "this build leaves the pool's checks out";

@@ -15,7 +15,7 @@
 namespace penstock::internal {
 namespace {
 
-class LoopCache : public testing::TestWithParam<EngineKind> {};
+class LoopCache : public ::testing::TestWithParam<EngineKind> {};
 
 TEST_P(LoopCache, ASleepingLoopKeepsNoBlockFromOthers) {
   constexpr size_t kLimit = 4 << 20;
@@ -48,7 +48,7 @@ TEST_P(LoopCache, ASleepingLoopKeepsNoBlockFromOthers) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Engines, LoopCache,
-                         testing::Values(EngineKind::kEpoll, EngineKind::kUring),
+                         ::testing::Values(EngineKind::kEpoll, EngineKind::kUring),
                          [](const auto& test) { return std::string(EngineKindName(test.param)); });
 
 }  // namespace

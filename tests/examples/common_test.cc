@@ -170,10 +170,10 @@ TEST(TransferFormat, AckGoesThereAndBack) {
 
 // ---- PartFile ----
 
-class PartFileTest : public testing::Test {
+class PartFileTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    std::string name = testing::TempDir() + "penstock.XXXXXX";
+    std::string name = ::testing::TempDir() + "penstock.XXXXXX";
     ASSERT_NE(mkdtemp(name.data()), nullptr);
     folder_ = name;
   }

@@ -76,7 +76,7 @@ KeySchedule Keys(RecordProtocol protocol = RecordProtocol::kGcmAes128Rekey) {
                               RecordVectors::Get().keys.at(protocol));
 }
 
-class CipherContextsTest : public testing::Test {
+class CipherContextsTest : public ::testing::Test {
  protected:
   void Make(size_t contexts_max) {
     contexts_ =

@@ -30,7 +30,7 @@ TEST(SecretKey, ReadsHex) {
 }
 
 TEST(SecretKey, ReadsFiles) {
-  const std::string path = testing::TempDir() + "penstock_key_" + std::to_string(getpid());
+  const std::string path = ::testing::TempDir() + "penstock_key_" + std::to_string(getpid());
   std::ofstream(path) << "0a0b0c\n";
   const absl::StatusOr<SecretKey> key = SecretKey::FromHexFile(path);
   ASSERT_TRUE(key.ok()) << key.status();
@@ -42,7 +42,7 @@ TEST(SecretKey, ReadsFiles) {
   EXPECT_EQ(bad.message().find("secret"), absl::string_view::npos);
   std::remove(path.c_str());
   EXPECT_TRUE(absl::IsNotFound(SecretKey::FromHexFile(path).status()));
-  EXPECT_TRUE(absl::IsInvalidArgument(SecretKey::FromHexFile(testing::TempDir()).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(SecretKey::FromHexFile(::testing::TempDir()).status()));
 }
 
 TEST(SecretKey, IsWipedWhenMovedFromOverwrittenOrDestroyed) {

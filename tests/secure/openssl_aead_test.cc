@@ -32,7 +32,7 @@ Array ArrayOf(std::string_view hex) {
   return array;
 }
 
-class OpensslAeadTest : public testing::Test {
+class OpensslAeadTest : public ::testing::Test {
  protected:
   OpensslAeadTest() : crypto_(std::move(*NewOpensslCrypto())), aead_(crypto_->NewAead()) {}
 

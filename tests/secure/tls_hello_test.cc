@@ -49,7 +49,7 @@ TEST(TlsHello, EveryPartChangesTheContext) {
 }
 
 // A client of another making, to compare keys with.
-class TlsSwitchTest : public testing::Test {
+class TlsSwitchTest : public ::testing::Test {
  protected:
   TlsSwitchTest()
       : client_({.certificate = CommonAuthority().Issue({.common_name = "client"}),

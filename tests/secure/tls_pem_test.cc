@@ -19,7 +19,7 @@ namespace {
 // A directory of this test's own, gone with it.
 class PemFiles {
  public:
-  PemFiles() : path_(testing::TempDir() + "penstock_pem_XXXXXX") {
+  PemFiles() : path_(::testing::TempDir() + "penstock_pem_XXXXXX") {
     if (mkdtemp(path_.data()) == nullptr) std::abort();
   }
   ~PemFiles() {

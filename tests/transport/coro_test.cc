@@ -32,7 +32,7 @@ static_assert(Connects<ConnectOptions&> && Connects<const ConnectOptions&>);
 static_assert(!Connects<ConnectOptions> && !Connects<const ConnectOptions>);
 
 // A sink for what a test's coroutines report, and the loop they run on.
-class CoroTest : public testing::TestWithParam<EngineKind> {
+class CoroTest : public ::testing::TestWithParam<EngineKind> {
  protected:
   void SetUp() override {
     LoopOptions options;
@@ -559,7 +559,8 @@ TEST_P(CoroTest, CoroutineMayOwnItsCancelSource) {
   EXPECT_TRUE(IsCancelled(out)) << out;
 }
 
-INSTANTIATE_TEST_SUITE_P(Engines, CoroTest, testing::Values(EngineKind::kEpoll, EngineKind::kUring),
+INSTANTIATE_TEST_SUITE_P(Engines, CoroTest,
+                         ::testing::Values(EngineKind::kEpoll, EngineKind::kUring),
                          [](const auto& info) { return std::string(EngineKindName(info.param)); });
 
 }  // namespace
