@@ -163,6 +163,9 @@ stage_vm() {
     in_vm "linux-$kernel-rdma" "$kernel" --rdma --limit=300 -- \
       "$tests/penstock_rdma_tests" --gtest_filter='*Machine*' --gtest_brief=1 \
       "--gtest_output=xml:$results/linux-$kernel-rdma.xml"
+    in_vm "linux-$kernel-lossy" "$kernel" --rdma --limit=300 -- tests/vm/lossy.sh \
+      "$tests/penstock_rdma_tests" --gtest_filter='LaneScenarioTest.*Machine' --gtest_brief=1 \
+      "--gtest_output=xml:$results/linux-$kernel-lossy.xml"
   done
 }
 

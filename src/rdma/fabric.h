@@ -224,7 +224,7 @@ struct FabricPath {
 struct FabricTiming {
   uint32_t psn = 0;         // of the first packet
   uint8_t timeout = 14;     // an acknowledgement is waited for 4.096 us << timeout: 67 ms
-  uint8_t retry_count = 7;  // 0 to 7
+  uint8_t retry_count = 7;  // 0 to 7; rdma_rxe takes 7 for ever
   uint8_t rnr_retry = 6;    // 0 to 6; 7 is for ever
   uint8_t read_depth = 1;   // reads out at once
 };

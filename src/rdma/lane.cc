@@ -16,6 +16,8 @@ namespace internal {
 namespace {
 
 constexpr absl::Duration kLanePause = absl::Milliseconds(5);
+// One less than there may be: rdma_rxe takes that for ever.
+constexpr uint8_t kLaneRetries = 6;
 // A device that has not said by then what became of the work of a queue pair in error never will.
 constexpr absl::Duration kDrainMax = absl::Seconds(1);
 // Up to here a copy costs less than telling the device of several parts.
@@ -77,6 +79,7 @@ absl::Status Lane::BringUp(const LaneAddress& peer, uint32_t peer_read_depth) {
   if (absl::Status status = qp_->ToReadyToReceive(path); !status.ok()) return status;
   FabricTiming timing;
   timing.psn = address_.psn;
+  timing.retry_count = kLaneRetries;
   timing.read_depth = static_cast<uint8_t>(std::min(hub_.read_depth(), peer_read_depth));
   if (absl::Status status = qp_->ToReadyToSend(timing); !status.ok()) return status;
   read_depth_ = timing.read_depth;

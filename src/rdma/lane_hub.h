@@ -87,6 +87,8 @@ class LaneHub final : private CompletionSink {
   uint32_t available() const { return options_.receives - granted_; }
   uint32_t posted() const { return posted_; }
   size_t lanes() const { return lanes_.size(); }
+  // Of lanes, and of lanes that have gone whose work has not ended.
+  size_t queue_pairs() const { return lanes_.size() + graves_.size(); }
   // READs that a peer may have outstanding on a lane.
   uint32_t read_depth() const { return read_depth_; }
   // Lets peers reach memory by a key. The hub outlives what it returns.
