@@ -7,10 +7,10 @@
 //
 // Any stream will do, plain or sealed: over it the two sides agree on what they are and tell each
 // other when they are ready, and its end is the endpoint's end. When both have a device
-// (RdmaOptions::device), messages travel over it, by a queue pair of their own; when one has none,
-// or the device fails, the stream carries them, without loss and without repetition. In this
-// version one-sided operations are carried out by the peer's loop in both cases, which checks the
-// bounds of every one of them before a byte is touched.
+// (RdmaOptions::device), everything goes over it, by a queue pair of their own; when one has none,
+// or the device fails, the stream carries the data, without loss and without repetition, and
+// one-sided operations are carried out by the peer's loop, which checks the bounds of every one of
+// them before a byte is touched.
 //
 // Opening
 //   Work may be started at once. It waits, bounded and without using the processor, until the gate
@@ -193,7 +193,8 @@ struct RdmaStats {
   uint64_t writes = 0;  // done
   uint64_t reads = 0;
   uint64_t bytes_out = 0;          // of messages and writes that are done, and of reads served
-  uint64_t bytes_in = 0;           // of messages and writes received, and of reads that are done
+  uint64_t bytes_in = 0;           // of messages and writes received, and of reads that are done;
+                                   // what a device wrote or served is not seen here
   uint32_t operations_queued = 0;  // not posted
   uint64_t bytes_queued = 0;
   uint32_t operations_posted = 0;  // and not done

@@ -113,7 +113,9 @@ GateOffer EndpointCore::Offer() const {
                             .read_depth = options_.read_depth}};
   if (lane_ != nullptr) {
     offer.lanes.push_back(lane_->address());
-    offer.terms.size = static_cast<const LaneDevice&>(*options_.device).options().receive_size;
+    const LaneDevice& device = static_cast<const LaneDevice&>(*options_.device);
+    offer.terms.size = device.options().receive_size;
+    offer.terms.read_depth = std::min(options_.read_depth, device.read_depth());
   }
   return offer;
 }
@@ -240,7 +242,7 @@ void EndpointCore::End(absl::Status status) {
 }
 
 void EndpointCore::FailAll() {
-  for (WorkList* out : {&sends_out_, &writes_out_, &reads_out_}) {
+  for (WorkList* out : {&sends_out_, &writes_out_, &reads_out_, &lane_writes_, &lane_reads_}) {
     while (!out->empty()) {
       WorkList one;
       one.splice(one.end(), *out, out->begin());
@@ -275,6 +277,7 @@ void EndpointCore::Retire() {
   timer_->Cancel();
   lane_.reset();
   lane_window_ = {};
+  rewrite_.reset();
   if (channel_ == nullptr) return;
   // A stream that is closed with bytes unread or unsent would take the reason along.
   channel_->Send(gate_.TakeOutgoing());
@@ -333,7 +336,8 @@ EndpointCore::Leftovers EndpointCore::TakeLeftovers() {
   Leftovers left;
   left.calls = std::move(calls_);
   left.works = queue_.TakeAll();
-  for (WorkList* list : {&sends_out_, &writes_out_, &reads_out_, &finished_}) {
+  for (WorkList* list :
+       {&sends_out_, &writes_out_, &reads_out_, &lane_writes_, &lane_reads_, &finished_}) {
     left.works.splice(left.works.end(), *list);
   }
   left.receive_done = std::exchange(receive_done_, nullptr);

@@ -188,7 +188,11 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   bool PostNext();
   bool PostPieceOfMessage(Work& work);
   bool PostPieceOfWrite(Work& work);
+  void BeginWrite(Work& work);
+  void PostWriteByLane(Work& work, const LaneTarget& target);
+  void EndWrite(Work& work, WorkList& out);
   bool PostRead(Work& work);
+  LaneTarget TargetOf(const Work& work) const;
   bool ServeRead();
   void Announce();
   void DrainOut();
@@ -217,6 +221,8 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   void OnChannelEnd(absl::Status status) override;
 
   // --- endpoint_lane.cc: the lane, and from it to the stream ---
+  // For the peer's device to reach; none when there is no lane, or the device does not take it.
+  ExposedMemory Register(std::span<char> memory, RdmaAccess access);
   // A queue pair, not connected. None, for the reason that is noted: the stream is to do.
   void MakeLane();
   void BringUpLane();
@@ -224,9 +230,10 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   void LeaveLane(std::string_view why, bool reply);
   void OnFallback(const ControlFallback& fallback);
   bool Resend();
+  void ResendWrite(LaneWindow::Write write);
   void OnLaneMessage(BufferChain message) override;
   void OnLaneRoom() override { MarkReady(); }
-  void OnLaneDone(uint64_t, RdmaOutcome, BufferChain) override {}
+  void OnLaneDone(uint64_t token, RdmaOutcome outcome, BufferChain data) override;
   void OnLaneEnd(absl::Status status) override;
 
   // --- Layer: it stays on its loop ---
@@ -264,10 +271,13 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   // Ours.
   WorkQueue queue_;
   WorkList sends_out_, writes_out_, reads_out_;
+  WorkList lane_writes_, lane_reads_;  // that the device does
+  uint32_t messaged_writes_ = 0;       // that are out and that the peer's loop carries out
   WorkList finished_;
   Carrier carrier_ = Carrier::kStream;
-  std::unique_ptr<Lane> lane_;  // with kLane, and before that while opening
-  LaneWindow lane_window_;      // with kLeaving, and until all is sent again, too
+  std::unique_ptr<Lane> lane_;                // with kLane, and before that while opening
+  LaneWindow lane_window_;                    // with kLeaving, and until all is sent again, too
+  std::optional<LaneWindow::Write> rewrite_;  // what is left of a write that is made again
   CreditWindow window_;
   size_t piece_max_ = kStreamPieceMax;
   uint32_t peer_read_depth_ = 0;
@@ -294,9 +304,13 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
 };
 
 Bytes16 RandomBytes();
+std::string PrefixOf(const AccessPrefix& access);
 
 // The status of an operation that failed.
 absl::Status WithOutcome(absl::Status status, RdmaOutcome outcome);
+
+// Of a read's token on a lane; the rest is its number. That of a write is its number.
+inline constexpr uint64_t kReadToken = uint64_t{1} << 32;
 
 inline std::string_view MessageOf(const absl::Status& status) {
   return {status.message().data(), status.message().size()};

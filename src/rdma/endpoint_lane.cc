@@ -1,6 +1,9 @@
 // EndpointCore: its lane: how it comes up, what comes by it, and the way back to the stream.
+#include <algorithm>
 #include <array>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -67,7 +70,48 @@ void EndpointCore::GiveUpLane(std::string_view why) {
   if (options_.device != nullptr && stats_.fallback.empty()) stats_.fallback = why;
 }
 
+ExposedMemory EndpointCore::Register(std::span<char> memory, RdmaAccess access) {
+  const bool opening = gate_.state() != GateState::kOpen;
+  if (options_.device == nullptr || !(opening || carrier_ == Carrier::kLane)) return {};
+  const absl::StatusOr<LaneHub*> hub =
+      static_cast<const LaneDevice&>(*options_.device).HubFor(*core_);
+  if (!hub.ok()) return {};
+  absl::StatusOr<ExposedMemory> exposed = (*hub)->Expose(memory, access);
+  return exposed.ok() ? *std::move(exposed) : ExposedMemory();
+}
+
 // --- Traffic ---
+
+// Address 0: the peer's loop is to do it.
+LaneTarget EndpointCore::TargetOf(const Work& work) const {
+  const bool read = work.kind == Work::Kind::kRead;
+  if (carrier_ != Carrier::kLane || (read ? work.size : work.data.size()) == 0) return {};
+  return peer_regions_.TargetOf(work.region, work.offset);
+}
+
+void EndpointCore::PostWriteByLane(Work& work, const LaneTarget& target) {
+  BeginWrite(work);
+  const AccessPrefix access = {
+      .region = work.region.id, .offset = work.offset, .epoch = work.region.epoch};
+  lane_window_.OnWriteSent(access, work.number, work.data);
+  queue_.OnPosted(work.data.size());
+  lane_->Write(work.number, target, std::exchange(work.data, {}));
+  EndWrite(work, lane_writes_);
+}
+
+// What has not been done for certain is seen to when the lane has ended.
+void EndpointCore::OnLaneDone(uint64_t token, RdmaOutcome outcome, BufferChain data) {
+  if (dead() || outcome != RdmaOutcome::kDone) return;
+  if ((token & kReadToken) != 0) {
+    lane_reads_.front().data = std::move(data);
+    FinishFirst(lane_reads_);
+  } else {
+    lane_window_.OnWriteDone();
+    // Of a WriteThenSend the message is waited for.
+    if (!lane_writes_.empty() && lane_writes_.front().number == token) FinishFirst(lane_writes_);
+  }
+  MarkReady();
+}
 
 // Callbacks run in a turn of their own: never inside the pump, which they may destroy.
 void EndpointCore::OnLaneMessage(BufferChain message) {
@@ -112,22 +156,54 @@ void EndpointCore::OnFallback(const ControlFallback& fallback) {
     return End(Explain(status.code(), "RDMA endpoint to", MessageOf(status)));
   }
   if (carrier_ == Carrier::kLane) {
-    LeaveLane(absl::StrCat("the peer has given up its lane: ", fallback.text), /*reply=*/true);
+    LeaveLane(absl::StrCat("the peer has given up its lane: ", fallback.text),
+              /*reply=*/true);
   }
   carrier_ = Carrier::kStream;
   piece_max_ = kStreamPieceMax;
   window_.TellAgain();
+  while (const std::optional<LaneWindow::Write> write = lane_window_.TakeDoneWrite()) {
+    if (!lane_writes_.empty() && lane_writes_.front().number == write->number) {
+      FinishFirst(lane_writes_);
+    }
+  }
+  // The peer's loop answers for all of them now.
+  writes_out_.merge(lane_writes_, [](const Work& one, const Work& other) {
+    return one.number - other.number > uint32_t{1} << 31;
+  });
+  queue_.Return(std::exchange(lane_reads_, {}));
 }
 
+// True: something has been seen to; before all of it has, nothing new may be posted.
 bool EndpointCore::Resend() {
-  if (carrier_ != Carrier::kStream || lane_window_.empty()) return false;
-  LaneWindow::Sent sent = lane_window_.TakeFirst();
-  // What these said has been overtaken by what is said from now on.
-  if (sent.header.type == MessageType::kCredit) return true;
-  const bool last = (sent.header.flags & kMessageLast) != 0;
-  channel_->SendData(Header(sent.header.type, sent.header.sequence, last), sent.prefix,
-                     std::move(sent.payload));
+  if (carrier_ != Carrier::kStream) return false;
+  if (!rewrite_.has_value()) rewrite_ = lane_window_.TakeWrite();
+  if (rewrite_.has_value()) {
+    ResendWrite(*std::exchange(rewrite_, std::nullopt));
+    return true;
+  }
+  std::optional<LaneWindow::Sent> sent = lane_window_.TakeMessage();
+  if (!sent.has_value()) return false;
+  // What these said is said anew, as of now.
+  if (sent->header.type == MessageType::kCredit) return true;
+  if (sent->header.type == MessageType::kWritten) {
+    written_due_ = true;
+    return true;
+  }
+  const bool last = (sent->header.flags & kMessageLast) != 0;
+  channel_->SendData(Header(sent->header.type, sent->header.sequence, last), sent->prefix,
+                     std::move(sent->payload));
   return true;
+}
+
+void EndpointCore::ResendWrite(LaneWindow::Write write) {
+  BufferChain piece = write.payload.SplitFront(std::min(write.payload.size(), kStreamPieceMax));
+  const size_t size = piece.size();
+  const bool last = write.payload.empty();
+  channel_->SendData(Header(MessageType::kWrite, write.number, last), PrefixOf(write.access),
+                     std::move(piece));
+  write.access.offset += size;
+  if (!last) rewrite_ = std::move(write);
 }
 
 }  // namespace internal

@@ -293,6 +293,7 @@ void EndpointCore::FinishFirst(WorkList& out) {
       ++stats_.writes;
       stats_.bytes_out += work.size;
   }
+  messaged_writes_ -= work.messaged ? 1 : 0;
   const uint64_t region = work.region.id;
   const bool revocation_waited = work.on_region && peer_regions_.OnDone(region);
   Finish(std::move(one), absl::OkStatus(), RdmaOutcome::kDone);

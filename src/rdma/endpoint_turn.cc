@@ -18,12 +18,6 @@ constexpr int kEndpointSteps = 32;
 // Bytes handed to the stream at once.
 constexpr size_t kFlushSize = 64 * 1024;
 
-std::string PrefixOf(const AccessPrefix& access) {
-  std::array<char, kAccessPrefixSize> bytes;
-  EncodeAccessPrefix(access, bytes);
-  return {bytes.data(), bytes.size()};
-}
-
 std::string_view OperationName(Work::Kind kind) {
   switch (kind) {
     case Work::Kind::kWrite:
@@ -36,6 +30,12 @@ std::string_view OperationName(Work::Kind kind) {
 }
 
 }  // namespace
+
+std::string PrefixOf(const AccessPrefix& access) {
+  std::array<char, kAccessPrefixSize> bytes;
+  EncodeAccessPrefix(access, bytes);
+  return {bytes.data(), bytes.size()};
+}
 
 void EndpointCore::MarkReady() {
   if (core_ != nullptr && !in_service_ && !released_) core_->Defer(*this);
@@ -146,8 +146,11 @@ void EndpointCore::Settle() {
 
 void EndpointCore::Pump() {
   while (gate_.MayPost(gate_.self().attempt) && HasRoom()) {
-    bool did = Resend() || ServeRead();
-    did |= !dead() && PostNext();
+    bool did = Resend();
+    if (!did) {
+      did = ServeRead();
+      did |= !dead() && PostNext();
+    }
     if (!did) return;
     if (channel_->unsent() >= kFlushSize && !channel_->Flush()) return;
   }
@@ -219,11 +222,16 @@ bool EndpointCore::PostPieceOfMessage(Work& work) {
 bool EndpointCore::PostPieceOfWrite(Work& work) {
   if (!work.posted) {
     // A peer that carries out nothing holds as many as the queue may hold.
-    if (writes_out_.size() >= options_.queue_operations_max) return false;
-    work.posted = true;
-    work.number = ++writes_begun_;
-    work.on_region = true;
-    peer_regions_.OnPosted(work.region.id);
+    if (writes_out_.size() + lane_writes_.size() >= options_.queue_operations_max) return false;
+    if (const LaneTarget target = TargetOf(work); target.address != 0) {
+      // What the peer's loop is to write first, the device must not overtake.
+      if (messaged_writes_ > 0) return false;
+      PostWriteByLane(work, target);
+      return true;
+    }
+    BeginWrite(work);
+    work.messaged = true;
+    ++messaged_writes_;
   }
   BufferChain piece = work.data.SplitFront(std::min(work.data.size(), piece_max_));
   queue_.OnPosted(piece.size());
@@ -232,23 +240,40 @@ bool EndpointCore::PostPieceOfWrite(Work& work) {
       .region = work.region.id, .offset = work.offset, .epoch = work.region.epoch};
   work.offset += piece.size();
   PostData(Header(MessageType::kWrite, work.number, last), PrefixOf(access), std::move(piece));
-  if (!last) return true;
-  if (work.then.has_value()) {
-    // Its message follows on the same stream, so the end of that is the end of both.
-    work.kind = Work::Kind::kSend;
-    work.data = *std::exchange(work.then, std::nullopt);
-  } else {
-    writes_out_.splice(writes_out_.end(), queue_.TakeFront());
-  }
+  if (last) EndWrite(work, writes_out_);
   return true;
 }
 
-bool EndpointCore::PostRead(Work& work) {
-  if (reads_out_.size() >= peer_read_depth_) return false;
+void EndpointCore::BeginWrite(Work& work) {
   work.posted = true;
-  work.number = ++reads_begun_;
+  work.number = ++writes_begun_;
   work.on_region = true;
   peer_regions_.OnPosted(work.region.id);
+}
+
+// All of the first in the queue is posted.
+void EndpointCore::EndWrite(Work& work, WorkList& out) {
+  if (work.then.has_value()) {
+    // Its message follows on the same carrier, so the end of that is the end of both.
+    work.kind = Work::Kind::kSend;
+    work.data = *std::exchange(work.then, std::nullopt);
+  } else {
+    out.splice(out.end(), queue_.TakeFront());
+  }
+}
+
+bool EndpointCore::PostRead(Work& work) {
+  if (reads_out_.size() + lane_reads_.size() >= peer_read_depth_) return false;
+  const LaneTarget target = TargetOf(work);
+  if (target.address != 0 && messaged_writes_ > 0) return false;
+  work.posted = true;
+  work.number = ++reads_begun_;
+  if (!std::exchange(work.on_region, true)) peer_regions_.OnPosted(work.region.id);
+  if (target.address != 0) {
+    lane_->Read(kReadToken | work.number, target, work.size);
+    lane_reads_.splice(lane_reads_.end(), queue_.TakeFront());
+    return true;
+  }
   const AccessPrefix access = {.region = work.region.id,
                                .offset = work.offset,
                                .size = work.size,
@@ -301,7 +326,10 @@ void EndpointCore::Announce() {
 
 void EndpointCore::DrainOut() {
   if (state_ != EndpointState::kDraining || !queue_.empty()) return;
-  if (!sends_out_.empty() || !writes_out_.empty() || !reads_out_.empty()) return;
+  for (const WorkList* out :
+       {&sends_out_, &writes_out_, &reads_out_, &lane_writes_, &lane_reads_}) {
+    if (!out->empty()) return;
+  }
   Apply(EndpointEvent::kSent);
   channel_->Send(EncodeControl(ControlDrain{.sequence = window_.sent()}));
 }
@@ -357,7 +385,8 @@ RdmaStats EndpointCore::stats() const {
   stats.operations_queued = static_cast<uint32_t>(queue_.size());
   stats.bytes_queued = queue_.bytes();
   stats.operations_posted =
-      static_cast<uint32_t>(sends_out_.size() + writes_out_.size() + reads_out_.size());
+      static_cast<uint32_t>(sends_out_.size() + writes_out_.size() + reads_out_.size() +
+                            lane_writes_.size() + lane_reads_.size());
   stats.credits = dead() ? 0 : window_.available();
   stats.late = gate_.counts().late;
   return stats;
@@ -412,7 +441,8 @@ absl::StatusOr<RdmaRegion> EndpointCore::Expose(std::span<char> memory, RdmaAcce
     return Explain(absl::StatusCode::kFailedPrecondition, "expose memory to",
                    "the endpoint has ended");
   }
-  const absl::StatusOr<ControlRegion> region = regions_.Add(memory, access);
+  const absl::StatusOr<ControlRegion> region =
+      regions_.Add(memory, access, Register(memory, access));
   if (!region.ok()) {
     return Explain(region.status().code(), "expose memory to", MessageOf(region.status()));
   }

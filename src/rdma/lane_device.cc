@@ -12,7 +12,7 @@ namespace internal {
 namespace {
 
 // Work requests of all lanes that the device may have at once, besides receives.
-constexpr uint32_t kSendsMax = 16 * 1024;
+constexpr uint32_t kLaneSendsMax = 16 * 1024;
 constexpr uint32_t kDepthMin = 2;
 constexpr uint32_t kReceiveSizeMin = 512;
 
@@ -53,7 +53,7 @@ absl::Status LaneDevice::Start() {
   options.spin_max = options_.spin_max;
   // What is posted beyond this waits for its turn.
   options.completion_depth =
-      std::min(device_->limits().completion_depth, options_.receives + kSendsMax);
+      std::min(device_->limits().completion_depth, options_.receives + kLaneSendsMax);
   auto hub = LaneHub::Create(loop_, *device_, options);
   if (!hub.ok()) return hub.status();
   hub_ = *std::move(hub);

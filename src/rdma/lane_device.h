@@ -31,6 +31,8 @@ class LaneDevice final : public RdmaDevice {
 
   const std::string& name() const override { return device_->name(); }
   const RdmaDeviceOptions& options() const { return options_; }
+  // READs that a peer may have outstanding. While the loop is there.
+  uint32_t read_depth() const { return hub_->read_depth(); }
   // For lanes of endpoints on `loop`. The error says why there can be none.
   absl::StatusOr<LaneHub*> HubFor(const LoopCore& loop) const;
 

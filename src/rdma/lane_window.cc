@@ -8,6 +8,19 @@
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
+namespace {
+
+BufferChain ShareOf(BufferChain& chain) {
+  BufferChain shared;
+  for (size_t left = chain.buffer_count(); left > 0; --left) {
+    Buffer piece = chain.PopFront();
+    shared.Append(piece.Share());
+    chain.Append(std::move(piece));
+  }
+  return shared;
+}
+
+}  // namespace
 
 void LaneWindow::Open(uint32_t depth, uint32_t peer_depth) {
   limit_ = std::min(peer_depth, CreditWindow::kDepthMax) + kSpare;
@@ -16,13 +29,14 @@ void LaneWindow::Open(uint32_t depth, uint32_t peer_depth) {
 }
 
 void LaneWindow::OnSent(const MessageHeader& header, std::string prefix, BufferChain& payload) {
-  Sent sent{.header = header, .prefix = std::move(prefix), .payload = {}};
-  for (size_t left = payload.buffer_count(); left > 0; --left) {
-    Buffer piece = payload.PopFront();
-    sent.payload.Append(piece.Share());
-    payload.Append(std::move(piece));
-  }
-  sent_.push(std::move(sent));
+  sent_.push({.header = header, .prefix = std::move(prefix), .payload = ShareOf(payload)});
+}
+
+void LaneWindow::OnWriteSent(const AccessPrefix& access, uint32_t number, BufferChain& payload) {
+  writes_.push({.access = access,
+                .number = number,
+                .payload = ShareOf(payload),
+                .after = acknowledged_ + sent_.size()});
 }
 
 void LaneWindow::Acknowledge(uint64_t count) {
@@ -52,6 +66,26 @@ absl::Status LaneWindow::OnFallback(uint64_t received) {
   }
   Acknowledge(received - acknowledged_);
   return absl::OkStatus();
+}
+
+std::optional<LaneWindow::Write> LaneWindow::TakeWriteBefore(uint64_t message) {
+  if (!first_write_.has_value() && !writes_.empty()) first_write_ = writes_.pop();
+  if (!first_write_.has_value() || first_write_->after >= message) return std::nullopt;
+  return std::exchange(first_write_, std::nullopt);
+}
+
+std::optional<LaneWindow::Write> LaneWindow::TakeDoneWrite() {
+  return TakeWriteBefore(acknowledged_);
+}
+
+std::optional<LaneWindow::Write> LaneWindow::TakeWrite() {
+  return TakeWriteBefore(acknowledged_ + 1);
+}
+
+std::optional<LaneWindow::Sent> LaneWindow::TakeMessage() {
+  if (sent_.empty()) return std::nullopt;
+  ++acknowledged_;
+  return sent_.pop();
 }
 
 }  // namespace internal

@@ -10,7 +10,9 @@
 //
 // It keeps what is unacknowledged: when the lane fails, the two sides tell each other how many
 // messages they have, and what follows is sent again over the stream, so nothing is lost and
-// nothing comes twice, whatever the device may have done with it.
+// nothing comes twice, whatever the device may have done with it. Writes that the device makes are
+// kept in their places among the messages until it has made them; one of which that is not known is
+// made again.
 //
 // Sans-I/O; single thread.
 #ifndef PENSTOCK_RDMA_LANE_WINDOW_H_
@@ -20,6 +22,7 @@
 #include <penstock/export.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -40,6 +43,14 @@ class LaneWindow {
     BufferChain payload;
   };
 
+  // A write that the device makes.
+  struct Write {
+    AccessPrefix access;  // of what is left of it
+    uint32_t number = 0;
+    BufferChain payload;
+    uint64_t after = 0;  // messages had been sent before it
+  };
+
   // The lane is up: the depths of terms of this side and of the peer.
   void Open(uint32_t depth, uint32_t peer_depth);
 
@@ -49,6 +60,9 @@ class LaneWindow {
   bool HasCreditRoom() const { return sent_.size() < limit_; }
   // In the order they go out. The payload is shared with the caller's.
   void OnSent(const MessageHeader& header, std::string prefix, BufferChain& payload);
+  void OnWriteSent(const AccessPrefix& access, uint32_t number, BufferChain& payload);
+  // The oldest is in the peer's memory.
+  void OnWriteDone() { writes_.pop(); }
   // A message that has come by the lane. Afterwards `header` counts pieces, as over a stream.
   // InvalidArgument when the peer says what cannot be.
   absl::Status OnHeader(MessageHeader& header);
@@ -64,16 +78,21 @@ class LaneWindow {
   // --- The end of the lane ---
   // The peer has so many and takes no more by the lane. InvalidArgument when that cannot be.
   absl::Status OnFallback(uint64_t received);
-  bool empty() const { return sent_.empty(); }
-  // The oldest that the peer has not.
-  Sent TakeFirst() { return sent_.pop(); }
+  // A write that must be in the peer's memory, as the peer has a later message. Before the others.
+  std::optional<Write> TakeDoneWrite();
+  // Then what the peer may not have, in order: a write if it comes before the next message.
+  std::optional<Write> TakeWrite();
+  std::optional<Sent> TakeMessage();
 
  private:
   static constexpr uint32_t kReserved = kSpare / 2;
 
   void Acknowledge(uint64_t count);
+  std::optional<Write> TakeWriteBefore(uint64_t message);
 
   Fifo<Sent> sent_;
+  Fifo<Write> writes_;
+  std::optional<Write> first_write_;  // looked at
   uint32_t limit_ = 0;
   uint32_t news_ = 1;
   uint64_t acknowledged_ = 0;

@@ -19,7 +19,8 @@ bool Within(uint64_t offset, uint64_t size, uint64_t whole) {
 
 }  // namespace
 
-absl::StatusOr<ControlRegion> RegionTable::Add(std::span<char> memory, RdmaAccess access) {
+absl::StatusOr<ControlRegion> RegionTable::Add(std::span<char> memory, RdmaAccess access,
+                                               ExposedMemory exposed) {
   if (memory.empty()) return absl::InvalidArgumentError("expose: empty memory");
   size_t id = 0;
   while (id < slots_.size() && slots_[id].use != Use::kFree) ++id;
@@ -31,6 +32,7 @@ absl::StatusOr<ControlRegion> RegionTable::Add(std::span<char> memory, RdmaAcces
   Slot& slot = slots_[id];
   slot.memory = memory;
   slot.access = access;
+  slot.exposed = std::move(exposed);
   slot.use = Use::kExposed;
   ++slot.epoch;
   return Describe(id);
@@ -38,12 +40,12 @@ absl::StatusOr<ControlRegion> RegionTable::Add(std::span<char> memory, RdmaAcces
 
 ControlRegion RegionTable::Describe(uint64_t id) const {
   const Slot& slot = slots_[id];
-  // Address and key are the adapter's; over a stream memory is found by region and offset.
+  // Address and key are the device's; without one memory is found by region and offset.
   return {.region = id,
           .epoch = slot.epoch,
-          .address = 0,
+          .address = slot.exposed.address(),
           .length = slot.memory.size(),
-          .rkey = 0,
+          .rkey = slot.exposed.key(),
           .access = static_cast<uint32_t>(slot.access)};
 }
 
@@ -82,6 +84,7 @@ std::optional<ControlRevoke> RegionTable::Remove(uint64_t id, uint32_t epoch) {
   if (!Has(id, epoch)) return std::nullopt;
   Slot& slot = slots_[id];
   slot.memory = {};
+  slot.exposed = {};
   if (slot.use != Use::kExposed) return std::nullopt;
   slot.use = Use::kRevoking;
   return ControlRevoke{.region = id, .epoch = slot.epoch};
@@ -94,6 +97,7 @@ bool RegionTable::Has(uint64_t id, uint32_t epoch) const {
 bool RegionTable::Forget(uint64_t id, uint32_t epoch) {
   if (!Has(id, epoch)) return false;
   slots_[id].memory = {};
+  slots_[id].exposed = {};
   slots_[id].use = Use::kFree;
   return true;
 }
@@ -105,6 +109,7 @@ absl::StatusOr<Stream::DoneCallback> RegionTable::OnRevoked(uint64_t id, uint32_
   }
   slots_[id].use = Use::kFree;
   slots_[id].memory = {};
+  slots_[id].exposed = {};
   return std::exchange(slots_[id].revoked, nullptr);
 }
 
@@ -112,6 +117,7 @@ Fifo<Stream::DoneCallback> RegionTable::Clear() {
   Fifo<Stream::DoneCallback> waiting;
   for (Slot& slot : slots_) {
     slot.memory = {};
+    slot.exposed = {};
     slot.use = Use::kFree;
     if (slot.revoked) waiting.push(std::exchange(slot.revoked, nullptr));
   }
@@ -139,6 +145,7 @@ absl::Status PeerRegions::Add(const ControlRegion& region) {
                                   .size = region.length,
                                   .access = static_cast<RdmaAccess>(region.access)};
   regions_[region.region].value = value;
+  regions_[region.region].target = {.address = region.address, .key = region.rkey};
   // Those revoked before anybody asked must not pile up.
   if (new_.size() >= 2 * kRegionsMax) {
     Fifo<RdmaRemoteRegion> still;
@@ -195,6 +202,12 @@ absl::StatusOr<bool> PeerRegions::Revoke(uint64_t id, uint32_t epoch) {
 }
 
 bool PeerRegions::revoked(const RdmaRemoteRegion& region) const { return Find(region) == nullptr; }
+
+LaneTarget PeerRegions::TargetOf(const RdmaRemoteRegion& region, uint64_t offset) const {
+  const Region* const found = Find(region);
+  if (found == nullptr || found->target.address == 0) return {};
+  return {.address = found->target.address + offset, .key = found->target.key};
+}
 
 ControlRevoke PeerRegions::Forget(uint64_t id) {
   const ControlRevoke reply = {.reply = true, .region = id, .epoch = regions_[id].value.epoch};

@@ -21,6 +21,8 @@
 #include "absl/status/statusor.h"
 #include "base/fifo.h"
 #include "rdma/control_message.h"
+#include "rdma/exposed_memory.h"
+#include "rdma/lane.h"
 #include "rdma/message_header.h"
 
 PENSTOCK_BEGIN_NAMESPACE
@@ -30,8 +32,11 @@ inline constexpr size_t kRegionsMax = 1024;
 
 class RegionTable {
  public:
-  // What the peer is to be told of a new region. ResourceExhausted beyond kRegionsMax.
-  absl::StatusOr<ControlRegion> Add(std::span<char> memory, RdmaAccess access);
+  // What the peer is to be told of a new region. ResourceExhausted beyond kRegionsMax. `exposed`:
+  // the same memory as a device knows it, if one does; withdrawn as soon as nothing is to be
+  // reached.
+  absl::StatusOr<ControlRegion> Add(std::span<char> memory, RdmaAccess access,
+                                    ExposedMemory exposed = {});
   // The memory of an access, InvalidArgument when there is none such.
   absl::StatusOr<std::span<char>> Find(const AccessPrefix& access, uint64_t size,
                                        RdmaAccess wanted) const;
@@ -59,6 +64,7 @@ class RegionTable {
     RdmaAccess access = RdmaAccess::kRead;
     uint32_t epoch = 0;
     Use use = Use::kFree;
+    ExposedMemory exposed;
     Stream::DoneCallback revoked;
   };
   ControlRegion Describe(uint64_t id) const;
@@ -81,6 +87,8 @@ class PeerRegions {
   // InvalidArgument when there is none such.
   absl::StatusOr<bool> Revoke(uint64_t id, uint32_t epoch);
   bool revoked(const RdmaRemoteRegion& region) const;
+  // Where a device finds `offset` of a region that is there; address 0 when none does.
+  LaneTarget TargetOf(const RdmaRemoteRegion& region, uint64_t offset) const;
   // The reply to a revocation; it is forgotten.
   ControlRevoke Forget(uint64_t id);
   // Perhaps there is a next one that nobody has been given.
@@ -91,6 +99,7 @@ class PeerRegions {
  private:
   struct Region {
     RdmaRemoteRegion value;
+    LaneTarget target;
     uint32_t posted = 0;
     bool revoked = false;
   };

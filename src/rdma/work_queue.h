@@ -30,6 +30,7 @@ struct Work {
   Kind kind = Kind::kSend;
   bool posted = false;     // some of it
   bool on_region = false;  // counted as posted to `region`
+  bool messaged = false;   // a write that the peer's loop carries out
   uint64_t size = 0;       // of the whole operation, in bytes
   BufferChain data;        // still to be sent; of a read: what has come
   // kWrite, kRead.
@@ -60,6 +61,8 @@ class WorkQueue {
   absl::Status Admit(uint64_t bytes) const;
   // The one element of `work`, at the end.
   void Push(WorkList work);
+  // Reads that were posted and must be posted again, in front.
+  void Return(WorkList reads) { works_.splice(works_.begin(), reads); }
   Work& front() { return works_.front(); }
   // The first, as a list of one. Its bytes count no more.
   WorkList TakeFront();

@@ -15,89 +15,11 @@
 #include "rdma/endpoint_core.h"
 #include "rdma/message_header.h"
 #include "rdma/ready_gate.h"
-#include "testing/gate_kit.h"
+#include "testing/raw_peer.h"
 #include "testing/rdma_pair.h"
 
 namespace penstock::internal {
 namespace {
-
-// The passive side, as a test wants it: it opens by the rules and then sends what it is told.
-class RawPeer {
- public:
-  RawPeer(StreamPtr stream, GateOffer offer)
-      : stream_(std::move(stream)), gate_(Options(), 0), offer_(std::move(offer)) {
-    Read();
-  }
-
-  bool open() const { return gate_.state() == GateState::kOpen; }
-  uint32_t tag() const { return gate_.data_tag(); }
-  bool ended() const { return ended_; }
-  void Send(std::string_view bytes) { stream_->Write(*stream_->loop().pool().Copy(bytes)); }
-  void SendData(const MessageHeader& header, std::string_view body) {
-    std::array<char, kMessageHeaderSize> bytes;
-    EncodeMessageHeader(header, bytes);
-    Send(ControlDataHeader(bytes.size() + body.size()) + std::string(bytes.data(), bytes.size()) +
-         std::string(body));
-  }
-  // The last message of this kind.
-  template <class Message>
-  const Message* Last() const {
-    for (auto at = messages_.rbegin(); at != messages_.rend(); ++at) {
-      if (const auto* found = std::get_if<Message>(&*at)) return found;
-    }
-    return nullptr;
-  }
-  const std::vector<MessageHeader>& data() const { return data_; }
-
- private:
-  static GateOptions Options() {
-    GateOptions options = GateOptionsFor(GateRole::kPassive);
-    options.features = kFeatureReady | kFeatureFallback | kFeatureOneSided;
-    return options;
-  }
-
-  void Read() {
-    stream_->ReadReady([this](absl::StatusOr<Buffer> bytes) {
-      if (!bytes.ok()) {
-        ended_ = true;
-        return;
-      }
-      received_ += bytes->view();
-      TakeFrames();
-      Read();
-    });
-  }
-  void TakeFrames() {
-    while (received_.size() >= kControlHeaderSize) {
-      const ControlHeader header = *DecodeControlHeader(received_);
-      const size_t size = kControlHeaderSize + header.body_size;
-      if (received_.size() < size) return;
-      const std::string frame = received_.substr(0, size);
-      received_.erase(0, size);
-      const std::string_view body = std::string_view(frame).substr(kControlHeaderSize);
-      if (header.type == ControlType::kData) {
-        data_.push_back(*DecodeMessageHeader(body));
-        continue;
-      }
-      messages_.push_back(*DecodeControl(header, body));
-      if (const auto* hello = std::get_if<ControlHello>(&messages_.back())) {
-        gate_.OnHello(0, *hello, frame);
-        gate_.OnLanesUp(0, gate_.self().attempt, offer_);
-        Send(gate_.TakeOutgoing());
-      } else if (const auto* ready = std::get_if<ControlReady>(&messages_.back())) {
-        gate_.OnReady(*ready);
-      }
-    }
-  }
-
-  StreamPtr stream_;
-  ReadyGate gate_;
-  const GateOffer offer_;
-  std::string received_;
-  std::vector<ControlMessage> messages_;
-  std::vector<MessageHeader> data_;
-  bool ended_ = false;
-};
 
 class EndpointHostileTest : public RdmaHarness {
  protected:

@@ -215,8 +215,9 @@ TEST_P(EndpointBreakTest, ALinkThatBreaksAnywhereLosesNothing) {
     lanes().fabric().set_drop([&](const FakePacket&) { return left == 0 || left-- == 0; });
     Traffic there(*this, *both.active, *both.passive);
     Traffic back(*this, *both.passive, *both.active);
-    Start(there, 12);
-    Start(back, packets % 2 == 0 ? 12 : 0);
+    // More than the credits allow.
+    Start(there, 30);
+    Start(back, packets % 2 == 0 ? 30 : 0);
     ExpectDone(there);
     ExpectDone(back);
     fell_back = fell_back || !both.active->stats().over_device;
@@ -364,12 +365,6 @@ TEST_P(EndpointCrowdTest, TenThousandIdleEndpointsPinTheBankAndNoMore) {
   Settle();
   EXPECT_EQ(lanes().fabric().receive_bytes_posted() - other, bank);
   EXPECT_EQ(loop().Snapshot().pool.live, 0u);
-}
-
-std::vector<EnvironmentCase> SimulatedLaneEnvironments() {
-  std::vector<EnvironmentCase> cases = SimulatedRdmaEnvironments();
-  for (EnvironmentCase& which : cases) which.name += "Lanes";
-  return cases;
 }
 
 INSTANTIATE_TEST_SUITE_P(Simulated, EndpointBreakTest,

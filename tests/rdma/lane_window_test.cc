@@ -50,7 +50,7 @@ TEST_F(LaneWindowTest, AcknowledgementsOfAllAreToldOnAsThoseOfPieces) {
   EXPECT_EQ(pieces, 1);
   ASSERT_TRUE(Told(4, &pieces).ok());
   EXPECT_EQ(pieces, 2);
-  EXPECT_TRUE(window_.empty());
+  EXPECT_FALSE(window_.TakeMessage().has_value());
 }
 
 TEST_F(LaneWindowTest, WhatWasNotSentCannotBeAcknowledged) {
@@ -80,9 +80,43 @@ TEST_F(LaneWindowTest, WhatThePeerHasNotIsLeft) {
   for (uint32_t i = 1; i <= 5; ++i) Send(MessageType::kMessage, i);
   ASSERT_TRUE(Told(1).ok());
   ASSERT_TRUE(window_.OnFallback(3).ok());
-  EXPECT_EQ(window_.TakeFirst().header.sequence, 4u);
-  EXPECT_EQ(window_.TakeFirst().header.sequence, 5u);
-  EXPECT_TRUE(window_.empty());
+  EXPECT_EQ(window_.TakeMessage()->header.sequence, 4u);
+  EXPECT_EQ(window_.TakeMessage()->header.sequence, 5u);
+  EXPECT_FALSE(window_.TakeMessage().has_value());
+}
+
+TEST_F(LaneWindowTest, WritesKeepTheirPlacesAmongMessages) {
+  const auto write = [&](uint32_t number) {
+    BufferChain none;
+    window_.OnWriteSent({}, number, none);
+  };
+  write(1);
+  Send(MessageType::kMessage, 1);
+  write(2);
+  Send(MessageType::kMessage, 2);
+  write(3);
+  write(4);
+  Send(MessageType::kMessage, 3);
+  // Of the first two it is known, of one by the message after it.
+  window_.OnWriteDone();
+  ASSERT_TRUE(window_.OnFallback(2).ok());
+  EXPECT_EQ(window_.TakeDoneWrite()->number, 2u);
+  EXPECT_FALSE(window_.TakeDoneWrite().has_value());
+  EXPECT_EQ(window_.TakeWrite()->number, 3u);
+  EXPECT_EQ(window_.TakeWrite()->number, 4u);
+  EXPECT_FALSE(window_.TakeWrite().has_value());
+  EXPECT_EQ(window_.TakeMessage()->header.sequence, 3u);
+}
+
+TEST_F(LaneWindowTest, AWriteWaitsForTheMessagesBeforeIt) {
+  Send(MessageType::kMessage, 1);
+  BufferChain none;
+  window_.OnWriteSent({}, 1, none);
+  ASSERT_TRUE(window_.OnFallback(0).ok());
+  EXPECT_FALSE(window_.TakeDoneWrite().has_value());
+  EXPECT_FALSE(window_.TakeWrite().has_value());
+  EXPECT_EQ(window_.TakeMessage()->header.sequence, 1u);
+  EXPECT_EQ(window_.TakeWrite()->number, 1u);
 }
 
 // However the two sides send, until neither has anything left to say, neither is stuck.

@@ -143,6 +143,12 @@ inline std::vector<EnvironmentCase> SimulatedRdmaEnvironments() {
   return EnvironmentsNamed(kNames);
 }
 
+inline std::vector<EnvironmentCase> SimulatedLaneEnvironments() {
+  std::vector<EnvironmentCase> cases = SimulatedRdmaEnvironments();
+  for (EnvironmentCase& which : cases) which.name += "Lanes";
+  return cases;
+}
+
 }  // namespace internal
 PENSTOCK_END_NAMESPACE
 

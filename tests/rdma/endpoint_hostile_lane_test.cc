@@ -1,0 +1,161 @@
+// What a peer may do wrong with its lane: the endpoint tells it so, and ends.
+#include <penstock/rdma.h>
+
+#include <array>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "rdma/control_codec.h"
+#include "rdma/lane.h"
+#include "rdma/lane_hub.h"
+#include "rdma/lane_window.h"
+#include "rdma/message_header.h"
+#include "testing/raw_peer.h"
+#include "testing/rdma_pair.h"
+
+namespace penstock::internal {
+namespace {
+
+constexpr uint32_t kPeerDepth = 4;
+
+// A peer whose lane sends what the test wants.
+class EndpointHostileLaneTest : public RdmaHarness, private Lane::Owner {
+ protected:
+  void TearDown() override {
+    peer_ = nullptr;
+    endpoint_ = nullptr;
+    lane_ = nullptr;
+    hub_ = nullptr;
+    device_ = nullptr;
+    RdmaHarness::TearDown();
+  }
+
+  void OpenWithLane() {
+    device_ = *lanes().fabric().Open("fake1");
+    LaneHub::Options options;
+    options.receives = 64;
+    hub_ = *LaneHub::Create(loop().core(), *device_, options);
+    lane_ = *Lane::Create(*hub_, *this, 5, kPeerDepth + LaneWindow::kSpare);
+    StreamPair streams = Pair();
+    endpoint_ = RdmaEndpoint::Connect(std::move(streams.client), Quiet());
+    peer_ = std::make_unique<RawPeer>(
+        std::move(streams.server), [this](const ControlHello& hello) -> GateOffer {
+          EXPECT_EQ(hello.lanes.size(), 1u);
+          EXPECT_TRUE(lane_->BringUp(hello.lanes.front(), hello.terms.read_depth).ok());
+          return {.lanes = {lane_->address()},
+                  .terms = {.depth = kPeerDepth, .size = 8192, .read_depth = 2}};
+        });
+    ASSERT_TRUE(Open(*endpoint_).ok());
+    ASSERT_TRUE(Drive([this] { return peer_->open(); }));
+    ASSERT_TRUE(endpoint_->stats().over_device);
+  }
+  MessageHeader Header(MessageType type, uint32_t sequence, uint16_t received = 0) {
+    return {.type = type,
+            .flags = kMessageLast,
+            .received = received,
+            .tag = peer_->tag(),
+            .sequence = sequence,
+            .credits = kPeerDepth};
+  }
+  void SendByLane(const MessageHeader& header, std::string_view body = {}) {
+    std::array<char, kMessageHeaderSize> bytes;
+    EncodeMessageHeader(header, bytes);
+    lane_->Send(std::string(bytes.data(), bytes.size()) + std::string(body), {});
+  }
+  void ExpectViolation() {
+    const absl::Status end = Receive(*endpoint_).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(end)) << end;
+    EXPECT_TRUE(Drive([this] { return peer_->ended(); }));
+    const auto* close = peer_->Last<ControlClose>();
+    ASSERT_NE(close, nullptr);
+    EXPECT_EQ(close->code, CloseCode::kViolation) << close->text;
+  }
+
+  std::unique_ptr<FabricDevice> device_;
+  std::unique_ptr<LaneHub> hub_;
+  std::unique_ptr<Lane> lane_;
+  std::unique_ptr<RdmaEndpoint> endpoint_;
+  std::unique_ptr<RawPeer> peer_;
+  std::vector<MessageHeader> headers_;  // of what has come by the lane
+
+ private:
+  void OnLaneMessage(BufferChain message) override {
+    const std::string bytes = message.ToString();
+    headers_.push_back(*DecodeMessageHeader(bytes));
+  }
+  void OnLaneRoom() override {}
+  void OnLaneDone(uint64_t, RdmaOutcome, BufferChain) override {}
+  void OnLaneEnd(absl::Status) override {}
+};
+
+TEST_P(EndpointHostileLaneTest, AnHonestPeerIsUnderstood) {
+  OpenWithLane();
+  SendByLane(Header(MessageType::kMessage, 1), "honest");
+  EXPECT_EQ(*Receive(*endpoint_), "honest");
+  ASSERT_TRUE(Drive([this] { return !headers_.empty(); }));
+  EXPECT_EQ(headers_.back().received, 1u);
+}
+
+TEST_P(EndpointHostileLaneTest, WhatIsNoMessage) {
+  OpenWithLane();
+  lane_->Send("short", {});
+  ExpectViolation();
+}
+
+TEST_P(EndpointHostileLaneTest, DataOfAnotherAttempt) {
+  OpenWithLane();
+  MessageHeader header = Header(MessageType::kMessage, 1);
+  header.tag ^= 1;
+  SendByLane(header, "stale");
+  ExpectViolation();
+}
+
+TEST_P(EndpointHostileLaneTest, AcknowledgementsOfWhatWasNotSent) {
+  OpenWithLane();
+  SendByLane(Header(MessageType::kMessage, 1, /*received=*/1), "x");
+  ExpectViolation();
+}
+
+TEST_P(EndpointHostileLaneTest, DataOnTheStreamBesideTheLane) {
+  OpenWithLane();
+  peer_->SendData(Header(MessageType::kMessage, 1), "x");
+  ExpectViolation();
+}
+
+TEST_P(EndpointHostileLaneTest, AFallbackThatHasMoreThanWasSent) {
+  OpenWithLane();
+  peer_->Send(EncodeControl(ControlFallback{.received = 1}));
+  ExpectViolation();
+}
+
+TEST_P(EndpointHostileLaneTest, ASecondFallback) {
+  OpenWithLane();
+  peer_->Send(EncodeControl(ControlFallback{.received = 0}));
+  ASSERT_TRUE(Drive([this] { return peer_->Last<ControlFallback>() != nullptr; }));
+  EXPECT_TRUE(peer_->Last<ControlFallback>()->reply);
+  EXPECT_FALSE(endpoint_->stats().over_device);
+  // The endpoint goes on over the stream.
+  peer_->SendData(Header(MessageType::kMessage, 1), "after");
+  EXPECT_EQ(*Receive(*endpoint_), "after");
+  peer_->Send(EncodeControl(ControlFallback{.received = 0}));
+  ExpectViolation();
+}
+
+TEST_P(EndpointHostileLaneTest, MoreThanTheCreditsAllow) {
+  OpenWithLane();
+  for (uint32_t i = 1; i <= 40; ++i) SendByLane(Header(MessageType::kMessage, i), "x");
+  Settle();
+  for (uint32_t i = 1; i <= 32; ++i) EXPECT_EQ(*Receive(*endpoint_), "x");
+  ExpectViolation();
+}
+
+INSTANTIATE_TEST_SUITE_P(Lanes, EndpointHostileLaneTest,
+                         ::testing::ValuesIn(RdmaLaneEnvironments()), EnvironmentName);
+
+}  // namespace
+}  // namespace penstock::internal

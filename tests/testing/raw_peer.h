@@ -1,0 +1,113 @@
+// RawPeer: the passive side of an endpoint, as a test wants it: it opens by the rules and then
+// sends what it is told.
+//
+// Owns its stream. The loop's thread.
+#ifndef PENSTOCK_TESTS_TESTING_RAW_PEER_H_
+#define PENSTOCK_TESTS_TESTING_RAW_PEER_H_
+
+#include <penstock/export.h>
+#include <penstock/loop.h>
+#include <penstock/stream.h>
+
+#include <array>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "rdma/control_codec.h"
+#include "rdma/message_header.h"
+#include "rdma/ready_gate.h"
+#include "testing/gate_kit.h"
+
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+
+class RawPeer {
+ public:
+  // What is answered to HELLO.
+  using Answer = std::function<GateOffer(const ControlHello& hello)>;
+
+  RawPeer(StreamPtr stream, GateOffer offer)
+      : RawPeer(std::move(stream), [offer](const ControlHello&) { return offer; }) {}
+  RawPeer(StreamPtr stream, Answer answer)
+      : stream_(std::move(stream)), gate_(Options(), 0), answer_(std::move(answer)) {
+    Read();
+  }
+
+  bool open() const { return gate_.state() == GateState::kOpen; }
+  uint32_t tag() const { return gate_.data_tag(); }
+  bool ended() const { return ended_; }
+  void Send(std::string_view bytes) { stream_->Write(*stream_->loop().pool().Copy(bytes)); }
+  void SendData(const MessageHeader& header, std::string_view body) {
+    std::array<char, kMessageHeaderSize> bytes;
+    EncodeMessageHeader(header, bytes);
+    Send(ControlDataHeader(bytes.size() + body.size()) + std::string(bytes.data(), bytes.size()) +
+         std::string(body));
+  }
+  // The last message of this kind.
+  template <class Message>
+  const Message* Last() const {
+    for (auto at = messages_.rbegin(); at != messages_.rend(); ++at) {
+      if (const auto* found = std::get_if<Message>(&*at)) return found;
+    }
+    return nullptr;
+  }
+  const std::vector<MessageHeader>& data() const { return data_; }
+
+ private:
+  static GateOptions Options() {
+    GateOptions options = GateOptionsFor(GateRole::kPassive);
+    options.features = kFeatureReady | kFeatureFallback | kFeatureOneSided;
+    return options;
+  }
+
+  void Read() {
+    stream_->ReadReady([this](absl::StatusOr<Buffer> bytes) {
+      if (!bytes.ok()) {
+        ended_ = true;
+        return;
+      }
+      received_ += bytes->view();
+      TakeFrames();
+      Read();
+    });
+  }
+  void TakeFrames() {
+    while (received_.size() >= kControlHeaderSize) {
+      const ControlHeader header = *DecodeControlHeader(received_);
+      const size_t size = kControlHeaderSize + header.body_size;
+      if (received_.size() < size) return;
+      const std::string frame = received_.substr(0, size);
+      received_.erase(0, size);
+      const std::string_view body = std::string_view(frame).substr(kControlHeaderSize);
+      if (header.type == ControlType::kData) {
+        data_.push_back(*DecodeMessageHeader(body));
+        continue;
+      }
+      messages_.push_back(*DecodeControl(header, body));
+      if (const auto* hello = std::get_if<ControlHello>(&messages_.back())) {
+        gate_.OnHello(0, *hello, frame);
+        gate_.OnLanesUp(0, gate_.self().attempt, answer_(*hello));
+        Send(gate_.TakeOutgoing());
+      } else if (const auto* ready = std::get_if<ControlReady>(&messages_.back())) {
+        gate_.OnReady(*ready);
+      }
+    }
+  }
+
+  StreamPtr stream_;
+  ReadyGate gate_;
+  const Answer answer_;
+  std::string received_;
+  std::vector<ControlMessage> messages_;
+  std::vector<MessageHeader> data_;
+  bool ended_ = false;
+};
+
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
+
+#endif  // PENSTOCK_TESTS_TESTING_RAW_PEER_H_
