@@ -14,6 +14,8 @@ namespace {
 constexpr uint64_t kReadsMin = 200;
 // A canary that makes others wait this much longer is ill.
 constexpr absl::Duration kDelayMax = absl::Milliseconds(20);
+// Ticks that what a read cost before a trial is the average of.
+constexpr int kTicksKept = 8;
 
 std::string Name(EngineKind kind) { return std::string(EngineKindName(kind)); }
 
@@ -64,20 +66,12 @@ EngineController::Action EngineController::Tick(const LoadSample& sample) {
   return {};
 }
 
-std::string EngineController::Wanted(const LoadSample& sample) {
+bool EngineController::Speaks(const LoadSample& sample) const {
+  // Without a stream there is nobody to try with, whatever has just gone did.
+  if (sample.reads < kReadsMin || sample.open == 0) return false;
   const double batch = ReadsOfTurn(sample);
-  if (engine_ == EngineKind::kEpoll) {
-    if (sample.reads < kReadsMin || sample.bytes / sample.reads > options_.large_read) {
-      speaks_ = 0;
-      return "";
-    }
-    if (batch >= options_.up_at_once) return absl::StrFormat("%.1f reads a turn", batch);
-    speaks_ = batch >= options_.up ? speaks_ + 1 : 0;
-  } else {
-    speaks_ = sample.reads >= kReadsMin && batch <= options_.down ? speaks_ + 1 : 0;
-  }
-  if (speaks_ < options_.sustain) return "";
-  return absl::StrFormat("%.1f reads a turn for %d ticks", batch, speaks_);
+  if (engine_ == EngineKind::kUring) return batch <= options_.down;
+  return batch >= options_.up && sample.bytes / sample.reads <= options_.large_read;
 }
 
 bool EngineController::MayTry() {
@@ -86,20 +80,30 @@ bool EngineController::MayTry() {
 }
 
 EngineController::Action EngineController::Watch(const LoadSample& sample) {
-  if (sample.reads >= kReadsMin) {
-    const double ns = NsOfRead(sample.cpu, sample.reads);
-    before_ns_ = before_ns_ == 0 ? ns : (before_ns_ + ns) / 2;
-    delay_before_ = sample.delay;
+  if (sample.reads >= kReadsMin) delay_before_ = sample.delay;
+  if (!Speaks(sample)) {
+    Forget();
+    return {};
   }
-  const std::string why = Wanted(sample);
-  if (why.empty() || !MayTry()) return {};
-  before_ns_ = NsOfRead(sample.cpu, sample.reads);
+  if (++speaks_ > kTicksKept) {
+    before_reads_ -= before_reads_ / kTicksKept;
+    before_cpu_ -= before_cpu_ / kTicksKept;
+  }
+  before_reads_ += sample.reads;
+  before_cpu_ += sample.cpu;
+  const double batch = ReadsOfTurn(sample);
+  const bool at_once = engine_ == EngineKind::kEpoll && batch >= options_.up_at_once;
+  if ((speaks_ < options_.sustain && !at_once) || !MayTry()) return {};
+  before_ns_ = NsOfRead(before_cpu_, before_reads_);
+  open_before_ = sample.open;
   const auto part = static_cast<uint64_t>(static_cast<double>(sample.open) * options_.canary_part);
   const uint64_t streams = std::max<uint64_t>({part, options_.canary_min, 1});
-  Note(absl::StrFormat("%s: %s, %.0f ns of CPU each: %s may do better, %d of %d streams go first",
-                       Name(engine_), why, before_ns_, Name(other()),
-                       std::min(streams, sample.open), sample.open));
-  speaks_ = 0;
+  Note(absl::StrFormat(
+      "%s: %.1f reads a turn for %d ticks, %.0f ns of CPU each: %s may do better, %d of %d streams "
+      "go first",
+      Name(engine_), batch, speaks_, before_ns_, Name(other()), std::min(streams, sample.open),
+      sample.open));
+  Forget();
   Apply(AdaptEvent::kWant);
   return {other(), streams};
 }
@@ -124,6 +128,10 @@ EngineController::Action EngineController::Trial(const LoadSample& sample) {
   trial_cpu_ += sample.cpu;
   if (measured_ < options_.trial) return {};
   if (trial_reads_ < kReadsMin) return GoBack("too few reads to tell");
+  if (sample.open > 2 * open_before_ || sample.open < open_before_ / 2) {
+    return GoBack(
+        absl::StrCat("the load is another, ", sample.open, " streams instead of ", open_before_));
+  }
   const double ns = NsOfRead(trial_cpu_, trial_reads_);
   const double gain = 1 - ns / before_ns_;
   const std::string found =
@@ -132,7 +140,6 @@ EngineController::Action EngineController::Trial(const LoadSample& sample) {
   if (gain < options_.gain) return GoBack(found);
   Apply(AdaptEvent::kWell);
   engine_ = other();
-  before_ns_ = ns;
   Rest(false);
   Note(absl::StrCat(Name(engine_), " stays: ", found));
   return {};
@@ -155,7 +162,13 @@ EngineController::Action EngineController::SwitchAll(EngineKind to) {
 void EngineController::Rest(bool failed) {
   rest_until_ = now_ + dwell_;
   dwell_ = failed ? std::min(dwell_ * 2, options_.dwell_max) : options_.dwell;
+  Forget();
+}
+
+void EngineController::Forget() {
   speaks_ = 0;
+  before_reads_ = 0;
+  before_cpu_ = absl::ZeroDuration();
 }
 
 void EngineController::Note(const std::string& line) {

@@ -80,12 +80,13 @@ class EngineController {
   Action Watch(const LoadSample& sample);
   Action Canary(const LoadSample& sample);
   Action Trial(const LoadSample& sample);
-  // Why the load speaks for the other engine; empty when it does not.
-  std::string Wanted(const LoadSample& sample);
+  // Whether the load speaks for the other engine.
+  bool Speaks(const LoadSample& sample) const;
   bool MayTry();
   Action SwitchAll(EngineKind to);
   Action GoBack(const std::string& why);
   void Rest(bool failed);
+  void Forget();
   void Note(const std::string& line);
 
   const AdaptiveOptions options_;
@@ -94,9 +95,13 @@ class EngineController {
   absl::Duration now_;  // since the controller was made
   absl::Duration rest_until_;
   absl::Duration dwell_;
-  int speaks_ = 0;        // ticks in a row in which the load spoke for the other engine
-  double before_ns_ = 0;  // CPU time for a read, on the engine that serves, lately
+  int speaks_ = 0;  // ticks in a row in which the load spoke for the other engine
+  // In these ticks, the latest of them: what a read costs on the engine that serves.
+  uint64_t before_reads_ = 0;
+  absl::Duration before_cpu_;
   absl::Duration delay_before_;
+  double before_ns_ = 0;  // of a read, when the trial began
+  uint64_t open_before_ = 0;
   int measured_ = 0;  // ticks of the trial; the first is not counted
   uint64_t trial_reads_ = 0;
   absl::Duration trial_cpu_;

@@ -13,8 +13,12 @@ PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 namespace {
 
-// Moves begun in one turn, some 200 us of it: those that begin together wait for one another.
+// Moves begun in one turn, some 200 us of it: those that begin together wait for one another. And,
+// of a switch, moves under way: of what is cancelled the kernel tells some 20 in a turn only
+// (IO_LOCAL_TW_DEFAULT_MAX, Linux 6.13), so that the rest would wait the longer the more there are.
 constexpr int kSweepSlice = 64;
+// Turns that a switch waits for those to end: the kernel may take its time over some.
+constexpr int kTurnsWaited = 64;
 
 }  // namespace
 
@@ -46,6 +50,14 @@ class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
     });
   }
   void Forget() { sweep_ = nullptr; }
+  // How many connections to look at in this turn.
+  int Slice() {
+    const uint64_t under_way = under_way_.load(std::memory_order_relaxed) - 1;
+    const bool full = !leaves_loop_ && under_way >= kSweepSlice;
+    if (full && ++turns_waited_ < kTurnsWaited) return 0;
+    turns_waited_ = 0;
+    return leaves_loop_ || full ? kSweepSlice : kSweepSlice - static_cast<int>(under_way);
+  }
   MoveCount count() const {
     return {moved_.load(std::memory_order_relaxed), failed_.load(std::memory_order_relaxed)};
   }
@@ -69,6 +81,7 @@ class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
   LoopCore& core_;    // for tasks of loop_
   const LoopHandle loop_;
   const bool leaves_loop_;
+  int turns_waited_ = 0;
   std::atomic<uint64_t> under_way_{1};
   std::atomic<uint64_t> moved_{0};
   std::atomic<uint64_t> failed_{0};
@@ -121,7 +134,8 @@ bool MoveSweep::Concerns(const Connection& connection) const {
 }
 
 void MoveSweep::Run() {
-  for (int i = 0; i < kSweepSlice && next_ != nullptr; ++i) {
+  const int slice = tally_->Slice();
+  for (int i = 0; i < slice && next_ != nullptr; ++i) {
     Connection& connection = *std::exchange(next_, next_->next());
     if (!Concerns(connection)) continue;
     if (left_-- == 0) {

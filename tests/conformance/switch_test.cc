@@ -12,6 +12,8 @@
 
 #include <gtest/gtest.h>
 
+#include "engine/connection.h"
+#include "engine/loop_core.h"
 #include "testing/harness.h"
 #include "testing/pattern.h"
 
@@ -383,6 +385,34 @@ TEST_P(SwitchTest, AllOfALoopButThePinnedOnes) {
   if (environment().has_kernel()) {
     const uint64_t idle = loop().Snapshot().pool.live;
     EXPECT_EQ(idle, 0u) << "idle streams hold bytes after a move (I1)";
+  }
+}
+
+// Those that are between two engines wait for one another: however many there are, few are at once.
+TEST_P(SwitchTest, AFewAtATime) {
+  if (!environment().has_kernel()) GTEST_SKIP() << "a simulated kernel may take many turns";
+  std::vector<StreamPair> pairs;
+  std::vector<Fate> reads(400);
+  for (Fate& read : reads) {
+    pairs.push_back(Pair());
+    pairs.back().server->ReadReady(read.OnRead());
+  }
+  Settle();
+  for (int i = 0; i < 2; ++i) {
+    bool done = false;
+    int most = 0;
+    ASSERT_TRUE(
+        SwitchAll(loop(), Other(*pairs.front().server), [&](MoveCount) { done = true; }).ok());
+    ASSERT_TRUE(Drive([&] {
+      int moving = 0;
+      for (const Connection* c = loop().core().connections(); c != nullptr; c = c->next()) {
+        if (c->moving()) ++moving;
+      }
+      most = std::max(most, moving);
+      return done;
+    }));
+    EXPECT_GT(most, 0);
+    EXPECT_LE(most, 64);
   }
 }
 

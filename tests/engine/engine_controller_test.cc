@@ -180,6 +180,47 @@ TEST_F(EngineControllerTest, ALoadThatVanishesProvesNothing) {
   EXPECT_TRUE(Traced(c, "too few reads"));
 }
 
+TEST_F(EngineControllerTest, WithoutAStreamNothingIsTried) {
+  EngineController c = Make(EngineKind::kEpoll);
+  LoadSample gone = Load(100, 1000);  // all have closed at the end of the tick
+  gone.open = 0;
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(None(c.Tick(gone)));
+}
+
+TEST_F(EngineControllerTest, ATrialWhoseLoadBecomesAnotherProvesNothing) {
+  for (const uint64_t open : {400, 2500}) {
+    EngineController c = Make(EngineKind::kEpoll);
+    c.Tick(Load(100, 1000));
+    c.Tick(Load(100, 1000));
+    LoadSample other = Load(100, 500);
+    other.open = open;
+    for (int i = 0; i < 4 && c.state() == AdaptState::kTrial; ++i) c.Tick(other);
+    EXPECT_EQ(c.engine(), EngineKind::kEpoll);
+    EXPECT_TRUE(Traced(c, "the load is another"));
+  }
+}
+
+// One tick of the noise that a shared machine makes would decide a trial by chance.
+TEST_F(EngineControllerTest, WhatAReadCostBeforeIsAnAverage) {
+  options_.sustain = 4;
+  EngineController c = Make(EngineKind::kEpoll);
+  for (const double ns : {1000., 1000., 1000.}) ASSERT_TRUE(None(c.Tick(Load(20, ns))));
+  RunTrial(c, 20, /*before=*/1400, /*after=*/1080);
+  EXPECT_TRUE(Traced(c, "1100 ns of CPU each"));
+  EXPECT_TRUE(Traced(c, "back to epoll: 1080 ns of CPU a read, 1.8 % less"));
+}
+
+TEST_F(EngineControllerTest, WhatAReadCostLongAgoIsForgotten) {
+  options_.dwell = options_.dwell_max = absl::Seconds(100);
+  options_.switches_max = 100;
+  EngineController c = Make(EngineKind::kEpoll);
+  RunTrial(c, 20 * 5, 3000, 3000);
+  for (int i = 0; i < 50; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 3000))));
+  for (int i = 0; i < 49; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 1000))));
+  ASSERT_FALSE(None(c.Tick(Load(100, 1000))));
+  EXPECT_TRUE(Traced(c, " 100 ticks, 100")) << c.trace().back();
+}
+
 TEST_F(EngineControllerTest, TheTraceIsBounded) {
   options_.trace_max = 5;
   options_.dwell = absl::ZeroDuration();
