@@ -99,8 +99,8 @@ class SimHost final : public FakeHost {
   SimWorld& world_;
 };
 
-// What is due within a millisecond happens in the loop's next turn, in order. Must be destroyed
-// before the loop.
+// What is due within a millisecond happens in the loop's next turn, in order. Must be destroyed, or
+// stopped, before the loop.
 class LoopHost final : public FakeHost {
  public:
   explicit LoopHost(Loop& loop) : loop_(loop), timer_(loop) {}
@@ -110,6 +110,11 @@ class LoopHost final : public FakeHost {
   void CloseFd(int fd) override;
   void RaiseFd(int fd) override;
   void ClearFd(int fd) override;
+  // Nothing happens any more.
+  void Stop() {
+    posted_ = true;
+    timer_.Cancel();
+  }
 
  private:
   void Plan();

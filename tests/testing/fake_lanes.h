@@ -1,7 +1,7 @@
 // FakeLanes: simulated RDMA devices for endpoints on a harness's loop, real or simulated.
 //
-// Owns the fabric and keeps one device open per loop, for endpoints of both sides. Made before
-// endpoints, and gone before the loop. One thread.
+// Owns the fabric and one device, open for endpoints of both sides. Made before endpoints, and
+// gone, or stopped, before the loop. One thread.
 #ifndef PENSTOCK_TESTS_TESTING_FAKE_LANES_H_
 #define PENSTOCK_TESTS_TESTING_FAKE_LANES_H_
 
@@ -36,6 +36,10 @@ class FakeLanes {
     for (const std::string& what : fabric_->violations()) ADD_FAILURE() << what;
   }
 
+  // The loop is going.
+  void Stop() {
+    if (auto* const host = dynamic_cast<testing::LoopHost*>(host_.get())) host->Stop();
+  }
   testing::FakeFabric& fabric() { return *fabric_; }
   const std::shared_ptr<RdmaDevice>& device() { return device_; }
   std::shared_ptr<RdmaDevice> NewDevice(const RdmaDeviceOptions& options) {

@@ -1,6 +1,8 @@
-// Environments whose streams are AsStream of RDMA endpoints, over streams of some of the others.
+// Environments whose streams are AsStream of RDMA endpoints, over streams of some of the others,
+// and over simulated devices as well.
 #include <penstock/rdma.h>
 
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -9,20 +11,39 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "engine/deferred.h"
+#include "engine/loop_core.h"
 #include "rdma/message_header.h"
 #include "testing/environment.h"
+#include "testing/fake_lanes.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 namespace {
 
+// The devices of one loop, which the test may end at any time.
+struct LoopLanes : Deferred {
+  LoopLanes(Environment& environment, Loop& loop, const RdmaDeviceOptions& options)
+      : Deferred([](Deferred* node) { static_cast<LoopLanes*>(node)->lanes.Stop(); }),
+        lanes(environment, loop, options) {
+    loop.core().AtEnd(*this);
+  }
+  FakeLanes lanes;
+};
+
 class RdmaEnvironment final : public Environment {
  public:
-  explicit RdmaEnvironment(std::unique_ptr<Environment> below) : below_(std::move(below)) {}
+  RdmaEnvironment(std::unique_ptr<Environment> below, bool with_device)
+      : below_(std::move(below)), with_device_(with_device) {}
 
   std::string missing() override { return below_->missing(); }
   absl::StatusOr<std::unique_ptr<Loop>> NewLoop(LoopOptions options) override {
-    return below_->NewLoop(std::move(options));
+    absl::StatusOr<std::unique_ptr<Loop>> loop = below_->NewLoop(std::move(options));
+    if (!with_device_ || !loop.ok()) return loop;
+    RdmaDeviceOptions device;
+    device.receives = 512;
+    lanes_[loop->get()] = std::make_unique<LoopLanes>(*below_, **loop, device);
+    return loop;
   }
   SocketAddress NewAddress() override { return below_->NewAddress(); }
   EngineKind listen_engine() const override { return below_->listen_engine(); }
@@ -38,6 +59,7 @@ class RdmaEnvironment final : public Environment {
     options.send_queue_high = bounds.high;
     options.send_queue_max = bounds.max;
     RdmaOptions rdma;
+    if (with_device_) rdma.device = lanes_[&stream->loop()]->lanes.device();
     // A simulated clock goes on to the next timer when nothing else is left to do.
     rdma.ping_interval = absl::InfiniteDuration();
     // Less than the megabyte that tests write to see a stream fill up, and more than the ten writes
@@ -56,6 +78,8 @@ class RdmaEnvironment final : public Environment {
 
  private:
   std::unique_ptr<Environment> below_;
+  const bool with_device_;
+  std::map<const Loop*, std::unique_ptr<LoopLanes>> lanes_;
 };
 
 }  // namespace
@@ -66,8 +90,12 @@ std::vector<EnvironmentCase> RdmaStreamEnvironments() {
     for (std::string_view name :
          {"EpollIpv4", "UringIpv4", "SimulatedReadiness", "SimulatedCompletion"}) {
       if (which.name != name) continue;
-      cases.push_back({absl::StrCat(which.name, "Rdma"),
-                       [make = which.make] { return std::make_unique<RdmaEnvironment>(make()); }});
+      for (const bool with_device : {false, true}) {
+        cases.push_back({absl::StrCat(which.name, with_device ? "RdmaLanes" : "Rdma"),
+                         [make = which.make, with_device] {
+                           return std::make_unique<RdmaEnvironment>(make(), with_device);
+                         }});
+      }
     }
   }
   return cases;
