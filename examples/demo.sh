@@ -49,7 +49,7 @@ if ! {
   # A tree that was configured before, with its tests perhaps, is taken as it is.
   { [ -f "$build/build.ninja" ] ||
       (cd "$tree" && cmake --preset release -B "$build" -DPENSTOCK_TESTS=OFF -DPENSTOCK_BENCH=OFF); } &&
-    cmake --build "$build" -j "$(nproc)" --target echo_server echo_client bulk_transfer live_migration
+    cmake --build "$build" -j "$(nproc)" --target penstock_examples
 } > "$log" 2>&1; then
   tail -30 "$log" >&2
   echo "examples/demo.sh: the build failed, see $log" >&2

@@ -402,6 +402,7 @@ class AcceptQueue {
   detail::AcceptWait Accept(CancelToken token = CancelToken()) {
     return detail::AcceptWait(*this, std::move(token));
   }
+  // Pause and Resume are the queue's own to call.
   Listener& listener() { return *listener_; }
 
  private:

@@ -36,9 +36,9 @@ constexpr size_t kUnreadBlocks = 64 * 1024;
 constexpr uint32_t kReceiveStart = 16 * 1024;
 
 uint32_t DeadlineMs(absl::Duration after) {
-  if (after == absl::InfiniteDuration()) return UINT32_MAX;
+  // Never early: what does not fit, seven weeks, is never.
   const int64_t ms = absl::ToInt64Milliseconds(absl::Ceil(after, absl::Milliseconds(1)));
-  return static_cast<uint32_t>(std::clamp<int64_t>(ms, 0, UINT32_MAX - 1));
+  return static_cast<uint32_t>(std::clamp<int64_t>(ms, 0, UINT32_MAX));
 }
 
 }  // namespace

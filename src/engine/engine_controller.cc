@@ -160,8 +160,9 @@ EngineController::Action EngineController::SwitchAll(EngineKind to) {
 }
 
 void EngineController::Rest(bool failed) {
+  if (!failed) dwell_ = options_.dwell;
   rest_until_ = now_ + dwell_;
-  dwell_ = failed ? std::min(dwell_ * 2, options_.dwell_max) : options_.dwell;
+  if (failed) dwell_ = std::min(dwell_ * 2, options_.dwell_max);
   Forget();
 }
 

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "base/error.h"
@@ -23,7 +24,8 @@ BufferRing::~BufferRing() {
   if (ring_ != nullptr) sys_.Unmap(ring_, RingBytes(entries_));
 }
 
-absl::Status BufferRing::Register(io_uring* ring, uint32_t entries, size_t bytes_max) {
+absl::Status BufferRing::Register(io_uring* ring, uint32_t most, size_t bytes_max) {
+  const uint32_t entries = std::bit_ceil(most);  // as the kernel asks; see io_uring_register(2)
   int error = 0;
   void* const memory = sys_.Map(RingBytes(entries), 0, &error);
   if (memory == nullptr) return ErrnoStatus(-error, "map a buffer ring", nullptr);
@@ -38,7 +40,7 @@ absl::Status BufferRing::Register(io_uring* ring, uint32_t entries, size_t bytes
   ring_ = static_cast<io_uring_buf_ring*>(memory);
   entries_ = entries;
   io_uring_buf_ring_init(ring_);
-  most_ = static_cast<uint32_t>(std::min<size_t>(entries, bytes_max / kBufferSize));
+  most_ = static_cast<uint32_t>(std::min<size_t>(most, bytes_max / kBufferSize));
   wanted_ = std::min(kStart, most_);
   lent_.resize(entries);
   free_ids_.reserve(entries);

@@ -37,7 +37,7 @@ class BufferRing {
 
   // A ring of up to `entries` buffers (a power of two, at most 32768) and `bytes_max` bytes, none
   // yet. The io_uring must be gone, or never have used it, when this is destroyed.
-  absl::Status Register(io_uring* ring, uint32_t entries, size_t bytes_max);
+  absl::Status Register(io_uring* ring, uint32_t most, size_t bytes_max);
 
   // Buffers the kernel has.
   uint32_t lent() const { return in_kernel_; }

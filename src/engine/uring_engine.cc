@@ -4,7 +4,6 @@
 #include <sys/socket.h>
 
 #include <algorithm>
-#include <bit>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -68,8 +67,7 @@ absl::Status UringEngine::Start() {
   made_ = true;
   if (!features_.multishot_receive) return absl::OkStatus();
   const uint32_t most = std::clamp<uint32_t>(loop_.options().ring_buffers_max, 8, 32768);
-  return buffers_.Register(&ring_, std::bit_ceil(most),
-                           loop_.pool().core().options().bytes_max / kRingShare);
+  return buffers_.Register(&ring_, most, loop_.pool().core().options().bytes_max / kRingShare);
 }
 
 UringEngine::~UringEngine() { ReleaseAll(); }

@@ -266,6 +266,10 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     retry_timer_.Cancel();
     if (reasons_ != 0) core_->counters().listeners_paused.Sub(1);
     core_->counters().listeners.Sub(1);
+    // While the socket still listens: once it does not, the file may be a successor's.
+    if (address_.family() == AF_UNIX && options_.unlink_path && !address_.path().starts_with('@')) {
+      core_->sys().Unlink(std::string(address_.path()).c_str());
+    }
     if (hold_ == Hold::kNone) {
       engine->CloseSocket(fd, false);
     } else {
@@ -273,9 +277,6 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     }
     fd = -1;
     while (!parked_.empty()) engine->CloseSocket(parked_.pop().fd, true);
-    if (address_.family() == AF_UNIX && options_.unlink_path && !address_.path().starts_with('@')) {
-      core_->sys().Unlink(std::string(address_.path()).c_str());
-    }
   }
 
   // Who has the socket: its engine; the same, but letting go of it; or nobody.

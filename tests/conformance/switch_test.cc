@@ -56,6 +56,11 @@ TEST_P(SwitchTest, TheStreamGoesOnOnTheOtherEngineAndComesBack) {
     SwitchNow(*pair.server);
     Exchange(*pair.client, *pair.server, "to the one that moved");
     Exchange(*pair.server, *pair.client, "and from it");
+    if (i == 0) {
+      const bool uring = pair.server->stats().engine == EngineKind::kUring;
+      EXPECT_EQ(loop().Snapshot().switches_to_uring, uring ? 1u : 0u);
+      EXPECT_EQ(loop().Snapshot().switches_to_epoll, uring ? 0u : 1u);
+    }
   }
   const LoopSnapshot now = loop().Snapshot();
   EXPECT_EQ(now.moves_refused, 0u);

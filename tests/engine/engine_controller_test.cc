@@ -132,6 +132,19 @@ TEST_F(EngineControllerTest, EachTrialThatFailsDoublesTheRest) {
   }
 }
 
+TEST_F(EngineControllerTest, ATrialThatIsKeptRestsOnceWhateverFailedBefore) {
+  options_.switches_max = 1 << 20;
+  EngineController c = Make(EngineKind::kEpoll);
+  for (const int64_t rest : {30, 60, 120}) {
+    RunTrial(c, 100, 1000, 1000);
+    for (int64_t i = 1; i < rest; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 1000)))) << i;
+  }
+  RunTrial(c, 100, 1000, 900);
+  ASSERT_EQ(c.engine(), EngineKind::kUring);
+  for (int i = 1; i < 30; ++i) ASSERT_TRUE(None(c.Tick(Load(1, 900)))) << i;
+  RunTrial(c, 1, 900, 900);
+}
+
 TEST_F(EngineControllerTest, FewerThanFourSwitchesInFiveMinutesOfOscillation) {
   options_.dwell = absl::ZeroDuration();
   EngineController c = Make(EngineKind::kEpoll);
