@@ -4,9 +4,9 @@
 // loop delivers: many at once are what io_uring is good at, few are what epoll is good at. When
 // that speaks for the other engine for some ticks it tries: a few streams first, then all of them
 // for some ticks, and compares the thread's CPU time for each read with what it was before, on
-// average over the ticks that led to the trial. It keeps the other engine only for a gain;
-// otherwise it goes back, and waits twice as long before it tries again. Faults of an engine, which
-// no peer causes, end a trial at once.
+// average over the ticks that led to the trial. It keeps the other engine only for a gain, and only
+// when no tick of the trial was worse than the best before; otherwise it goes back, and waits twice
+// as long before it tries again. Faults of an engine, which no peer causes, end a trial at once.
 //
 // Streams of StreamOptions::pinned_engine stay where they are. Every decision is a line in trace().
 #ifndef PENSTOCK_ADAPTIVE_H_

@@ -15,7 +15,7 @@ constexpr uint64_t kReadsMin = 200;
 // A canary that makes others wait this much longer is ill.
 constexpr absl::Duration kDelayMax = absl::Milliseconds(20);
 // Ticks that what a read cost before a trial is the average of.
-constexpr int kTicksKept = 8;
+constexpr size_t kTicksKept = 8;
 
 std::string Name(EngineKind kind) { return std::string(EngineKindName(kind)); }
 
@@ -85,16 +85,19 @@ EngineController::Action EngineController::Watch(const LoadSample& sample) {
     Forget();
     return {};
   }
-  if (++speaks_ > kTicksKept) {
+  if (++speaks_ > static_cast<int>(kTicksKept)) {
     before_reads_ -= before_reads_ / kTicksKept;
     before_cpu_ -= before_cpu_ / kTicksKept;
   }
   before_reads_ += sample.reads;
   before_cpu_ += sample.cpu;
+  before_each_.push_back(NsOfRead(sample.cpu, sample.reads));
+  if (before_each_.size() > kTicksKept) before_each_.pop_front();
   const double batch = ReadsOfTurn(sample);
   const bool at_once = engine_ == EngineKind::kEpoll && batch >= options_.up_at_once;
   if ((speaks_ < options_.sustain && !at_once) || !MayTry()) return {};
   before_ns_ = NsOfRead(before_cpu_, before_reads_);
+  before_best_ns_ = *std::min_element(before_each_.begin(), before_each_.end());
   open_before_ = sample.open;
   const auto part = static_cast<uint64_t>(static_cast<double>(sample.open) * options_.canary_part);
   const uint64_t streams = std::max<uint64_t>({part, options_.canary_min, 1});
@@ -117,6 +120,7 @@ EngineController::Action EngineController::Canary(const LoadSample& sample) {
   measured_ = -1;
   trial_reads_ = 0;
   trial_cpu_ = absl::ZeroDuration();
+  trial_worst_ns_ = 0;
   Note(absl::StrCat(Name(other()), " serves some well: all ", sample.open, " streams follow"));
   return SwitchAll(other());
 }
@@ -126,6 +130,7 @@ EngineController::Action EngineController::Trial(const LoadSample& sample) {
   if (++measured_ == 0) return {};  // streams moved in this one
   trial_reads_ += sample.reads;
   trial_cpu_ += sample.cpu;
+  trial_worst_ns_ = std::max(trial_worst_ns_, NsOfRead(sample.cpu, sample.reads));
   if (measured_ < options_.trial) return {};
   if (trial_reads_ < kReadsMin) return GoBack("too few reads to tell");
   if (sample.open > 2 * open_before_ || sample.open < open_before_ / 2) {
@@ -138,6 +143,9 @@ EngineController::Action EngineController::Trial(const LoadSample& sample) {
       absl::StrFormat("%.0f ns of CPU a read, %.1f %% %s", ns, 100 * std::max(gain, -gain),
                       gain >= 0 ? "less" : "more");
   if (gain < options_.gain) return GoBack(found);
+  // Ticks that differ by more than the engines do tell nothing about those.
+  if (trial_worst_ns_ > before_best_ns_)
+    return GoBack(absl::StrCat(found, ", but not in every tick"));
   Apply(AdaptEvent::kWell);
   engine_ = other();
   Rest(false);
@@ -170,6 +178,7 @@ void EngineController::Forget() {
   speaks_ = 0;
   before_reads_ = 0;
   before_cpu_ = absl::ZeroDuration();
+  before_each_.clear();
 }
 
 void EngineController::Note(const std::string& line) {

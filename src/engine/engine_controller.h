@@ -99,11 +99,15 @@ class EngineController {
   // In these ticks, the latest of them: what a read costs on the engine that serves.
   uint64_t before_reads_ = 0;
   absl::Duration before_cpu_;
+  std::deque<double> before_each_;  // ns
   absl::Duration delay_before_;
-  double before_ns_ = 0;  // of a read, when the trial began
+  // When the trial began: of a read on average, and in the best of these ticks.
+  double before_ns_ = 0;
+  double before_best_ns_ = 0;
   uint64_t open_before_ = 0;
   int measured_ = 0;  // ticks of the trial; the first is not counted
   uint64_t trial_reads_ = 0;
+  double trial_worst_ns_ = 0;
   absl::Duration trial_cpu_;
   std::deque<absl::Duration> swept_at_;  // in the window
   uint64_t switches_ = 0;
