@@ -481,7 +481,9 @@ class RunnersTest(unittest.TestCase):
                                       "--rounds=2", "--duration=0.05", "--warmup=0.01",
                                       "--retries=0")
         except servers.BenchError as error:
-            # Both engines are needed, and the server says so.
+            # Both engines are needed, and the server says so instead of an address.
+            if "ended without output" not in str(error):
+                raise
             self.skipTest(f"http_hello --adaptive: {error}")
         self.assertEqual(status, 0, out)
         with open(path, encoding="utf-8") as file:
