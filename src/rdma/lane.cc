@@ -16,6 +16,8 @@ namespace internal {
 namespace {
 
 constexpr absl::Duration kLanePause = absl::Milliseconds(5);
+// How long a lane may find no memory before others do its work.
+constexpr absl::Duration kDryMax = absl::Seconds(1);
 // One less than there may be: rdma_rxe takes that for ever.
 constexpr uint8_t kLaneRetries = 6;
 // A device that has not said by then what became of the work of a queue pair in error never will.
@@ -62,7 +64,14 @@ absl::StatusOr<std::unique_ptr<Lane>> Lane::Create(LaneHub& hub, Owner& owner, u
 
 Lane::~Lane() {
   if (gone_ != nullptr) *gone_ = true;
-  if (qp_ != nullptr) hub_.Leave(std::move(qp_), out_);
+  if (qp_ != nullptr) {
+    // Nothing has come by one that was never up.
+    const bool drained = depth_ == 0 || (ended_ && out_ == 0);
+    const LaneHub::End end = drained   ? LaneHub::End::kDrained
+                             : failed_ ? LaneHub::End::kFailed
+                                       : LaneHub::End::kWorks;
+    hub_.Leave(std::move(qp_), out_, end);
+  }
   hub_.GiveBack(grant_);
 }
 
@@ -130,8 +139,14 @@ void Lane::PostWaiting() {
   Step step = PostReads();
   while (step == Step::kPosted && !waiting_.empty()) step = PostFirst();
   if (failed_) return;
+  if (step != Step::kDry || out_ > 0) dry_since_ns_ = 0;
   if (step != Step::kDry) return retry_.Cancel();
-  // Room in the pool may come unheard.
+  // Room in the pool may come unheard; or never, where memory cannot be registered.
+  const int64_t now_ns = hub_.loop().now_ns();
+  if (dry_since_ns_ == 0) dry_since_ns_ = now_ns;
+  if (out_ == 0 && now_ns - dry_since_ns_ >= absl::ToInt64Nanoseconds(kDryMax)) {
+    return Fail(Broken("post work", "no registered memory"));
+  }
   retry_.Arm(TimerWheel::DeadlineTick(hub_.loop().now_ns(), kLanePause), [this] { GoOn(); });
 }
 
@@ -244,7 +259,7 @@ Lane::Step Lane::Post(LaneWork& work, FabricSend& send, uint64_t size, LaneSlot*
   }
   send.id = hub_.SendTag(number);
   if (const int error = qp_->PostSend(send)) {
-    hub_.FreeSlot(number);
+    hub_.ReturnSlot(number);
     if (error == -ENOMEM) return out_ > 0 ? Step::kFull : Step::kDry;
     Fail(Broken("post work", ErrnoText(-error)));
     return Step::kFailed;
@@ -390,15 +405,7 @@ void Lane::Fail(absl::Status status) {
 // Nothing says when the last message has come from the shared receives. So something is sent that
 // ends at once, after everything that came before it.
 bool Lane::PostMarker() {
-  if (out_ >= depth_ || starving_) return false;
-  const uint32_t number = hub_.TakeSlot(address_.qpn);
-  if (number == LaneHub::kNoSlot) return false;
-  FabricSend send;
-  send.id = hub_.SendTag(number);
-  if (qp_->PostSend(send) != 0) {
-    hub_.FreeSlot(number);
-    return false;
-  }
+  if (out_ >= depth_ || starving_ || !hub_.PostMarker(*qp_)) return false;
   ++out_;
   return true;
 }

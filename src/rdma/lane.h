@@ -176,7 +176,8 @@ class Lane final {
   uint32_t depth_ = 0;  // of the send queue; one of them is kept for the last of all
   uint32_t reads_out_ = 0;
   uint32_t read_depth_ = 0;
-  bool starving_ = false;  // the hub will call OnSlots
+  int64_t dry_since_ns_ = 0;  // the pool has had no room; 0: it had the last time
+  bool starving_ = false;     // the hub will call OnSlots
   bool failed_ = false;
   bool ended_ = false;
   std::unique_ptr<FabricQp> qp_;

@@ -14,8 +14,9 @@ namespace {
 
 // Queue pairs that are made to find one whose number has rested.
 constexpr size_t kNumberTries = 64;
-// A device that has not flushed a queue pair by then never will.
+// What a queue pair may take to send what is left; and then to flush, or it never will.
 constexpr absl::Duration kGraveMax = absl::Seconds(1);
+constexpr absl::Duration kRestPause = absl::Milliseconds(5);
 
 }  // namespace
 
@@ -24,7 +25,8 @@ LaneHub::LaneHub(LoopCore& loop, FabricDevice& device, const Options& options)
       device_(device),
       options_(options),
       registry_(loop.pool(), device, kFabricLocalWrite),
-      grave_timer_(loop.timers()) {}
+      grave_timer_(loop.timers()),
+      rest_timer_(loop.timers()) {}
 
 absl::StatusOr<std::unique_ptr<LaneHub>> LaneHub::Create(LoopCore& loop, FabricDevice& device,
                                                          const Options& options) {
@@ -151,7 +153,10 @@ void LaneHub::OnSendDone(uint32_t word, const FabricCompletion& completion) {
   if (const auto lane = lanes_.find(slot.qp_number); lane != lanes_.end()) {
     lane->second.lane->OnDone(std::move(slot), completion);
   } else if (const auto grave = graves_.find(slot.qp_number); grave != graves_.end()) {
-    if (--grave->second.out == 0) Destroy(std::move(graves_.extract(grave).mapped()));
+    if (--grave->second.out == 0) {
+      Grave rest = std::move(graves_.extract(grave).mapped());
+      rest.failed ? Destroy(std::move(rest)) : Drain(std::move(rest));
+    }
   }
   Feed();
 }
@@ -235,6 +240,34 @@ void LaneHub::FreeSlot(uint32_t number) {
   spare_slots_.push_back(number);
 }
 
+void LaneHub::ReturnSlot(uint32_t number) {
+  FreeSlot(number);
+  if (!starving_.empty()) ArmRest();
+}
+
+bool LaneHub::PostMarker(FabricQp& qp) {
+  const uint32_t number = TakeSlot(qp.number());
+  if (number == kNoSlot) return false;
+  FabricSend send;
+  send.id = SendTag(number);
+  if (qp.PostSend(send) == 0) return true;
+  ReturnSlot(number);
+  return false;
+}
+
+// Slots may come back without a completion.
+void LaneHub::ArmRest() {
+  rest_timer_.Arm(TimerWheel::DeadlineTick(loop_.now_ns(), kRestPause), [this] {
+    FreeRested();
+    Feed();
+    for (const auto& [number, rest] : resting_) {
+      if (!rest.slots) continue;
+      pump_->Look();
+      return ArmRest();
+    }
+  });
+}
+
 void LaneHub::Feed() {
   feeding_ = true;
   while (!starving_.empty() && HasSlot()) {
@@ -271,14 +304,28 @@ absl::StatusOr<std::unique_ptr<FabricQp>> LaneHub::NewQp(Lane& lane, uint32_t se
                                              ": every number was in use a moment ago"));
 }
 
-void LaneHub::Leave(std::unique_ptr<FabricQp> qp, uint32_t out) {
+void LaneHub::Leave(std::unique_ptr<FabricQp> qp, uint32_t out, End end) {
   const uint32_t number = qp->number();
   lanes_.erase(number);
-  Grave grave{std::move(qp), out, loop_.now_ns()};
-  if (out == 0 || !grave.qp->ToError().ok()) return Destroy(std::move(grave));
+  Grave grave{std::move(qp), out, loop_.now_ns(), end != End::kWorks};
+  if (end == End::kDrained) return Destroy(std::move(grave));
+  if (out == 0) return Drain(std::move(grave));
   graves_[number] = std::move(grave);
-  if (grave_timer_.armed()) return;
+  if (!grave_timer_.armed()) ArmGraves();
+}
+
+void LaneHub::ArmGraves() {
   grave_timer_.Arm(TimerWheel::DeadlineTick(loop_.now_ns(), kGraveMax), [this] { DestroyOld(); });
+}
+
+void LaneHub::Drain(Grave grave) {
+  if (!lost_.ok() || !grave.qp->ToError().ok()) return Destroy(std::move(grave));
+  grave.failed = true;
+  grave.since_ns = loop_.now_ns();
+  if (PostMarker(*grave.qp)) ++grave.out;
+  if (grave.out == 0) return Destroy(std::move(grave));
+  graves_[grave.qp->number()] = std::move(grave);
+  if (!grave_timer_.armed()) ArmGraves();
 }
 
 void LaneHub::Destroy(Grave grave) {
@@ -286,8 +333,10 @@ void LaneHub::Destroy(Grave grave) {
   grave.qp.reset();
   resting_[number] = {pump_->stats().empties, grave.out > 0};
   pump_->Look();
+  if (grave.out > 0) ArmRest();
 }
 
+// And those of which enough has been sent.
 void LaneHub::DestroyOld() {
   const int64_t due_ns = loop_.now_ns() - absl::ToInt64Nanoseconds(kGraveMax);
   std::vector<uint32_t> due;
@@ -295,10 +344,10 @@ void LaneHub::DestroyOld() {
     if (grave.since_ns <= due_ns) due.push_back(number);
   }
   for (const uint32_t number : due) {
-    Destroy(std::move(graves_.extract(number).mapped()));
+    Grave grave = std::move(graves_.extract(number).mapped());
+    grave.failed ? Destroy(std::move(grave)) : Drain(std::move(grave));
   }
-  if (graves_.empty()) return;
-  grave_timer_.Arm(TimerWheel::DeadlineTick(loop_.now_ns(), kGraveMax), [this] { DestroyOld(); });
+  if (!graves_.empty()) ArmGraves();
 }
 
 void LaneHub::FreeRested() {

@@ -11,10 +11,10 @@
 // posted has a slot, there are no more slots and receives than the queue has places, and a lane
 // that finds no slot waits for its turn. A slot also keeps what the device reads from or writes to.
 //
-// A lane that goes leaves its queue pair here, in the error state, until everything that was posted
-// to it has ended. Numbers of queue pairs are used again, and completions of a queue pair that was
-// destroyed may still wait in the queue. So a number is not taken again before the queue has been
-// seen empty.
+// A lane that goes leaves its queue pair here, until everything that was posted to it has ended and
+// everything that came by it has been taken. Numbers of queue pairs are used again, and completions
+// of a queue pair that was destroyed may still wait in the queue. So a number is not taken again
+// before the queue has been seen empty.
 //
 // It takes the events of the device, so it has an open device of its own.
 //
@@ -104,11 +104,19 @@ class LaneHub final : private CompletionSink {
   // A queue pair whose number no completion in the queue can have, with receives from the bank;
   // `lane` gets what comes by it until Leave.
   absl::StatusOr<std::unique_ptr<FabricQp>> NewQp(Lane& lane, uint32_t send_depth);
-  // Destroys it, later when `out` of its work requests have not ended.
-  void Leave(std::unique_ptr<FabricQp> qp, uint32_t out);
+  // How far a lane that goes has come with its own end.
+  enum class End : uint8_t { kWorks, kFailed, kDrained };
+  // Destroys it, when nothing of it can be in the completion queue any more: destroyed earlier,
+  // some devices take back what has come by the bank, which would be that much smaller from then
+  // on. `out`: work requests that have not ended.
+  void Leave(std::unique_ptr<FabricQp> qp, uint32_t out, End end);
   // kNoSlot: there is none, and the lane's OnSlots will be called when there is.
   uint32_t TakeSlot(uint32_t qp_number);
   void FreeSlot(uint32_t number);
+  // Of work that could not be posted.
+  void ReturnSlot(uint32_t number);
+  // Posts what ends at once, after everything that came before it. A queue pair in error only.
+  bool PostMarker(FabricQp& qp);
   // Until the next one is taken.
   LaneSlot& slot(uint32_t number) { return slots_[number]; }
   uint64_t SendTag(uint32_t slot) const { return CompletionPump::Tag(send_sink_.number, slot); }
@@ -136,6 +144,7 @@ class LaneHub final : private CompletionSink {
     std::unique_ptr<FabricQp> qp;
     uint32_t out = 0;
     int64_t since_ns = 0;
+    bool failed = false;  // in the error state: nothing is waited for but flushes
   };
   // Of a queue pair that is destroyed.
   struct Rest {
@@ -155,7 +164,10 @@ class LaneHub final : private CompletionSink {
   // A copy of what a receive has brought, from the heap when the pool has no room.
   Buffer CopyOf(std::string_view bytes) const;
   void Feed();
+  void Drain(Grave grave);
   void Destroy(Grave grave);
+  void ArmRest();
+  void ArmGraves();
   void DestroyOld();
   bool HasSlot() const;
   uint32_t slots_max() const { return options_.completion_depth - options_.receives; }
@@ -194,6 +206,7 @@ class LaneHub final : private CompletionSink {
   absl::flat_hash_map<uint32_t, Grave> graves_;
   absl::flat_hash_map<uint32_t, Rest> resting_;
   CallbackTimer grave_timer_;
+  CallbackTimer rest_timer_;
 };
 
 }  // namespace internal

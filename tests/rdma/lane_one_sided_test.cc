@@ -292,12 +292,78 @@ TEST_F(LaneOneSidedTest, ReadsWaitForThePool) {
     }
   }
   a_.lane->Read(1, At(0), 100000);
-  Run([&] { return false; });
+  const int64_t until_ns = world_.now_ns() + 500'000'000;
+  Run([&] { return world_.now_ns() > until_ns; });
   EXPECT_TRUE(a_.done.empty());
+  EXPECT_TRUE(a_.ends.empty());
   world_.faults().map_failure = 0;
   hog.clear();
   EXPECT_TRUE(Run([&] { return a_.done.size() == 1; }));
   EXPECT_EQ(a_.done[0].data.size(), 100000u);
+}
+
+// Others can do the work then.
+TEST_F(LaneOneSidedTest, ALaneThatNeverFindsMemoryEnds) {
+  Connect();
+  Expose();
+  const std::string foreign = LaneText(3, 70000);
+  world_.faults().map_failure = 1000;
+  std::vector<Buffer> hog;
+  for (const size_t size : {1 << 20, 1 << 16, 1 << 13}) {
+    while (Buffer buffer = pool_->TryAllocate(static_cast<size_t>(size))) {
+      hog.push_back(std::move(buffer));
+    }
+  }
+  const int64_t began_ns = world_.now_ns();
+  a_.lane->Write(1, At(0), Buffer::FromExternal(foreign.data(), foreign.size(), [] {}));
+  EXPECT_TRUE(Run([&] { return !a_.ends.empty(); }));
+  EXPECT_LT(world_.now_ns() - began_ns, 3'000'000'000);
+  EXPECT_NE(a_.ends[0].find("no registered memory"), std::string::npos) << a_.ends[0];
+  EXPECT_EQ(a_.Count(RdmaOutcome::kNeverPosted), 1u);
+}
+
+// Devices may take back what is in the completion queue when a queue pair is destroyed.
+TEST_F(LaneOneSidedTest, AQueuePairStaysUntilWhatCameByItHasBeenTaken) {
+  Connect();
+  const size_t pairs = fabric_.queue_pairs();
+  a_.lane->Send("taken by nobody", {}, 1);
+  EXPECT_TRUE(Run([&] { return fabric_.stats().packets == 2; }));
+  b_.lane.reset();
+  EXPECT_EQ(fabric_.queue_pairs(), pairs);
+  EXPECT_TRUE(Run([&] { return fabric_.queue_pairs() == pairs - 1; }));
+  EXPECT_EQ(hub_[1]->posted(), 1024u);
+}
+
+TEST_F(LaneOneSidedTest, WhatALaneHasPostedIsSentThoughItGoes) {
+  Connect();
+  for (int i = 0; i < 10; ++i) a_.lane->Send(LaneText(1, 3000), {});
+  a_.lane.reset();
+  EXPECT_TRUE(Run([&] { return b_.messages.size() == 10; }));
+}
+
+TEST_F(LaneOneSidedTest, SlotsOfALaneThatHasGoneComeBack) {
+  LaneHub::Options options;
+  options.receives = 64;
+  options.completion_depth = 64 + 2;
+  NewHub(0, options);
+  Connect();
+  fabric_.set_drop([](const auto&) { return true; });
+  a_.lane->Send("lost", {});
+  a_.lane->Send("lost", {});
+  fabric_.FailNth(FakeCall::kToError, 1, EIO);
+  a_.lane.reset();
+  LaneUser other, target;
+  other.lane = NewLane(0, other);
+  target.lane = NewLane(1, target);
+  ASSERT_TRUE(other.lane->BringUp(target.lane->address()).ok());
+  ASSERT_TRUE(target.lane->BringUp(other.lane->address()).ok());
+  other.lane->Send("waits", {}, 1);
+  EXPECT_FALSE(other.lane->HasRoom());
+  const int64_t until_ns = world_.now_ns() + 10'000'000;
+  Run([&] { return world_.now_ns() > until_ns; });
+  fabric_.set_drop([](const auto&) { return false; });
+  EXPECT_TRUE(Run([&] { return other.done.size() == 1; }));
+  EXPECT_EQ(target.messages, std::vector<std::string>{"waits"});
 }
 
 // Whichever post fails, everything ends once, and the lane with it.
