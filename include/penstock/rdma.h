@@ -84,8 +84,8 @@ struct RdmaDeviceOptions {
   uint8_t port = 1;
   // Of the address that peers reach the port by; soft RoCE and most others have IPv4 at 1.
   uint8_t gid_index = 0;
-  // Receives that are posted at all times, shared by all endpoints, and bytes of each (512 at
-  // least), which is the longest piece of a message. This much memory is pinned, and no more for
+  // Receives that are posted at all times, shared by all endpoints, and bytes of each (512 to
+  // 65,536), which is the longest piece of a message. This much memory is pinned, and no more for
   // more endpoints.
   uint32_t receives = 4096;
   uint32_t receive_size = 8192;
@@ -100,8 +100,9 @@ struct RdmaDeviceOptions {
 // may be dropped while endpoints use it, which then keep it.
 class PENSTOCK_EXPORT RdmaDevice {
  public:
-  // UNAVAILABLE when the machine has no RDMA or the port is down, NOT_FOUND for the name or the
-  // address, INVALID_ARGUMENT, or what the device says.
+  // UNAVAILABLE when the machine has no RDMA or the port is down; NOT_FOUND when it has RDMA and no
+  // device, or none of this name, or the port no such address; INVALID_ARGUMENT; or what the device
+  // says.
   static absl::StatusOr<std::shared_ptr<RdmaDevice>> Open(Loop& loop,
                                                           const RdmaDeviceOptions& options = {});
   virtual ~RdmaDevice() = default;
@@ -114,7 +115,8 @@ class PENSTOCK_EXPORT RdmaDevice {
 };
 
 struct RdmaOptions {
-  // Of the loop of the stream. Null: the stream carries the data.
+  // Of the loop of the stream. Null: the stream carries the data. What goes over the device is
+  // neither encrypted nor authenticated, whatever the stream is.
   std::shared_ptr<RdmaDevice> device;
   // From the making of the endpoint until it is open; the passive side waits `ready_deadline` at
   // most for the peer's last word. Passing it ends the endpoint with DEADLINE_EXCEEDED.

@@ -167,7 +167,10 @@ void EndpointCore::OnOpen() {
   window_.Open(terms.depth);
   // Of a side with lanes `size` is what one of its receives holds.
   if (gate_.peer_offer().lanes.empty()) piece_max_ = std::min<size_t>(terms.size, kStreamPieceMax);
-  if (carrier_ == Carrier::kLane) piece_max_ = terms.size - kMessageHeaderSize - kAccessPrefixSize;
+  if (carrier_ == Carrier::kLane) {
+    const size_t payload = terms.size - kMessageHeaderSize - kAccessPrefixSize;
+    piece_max_ = std::min(payload, kStreamPieceMax);
+  }
   peer_read_depth_ = terms.read_depth;
   for (const ControlRegion& region : regions_.All()) channel_->Send(EncodeControl(region));
   while (!open_waiters_.empty()) {
@@ -315,6 +318,8 @@ void EndpointCore::FinishClose() {
       std::move(done)(absl::OkStatus());
     });
   }
+  // What it has acknowledged on the lane may still be there: the peer hears how much it was.
+  if (carrier_ == Carrier::kLane) LeaveLane("closing", /*reply=*/false);
   // CLOSE with code 0: the peer's end is an end of stream.
   channel_->Send(EncodeControl(ControlClose{}));
   Apply(EndpointEvent::kEnd);

@@ -162,6 +162,11 @@ void EndpointCore::OnFallback(const ControlFallback& fallback) {
   carrier_ = Carrier::kStream;
   piece_max_ = kStreamPieceMax;
   window_.TellAgain();
+  status = window_.OnHeader(window_.sent() + window_.available(), lane_window_.acknowledged());
+  if (!status.ok()) {
+    return End(Explain(status.code(), "RDMA endpoint to", MessageOf(status)));
+  }
+  FinishAcknowledged();
   while (const std::optional<LaneWindow::Write> write = lane_window_.TakeDoneWrite()) {
     if (!lane_writes_.empty() && lane_writes_.front().number == write->number) {
       FinishFirst(lane_writes_);

@@ -326,6 +326,7 @@ void EndpointCore::Announce() {
 
 void EndpointCore::DrainOut() {
   if (state_ != EndpointState::kDraining || !queue_.empty()) return;
+  if (carrier_ != Carrier::kLane && !lane_window_.empty()) return;
   for (const WorkList* out :
        {&sends_out_, &writes_out_, &reads_out_, &lane_writes_, &lane_reads_}) {
     if (!out->empty()) return;

@@ -15,6 +15,7 @@ namespace {
 constexpr uint32_t kLaneSendsMax = 16 * 1024;
 constexpr uint32_t kDepthMin = 2;
 constexpr uint32_t kReceiveSizeMin = 512;
+constexpr uint32_t kReceiveSizeMax = 64 * 1024;
 
 }  // namespace
 
@@ -24,11 +25,13 @@ LaneDevice::LoopEnd::LoopEnd(LaneDevice& owner)
 
 absl::StatusOr<std::shared_ptr<RdmaDevice>> LaneDevice::Open(LoopCore& loop, Fabric& fabric,
                                                              const RdmaDeviceOptions& options) {
-  if (options.receive_size < kReceiveSizeMin || options.endpoint_receives < kDepthMin ||
+  if (options.receive_size < kReceiveSizeMin || options.receive_size > kReceiveSizeMax ||
+      options.endpoint_receives < kDepthMin ||
       uint64_t{options.endpoint_receives} + LaneWindow::kSpare > options.receives) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "open RDMA device: receives ", options.receives, " of ", options.receive_size,
-        " bytes, endpoint_receives ", options.endpoint_receives, ": not enough for an endpoint"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("open RDMA device: receives ", options.receives, " of ", options.receive_size,
+                     " bytes, endpoint_receives ", options.endpoint_receives,
+                     ": an endpoint needs 2 and 8 more, of 512 bytes to 64 KiB"));
   }
   std::string name = options.name;
   if (name.empty()) {

@@ -24,6 +24,7 @@ BufferChain ShareOf(BufferChain& chain) {
 
 void LaneWindow::Open(uint32_t depth, uint32_t peer_depth) {
   limit_ = std::min(peer_depth, CreditWindow::kDepthMax) + kSpare;
+  granted_ = depth + kSpare;
   // As many tellings as are reserved are enough for all that the peer can send without one.
   news_ = (depth + kSpare + kReserved - 1) / kReserved;
 }
@@ -52,7 +53,11 @@ absl::Status LaneWindow::OnHeader(MessageHeader& header) {
     return absl::InvalidArgumentError(absl::StrCat(news, " messages of the lane acknowledged, but ",
                                                    sent_.size(), " are on the way"));
   }
-  ++received_;
+  // It cannot know of more than what it has been told.
+  if (++received_ - told_ > granted_) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("more than ", granted_, " messages by the lane at once"));
+  }
   Acknowledge(news);
   header.received = static_cast<uint16_t>(pieces_acknowledged_);
   return absl::OkStatus();

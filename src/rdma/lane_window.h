@@ -64,8 +64,11 @@ class LaneWindow {
   // The oldest is in the peer's memory.
   void OnWriteDone() { writes_.pop(); }
   // A message that has come by the lane. Afterwards `header` counts pieces, as over a stream.
-  // InvalidArgument when the peer says what cannot be.
+  // InvalidArgument when the peer says what cannot be, or sends more than it may.
   absl::Status OnHeader(MessageHeader& header);
+
+  // Pieces of messages that the peer has, modulo 2^16.
+  uint16_t acknowledged() const { return static_cast<uint16_t>(pieces_acknowledged_); }
 
   // --- Receiving ---
   // A header with received() is on its way.
@@ -78,6 +81,7 @@ class LaneWindow {
   // --- The end of the lane ---
   // The peer has so many and takes no more by the lane. InvalidArgument when that cannot be.
   absl::Status OnFallback(uint64_t received);
+  bool empty() const { return sent_.empty(); }
   // A write that must be in the peer's memory, as the peer has a later message. Before the others.
   std::optional<Write> TakeDoneWrite();
   // Then what the peer may not have, in order: a write if it comes before the next message.
@@ -94,6 +98,7 @@ class LaneWindow {
   Fifo<Write> writes_;
   std::optional<Write> first_write_;  // looked at
   uint32_t limit_ = 0;
+  uint32_t granted_ = 0;  // receives that the peer may use
   uint32_t news_ = 1;
   uint64_t acknowledged_ = 0;
   uint32_t pieces_acknowledged_ = 0;

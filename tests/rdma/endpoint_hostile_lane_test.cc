@@ -35,7 +35,7 @@ class EndpointHostileLaneTest : public RdmaHarness, private Lane::Owner {
     RdmaHarness::TearDown();
   }
 
-  void OpenWithLane() {
+  void OpenWithLane(uint32_t size = 8192) {
     device_ = *lanes().fabric().Open("fake1");
     LaneHub::Options options;
     options.receives = 64;
@@ -44,11 +44,11 @@ class EndpointHostileLaneTest : public RdmaHarness, private Lane::Owner {
     StreamPair streams = Pair();
     endpoint_ = RdmaEndpoint::Connect(std::move(streams.client), Quiet());
     peer_ = std::make_unique<RawPeer>(
-        std::move(streams.server), [this](const ControlHello& hello) -> GateOffer {
+        std::move(streams.server), [this, size](const ControlHello& hello) -> GateOffer {
           EXPECT_EQ(hello.lanes.size(), 1u);
           EXPECT_TRUE(lane_->BringUp(hello.lanes.front(), hello.terms.read_depth).ok());
           return {.lanes = {lane_->address()},
-                  .terms = {.depth = kPeerDepth, .size = 8192, .read_depth = 2}};
+                  .terms = {.depth = kPeerDepth, .size = size, .read_depth = 2}};
         });
     ASSERT_TRUE(Open(*endpoint_).ok());
     ASSERT_TRUE(Drive([this] { return peer_->open(); }));
@@ -144,6 +144,23 @@ TEST_P(EndpointHostileLaneTest, ASecondFallback) {
   EXPECT_EQ(*Receive(*endpoint_), "after");
   peer_->Send(EncodeControl(ControlFallback{.received = 0}));
   ExpectViolation();
+}
+
+TEST_P(EndpointHostileLaneTest, ReceivesThatNoFrameCanFill) {
+  OpenWithLane(1 << 24);
+  peer_->Send(EncodeControl(ControlFallback{.received = 0}));
+  ASSERT_TRUE(Drive([this] { return peer_->Last<ControlFallback>() != nullptr; }));
+  endpoint_->Send(Chain(std::string(300'000, 'x')));
+  ASSERT_TRUE(Drive([this] { return peer_->data().size() >= kPeerDepth; }));
+  EXPECT_EQ(peer_->data().back().type, MessageType::kMessage);
+}
+
+TEST_P(EndpointHostileLaneTest, ReceivesThatNoFrameCanFillOnALane) {
+  OpenWithLane(1 << 24);
+  endpoint_->Send(Chain(std::string(300'000, 'x')));
+  Settle();
+  peer_->Send(EncodeControl(ControlFallback{.received = 0}));
+  ASSERT_TRUE(Drive([this] { return peer_->data().size() >= kPeerDepth; }));
 }
 
 TEST_P(EndpointHostileLaneTest, MoreThanTheCreditsAllow) {

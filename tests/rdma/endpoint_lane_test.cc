@@ -22,6 +22,7 @@ namespace {
 
 using testing::FakeCall;
 using testing::FakePacket;
+using testing::FakePacketKind;
 
 class EndpointLaneTest : public RdmaHarness {
  protected:
@@ -263,6 +264,22 @@ TEST_P(EndpointBreakTest, OneSidedWorkSurvivesALinkThatBreaks) {
   }
 }
 
+// The acknowledgement is lost with the lane.
+TEST_P(EndpointBreakTest, WhatWasReceivedBeforeAnOrderlyEndIsNotInDoubt) {
+  RdmaEndpoints both = OpenEndpoints();
+  int requests = 0;
+  lanes().fabric().set_drop([&](const FakePacket& packet) {
+    return packet.kind == FakePacketKind::kRequest && ++requests > 1;
+  });
+  Fate sent, closed;
+  both.passive->Send(Chain("last"), sent.OnDone());
+  EXPECT_EQ(*Receive(*both.active), "last");
+  both.active->Close(closed.OnDone());
+  EXPECT_TRUE(Await(closed).ok()) << closed.status();
+  EXPECT_TRUE(Await(sent).ok()) << sent.status();
+  lanes().fabric().set_drop(nullptr);
+}
+
 TEST_P(EndpointLaneTest, ADeviceThatDiesLeavesTheStreamToAllItsEndpoints) {
   RdmaEndpoints first = OpenEndpoints();
   RdmaEndpoints second = OpenEndpoints();
@@ -298,7 +315,8 @@ TEST_P(EndpointLaneTest, AnIdleEndpointKeepsNothingOfWhatItSent) {
 TEST_P(EndpointLaneTest, OptionsThatLeaveNoEndpointRoomAreRefused) {
   for (const auto& [receives, size, each] :
        {std::array<uint32_t, 3>{9, 8192, 2}, std::array<uint32_t, 3>{100, 100, 2},
-        std::array<uint32_t, 3>{100, 8192, 1}, std::array<uint32_t, 3>{100, 8192, 93}}) {
+        std::array<uint32_t, 3>{100, 65537, 2}, std::array<uint32_t, 3>{100, 8192, 1},
+        std::array<uint32_t, 3>{100, 8192, 93}}) {
     RdmaDeviceOptions options;
     options.receives = receives;
     options.receive_size = size;

@@ -65,11 +65,17 @@ TEST_F(LaneWindowTest, WhatWasNotSentCannotBeAcknowledged) {
   EXPECT_TRUE(window_.OnFallback(1).ok());
 }
 
+TEST_F(LaneWindowTest, MoreThanThePeerMaySendIsRefused) {
+  for (uint32_t i = 0; i < kDepth + LaneWindow::kSpare; ++i) ASSERT_TRUE(Told(0).ok());
+  EXPECT_TRUE(absl::IsInvalidArgument(Told(0)));
+}
+
 TEST_F(LaneWindowTest, CountsGoOnBeyondTheirSixteenBits) {
   uint16_t pieces = 0;
   for (uint32_t i = 1; i <= 70'000; ++i) {
     Send(MessageType::kMessage, i);
     ASSERT_TRUE(Told(static_cast<uint16_t>(i), &pieces).ok());
+    window_.OnTold();
     ASSERT_EQ(pieces, static_cast<uint16_t>(i));
   }
   EXPECT_EQ(window_.received(), 70'000u);
