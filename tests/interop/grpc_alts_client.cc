@@ -125,7 +125,7 @@ class AltsClient {
     wire_.Clear();
     while (left > 0) {
       const size_t run = std::min<uint64_t>(left, Pattern::kRunMax);
-      const char* plain = pattern_.At(Pattern::Advance(0, sealed_));
+      const char* plain = pattern_.At(pattern_.Advance(0, sealed_));
       if (!protector_.Seal({plain, run}, wire_)) Wrong("a write was not sealed" + SoFar());
       sealed_ += run;
       left -= run;
@@ -154,7 +154,7 @@ class AltsClient {
       opened = kPlainSize;
       if (!protector_.Open(wire, plain_, opened)) Wrong("a record is not authentic" + SoFar());
       if (opened > options_.bytes - received_) Wrong("more came back than was sent" + SoFar());
-      if (!pattern_.Matches(Pattern::Advance(0, received_), plain_, opened)) {
+      if (!pattern_.Matches(pattern_.Advance(0, received_), plain_, opened)) {
         Wrong("wrong bytes" + SoFar());
       }
       received_ += opened;
