@@ -38,14 +38,17 @@ GateOptions OptionsOfGate(GateRole role, const RdmaOptions& options, const Socke
           .peer = peer};
 }
 
+// Reads of one side that are not answered yet, whatever the other would take.
+constexpr uint32_t kReadDepthMax = 1024;
+
 absl::Status CheckOptions(const RdmaOptions& options) {
   if (options.receive_depth < 2 || options.receive_depth > CreditWindow::kDepthMax) {
     return absl::InvalidArgumentError(absl::StrCat("receive_depth is ", options.receive_depth,
                                                    ", must be 2 to ", CreditWindow::kDepthMax));
   }
-  if (options.read_depth < 1 || options.read_depth > 1024) {
+  if (options.read_depth < 1 || options.read_depth > kReadDepthMax) {
     return absl::InvalidArgumentError(
-        absl::StrCat("read_depth is ", options.read_depth, ", must be 1 to 1024"));
+        absl::StrCat("read_depth is ", options.read_depth, ", must be 1 to ", kReadDepthMax));
   }
   return absl::OkStatus();
 }
@@ -171,7 +174,7 @@ void EndpointCore::OnOpen() {
     const size_t payload = terms.size - kMessageHeaderSize - kAccessPrefixSize;
     piece_max_ = std::min(payload, kStreamPieceMax);
   }
-  peer_read_depth_ = terms.read_depth;
+  peer_read_depth_ = std::min(terms.read_depth, kReadDepthMax);
   for (const ControlRegion& region : regions_.All()) channel_->Send(EncodeControl(region));
   while (!open_waiters_.empty()) {
     calls_.push([done = open_waiters_.pop()]() mutable { std::move(done)(absl::OkStatus()); });
@@ -319,7 +322,11 @@ void EndpointCore::FinishClose() {
     });
   }
   // What it has acknowledged on the lane may still be there: the peer hears how much it was.
-  if (carrier_ == Carrier::kLane) LeaveLane("closing", /*reply=*/false);
+  // Its lane ends in order, so that these arrive.
+  if (carrier_ == Carrier::kLane) {
+    SendFallback("closing", /*reply=*/false);
+    lane_.reset();
+  }
   // CLOSE with code 0: the peer's end is an end of stream.
   channel_->Send(EncodeControl(ControlClose{}));
   Apply(EndpointEvent::kEnd);

@@ -228,6 +228,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   void BringUpLane();
   void GiveUpLane(std::string_view why);
   void LeaveLane(std::string_view why, bool reply);
+  void SendFallback(std::string_view why, bool reply);
   void OnFallback(const ControlFallback& fallback);
   bool Resend();
   void ResendWrite(LaneWindow::Write write);

@@ -107,6 +107,9 @@ void EndpointCore::OnLaneDone(uint64_t token, RdmaOutcome outcome, BufferChain d
     FinishFirst(lane_reads_);
   } else {
     lane_window_.OnWriteDone();
+    // They end in the order they were made, but one that the peer's loop did may be known earlier.
+    const auto number = static_cast<uint32_t>(token);
+    if (SequenceReached(writes_done_, number)) writes_done_ = number;
     // Of a WriteThenSend the message is waited for.
     if (!lane_writes_.empty() && lane_writes_.front().number == token) FinishFirst(lane_writes_);
   }
@@ -137,12 +140,19 @@ void EndpointCore::OnLaneEnd(absl::Status status) {
 }
 
 void EndpointCore::LeaveLane(std::string_view why, bool reply) {
-  carrier_ = Carrier::kLeaving;
   const std::string reason(why);
+  // The loops do again what the devices may not have done: from here on the devices do none of it.
+  if (lane_ != nullptr) lane_->Stop();
+  SendFallback(reason, reply);
   GiveUpLane(reason);
-  channel_->Send(EncodeControl(ControlFallback{.reply = reply,
-                                               .received = lane_window_.received(),
-                                               .text = reason.substr(0, kControlTextMax)}));
+}
+
+void EndpointCore::SendFallback(std::string_view why, bool reply) {
+  carrier_ = Carrier::kLeaving;
+  channel_->Send(
+      EncodeControl(ControlFallback{.reply = reply,
+                                    .received = lane_window_.received(),
+                                    .text = std::string(why.substr(0, kControlTextMax))}));
 }
 
 void EndpointCore::OnFallback(const ControlFallback& fallback) {

@@ -22,9 +22,6 @@ Overloaded(Cases...) -> Overloaded<Cases...>;
 
 absl::Status Violation(std::string text) { return absl::InvalidArgumentError(std::move(text)); }
 
-// Whether `number` is at or before `last`, modulo 2^32.
-bool Reached(uint32_t number, uint32_t last) { return last - number < uint32_t{1} << 31; }
-
 absl::StatusCode CodeOfClose(CloseCode code) {
   switch (code) {
     case CloseCode::kNormal:
@@ -229,6 +226,7 @@ absl::Status EndpointCore::TakeWrite(const MessageHeader& header, BufferChain bo
 }
 
 absl::Status EndpointCore::TakeWritten(uint32_t number) {
+  if (SequenceReached(number, writes_done_)) return absl::OkStatus();  // told again
   if (number - writes_done_ > writes_begun_ - writes_done_) {
     return Violation(absl::StrCat("write ", number, " acknowledged, which was not made"));
   }
@@ -267,10 +265,11 @@ absl::Status EndpointCore::TakeReadData(const MessageHeader& header, BufferChain
 }
 
 void EndpointCore::FinishAcknowledged() {
-  while (!sends_out_.empty() && Reached(sends_out_.front().number, window_.acknowledged())) {
+  while (!sends_out_.empty() &&
+         SequenceReached(sends_out_.front().number, window_.acknowledged())) {
     FinishFirst(sends_out_);
   }
-  while (!writes_out_.empty() && Reached(writes_out_.front().number, writes_done_)) {
+  while (!writes_out_.empty() && SequenceReached(writes_out_.front().number, writes_done_)) {
     FinishFirst(writes_out_);
   }
 }

@@ -380,7 +380,7 @@ void Lane::OnFailed(std::string_view operation, std::string_view reason) {
 
 void Lane::OnQueueLost(const absl::Status& status) {
   if (!failed_) {
-    failed_ = true;
+    Stop();
     end_ = Broken("completion queue", {status.message().data(), status.message().size()});
   }
   EndLater();
@@ -392,6 +392,12 @@ absl::Status Lane::Broken(std::string_view operation, std::string_view reason) c
 }
 
 // --- The end ---
+
+void Lane::Stop() {
+  failed_ = true;
+  // An error is the hub's to see to, which tries again.
+  qp_->ToError().IgnoreError();
+}
 
 void Lane::Fail(absl::Status status) {
   failed_ = true;

@@ -108,6 +108,11 @@ class Lane final {
   void Write(uint64_t token, const LaneTarget& target, BufferChain data);
   void Read(uint64_t token, const LaneTarget& target, uint64_t size);
 
+  // Nothing more goes out by it or comes in, from here on; nothing is told of what has not ended.
+  // For an owner that does the same work another way: what the device still did of it would come
+  // late.
+  void Stop();
+
   // False: Send and Write no more until OnLaneRoom. Reads that wait for the peer's read depth are
   // not counted: how many there are is the caller's to bound.
   bool HasRoom() const { return waiting_.empty() && !failed_; }

@@ -261,7 +261,7 @@ void LaneHub::ArmRest() {
     FreeRested();
     Feed();
     for (const auto& [number, rest] : resting_) {
-      if (!rest.slots) continue;
+      if (!rest.slots || !lost_.ok()) continue;  // of a lost queue nothing will be known
       pump_->Look();
       return ArmRest();
     }

@@ -50,6 +50,11 @@ void EncodeMessageHeader(const MessageHeader& header, std::span<char, kMessageHe
 // InvalidArgument: too few bytes, or a type that this version does not know.
 absl::StatusOr<MessageHeader> DecodeMessageHeader(std::string_view bytes);
 
+// Whether `number` is at or before `last`, modulo 2^32: less than 2^31 behind it.
+inline bool SequenceReached(uint32_t number, uint32_t last) {
+  return last - number < uint32_t{1} << 31;
+}
+
 // Which memory a one-sided operation over a stream is for.
 struct AccessPrefix {
   uint64_t region = 0;

@@ -79,7 +79,7 @@ class Package:
         build = Path(self.args.main_build)
         if self.args.main_kind != kind:
             build = self.work / f"build-{kind}"
-            self.configure(TREE, build, *LIBRARY_ONLY, *self.quickly(),
+            self.configure(TREE, build, *LIBRARY_ONLY, "-DCMAKE_UNITY_BUILD=ON",
                            f"-DBUILD_SHARED_LIBS={'ON' if kind == 'shared' else 'OFF'}")
             self.build(build)
         run(["cmake", "--install", build, "--prefix", self.prefix(kind)])

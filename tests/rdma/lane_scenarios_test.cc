@@ -88,9 +88,12 @@ class LaneScenarioTest : public ::testing::TestWithParam<LanesOn> {
   }
 
   void Connect() {
+    // Far from the last ones, as random ones would be: what a queue pair that has gone still sends
+    // may meet one of the same number.
+    psn_ += 0x10000;
     for (size_t i = 0; i < 2; ++i) {
       users_[i] = {};
-      auto lane = Lane::Create(*hubs_[i], users_[i], 0x123456 + static_cast<uint32_t>(i), 16);
+      auto lane = Lane::Create(*hubs_[i], users_[i], psn_ + static_cast<uint32_t>(i), 16);
       ASSERT_TRUE(lane.ok()) << lane.status();
       users_[i].lane = *std::move(lane);
     }
@@ -147,6 +150,7 @@ class LaneScenarioTest : public ::testing::TestWithParam<LanesOn> {
   std::unique_ptr<FabricDevice> devices_[2];
   std::unique_ptr<LaneHub> hubs_[2];
   LaneUser users_[2];
+  uint32_t psn_ = 0x3456;
   std::vector<char> memory_;
   ExposedMemory exposed_;
 };
