@@ -9,8 +9,8 @@
 //
 // Callbacks obey the stream's rules: each runs exactly once, never inside the call that started it
 // (I3), or is destroyed unrun with the reader or the loop; it may call or destroy the reader, or
-// read the next frame. Of many frames that came together 32 are delivered in a row, then others
-// get their turn (I9).
+// read the next frame; so may the release of external memory that the stream delivered. Of many
+// frames that came together 32 are delivered in a row, then others get their turn (I9).
 #ifndef PENSTOCK_FRAMED_READER_H_
 #define PENSTOCK_FRAMED_READER_H_
 
@@ -89,7 +89,10 @@ class PENSTOCK_EXPORT FramedReader {
 
  private:
   class Core;
-  std::unique_ptr<Core> core_;
+  struct Drop {
+    void operator()(Core* core) const;
+  };
+  std::unique_ptr<Core, Drop> core_;
 };
 
 PENSTOCK_END_NAMESPACE

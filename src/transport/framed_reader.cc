@@ -46,12 +46,18 @@ FrameFormat FrameFormat::Grpc(size_t body_max) { return {5, GrpcBodySize, body_m
 FrameFormat FrameFormat::Http2(size_t body_max) { return {9, Http2BodySize, body_max}; }
 
 // Stays where it is: the stream's callback and the loop's lists point at it.
+//
+// What it calls (callbacks, whoever lent external memory that is released) may destroy the reader.
+// It then lets go of everything but held_, which may be at work, and lives until the last Busy has
+// gone: whoever called out looks at dropped_ before it goes on.
 class FramedReader::Core final : private internal::Layer {
  public:
   Core(StreamPtr stream, const FrameFormat& format);
-  ~Core();
   Core(const Core&) = delete;
   Core& operator=(const Core&) = delete;
+
+  // The reader has gone.
+  void Drop();
 
   void ReadFrame(ReadCallback&& done);
   void CancelRead();
@@ -64,6 +70,21 @@ class FramedReader::Core final : private internal::Layer {
     Hook(Run run, Core& core) : Deferred(run), core(core) {}
     Core& core;
   };
+  // Around all that may call out.
+  class Busy {
+   public:
+    explicit Busy(Core& core) : core_(core) { ++core_.busy_; }
+    ~Busy() {
+      if (--core_.busy_ == 0 && core_.dropped_) delete &core_;
+    }
+    Busy(const Busy&) = delete;
+    Busy& operator=(const Busy&) = delete;
+
+   private:
+    Core& core_;
+  };
+
+  ~Core();
 
   bool InFrame() const { return header_filled_ > 0; }
   bool FrameReady() const {
@@ -83,7 +104,7 @@ class FramedReader::Core final : private internal::Layer {
   void TakeHeader();
   Frame TakeFrame();
   void End(absl::Status status);
-  // Delivers what there is, boundedly; `this` may be gone afterwards.
+  // Delivers what there is, boundedly.
   void Run();
   // One delivery; false when there was none to make.
   bool Step();
@@ -109,10 +130,10 @@ class FramedReader::Core final : private internal::Layer {
   size_t pinned_ = 0;            // as the loop's figures have it
   Buffer pinned_buffer_;         // StreamOptions::pinned_reads
   bool reading_ = false;         // the stream has a read of ours
-  bool running_ = false;
   bool pinned_reads_ = false;
   bool cancelled_ = false;
-  bool* gone_ = nullptr;  // where Run wants to know that `this` is gone
+  bool dropped_ = false;
+  int busy_ = 0;
   Hook turn_;
   Hook loop_end_;
 };
@@ -138,12 +159,22 @@ FramedReader::Core::Core(StreamPtr stream, const FrameFormat& format)
   }
 }
 
-FramedReader::Core::~Core() {
-  if (gone_ != nullptr) *gone_ = true;
+FramedReader::Core::~Core() = default;
+
+void FramedReader::Core::Drop() {
+  const Busy busy(*this);
+  dropped_ = true;
   if (internal::Connection* const connection = stream_->connection()) {
     connection->RemoveLayer(*this);
   }
-  if (loop_ != nullptr) GiveUpMemory();
+  turn_.Cancel();
+  loop_end_.Cancel();
+  if (loop_ != nullptr) loop_->counters().framed_pinned_bytes.Sub(std::exchange(pinned_, 0));
+  loop_ = nullptr;
+  pinned_buffer_.Reset();
+  const internal::Fifo<ReadCallback> refused = std::move(refused_);
+  const ReadCallback done = std::exchange(done_, nullptr);
+  const StreamPtr stream = std::move(stream_);
 }
 
 void FramedReader::Core::ReadFrame(ReadCallback&& done) {
@@ -153,28 +184,31 @@ void FramedReader::Core::ReadFrame(ReadCallback&& done) {
   } else {
     done_ = std::move(done);
   }
-  if (!running_) Settle();
+  const Busy busy(*this);
+  if (busy_ == 1) Settle();
 }
 
 void FramedReader::Core::CancelRead() {
   if (!done_ || loop_ == nullptr) return;
   cancelled_ = true;
+  const Busy busy(*this);
   if (reading_) {
     stream_->CancelRead();
-  } else if (!running_) {
+  } else if (busy_ == 1) {
     Settle();
   }
 }
 
 void FramedReader::Core::OnRead(absl::StatusOr<Buffer> bytes) {
+  const Busy busy(*this);
   reading_ = false;
   if (!bytes.ok()) {
     OnStreamEnd(bytes.status());
   } else {
     held_.Append(*std::move(bytes));
-    TakeHeader();
+    if (!dropped_) TakeHeader();
   }
-  Run();
+  if (!dropped_) Run();
 }
 
 void FramedReader::Core::OnStreamEnd(absl::Status status) {
@@ -194,8 +228,9 @@ void FramedReader::Core::OnStreamEnd(absl::Status status) {
 }
 
 void FramedReader::Core::OnLoopEnd() {
-  GiveUpMemory();
+  const Busy busy(*this);
   turn_.Cancel();
+  GiveUpMemory();
   loop_ = nullptr;
   // Destroyed last: a callback may own the reader.
   const internal::Fifo<ReadCallback> refused = std::move(refused_);
@@ -218,6 +253,7 @@ absl::Status FramedReader::Core::OnJoin(LoopCore& loop) {
 }
 
 void FramedReader::Core::OnLost() {
+  const Busy busy(*this);
   held_.Clear();
   pinned_buffer_.Reset();
   // Destroyed last: a callback may own the reader.
@@ -229,9 +265,9 @@ void FramedReader::Core::TakeHeader() {
   if (header_filled_ == format_.header_size) return;
   const size_t size = std::min(format_.header_size - header_filled_, held_.size());
   held_.CopyTo(std::span(header_).subspan(header_filled_, size));
-  held_.TrimFront(size);
   header_filled_ += size;
-  if (header_filled_ < format_.header_size) return;
+  held_.TrimFront(size);
+  if (dropped_ || header_filled_ < format_.header_size) return;
   absl::StatusOr<uint64_t> body_size = format_.body_size({header_.data(), header_filled_});
   if (!body_size.ok()) {
     return End(Explain(body_size.status().code(), std::string(body_size.status().message())));
@@ -261,16 +297,12 @@ void FramedReader::Core::End(absl::Status status) {
 }
 
 void FramedReader::Core::Run() {
-  bool gone = false;
-  gone_ = &gone;
-  running_ = true;
+  const Busy busy(*this);
   for (int step = 0; step < kFramesInARow; ++step) {
     const bool did = Step();
-    if (gone) return;
+    if (dropped_) return;
     if (!did) break;
   }
-  running_ = false;
-  gone_ = nullptr;
   Settle();
 }
 
@@ -280,7 +312,8 @@ bool FramedReader::Core::Step() {
     once_ = absl::OkStatus();
     Deliver(Explain(absl::StatusCode::kCancelled, "cancelled by CancelRead"));
   } else if (done_ && FrameReady()) {
-    Deliver(TakeFrame());
+    Frame frame = TakeFrame();
+    if (!dropped_) Deliver(std::move(frame));
   } else if (done_ && !once_.ok()) {
     Deliver(std::exchange(once_, absl::OkStatus()));
   } else if (done_ && !end_.ok()) {
@@ -301,14 +334,13 @@ void FramedReader::Core::Deliver(absl::StatusOr<Frame> result) {
 
 void FramedReader::Core::Settle() {
   if (loop_ == nullptr) return;
+  if (!pinned_reads_ && !HasWork()) held_.Rest(loop_->pool(), BufferTag::kFrame);
+  if (dropped_) return;
   if (HasWork()) {
     loop_->Defer(turn_);
-  } else {
-    if (!pinned_reads_) held_.Rest(loop_->pool(), BufferTag::kFrame);
-    if (done_ && !reading_) {
-      reading_ = true;
-      stream_->ReadReady([this](absl::StatusOr<Buffer> bytes) { OnRead(std::move(bytes)); });
-    }
+  } else if (done_ && !reading_) {
+    reading_ = true;
+    stream_->ReadReady([this](absl::StatusOr<Buffer> bytes) { OnRead(std::move(bytes)); });
   }
   UpdatePinned();
 }
@@ -321,6 +353,7 @@ void FramedReader::Core::UpdatePinned() {
 
 void FramedReader::Core::GiveUpMemory() {
   held_.Clear();
+  if (dropped_) return;
   pinned_buffer_.Reset();
   UpdatePinned();
 }
@@ -331,11 +364,13 @@ absl::Status FramedReader::Core::Explain(absl::StatusCode code, std::string_view
 }
 
 FramedReader::FramedReader(StreamPtr stream, const FrameFormat& format)
-    : core_(std::make_unique<Core>(std::move(stream), format)) {}
+    : core_(new Core(std::move(stream), format)) {}
 
 FramedReader::~FramedReader() = default;
 FramedReader::FramedReader(FramedReader&& other) noexcept = default;
 FramedReader& FramedReader::operator=(FramedReader&& other) noexcept = default;
+
+void FramedReader::Drop::operator()(Core* core) const { core->Drop(); }
 
 void FramedReader::ReadFrame(ReadCallback done) { core_->ReadFrame(std::move(done)); }
 void FramedReader::CancelRead() { core_->CancelRead(); }

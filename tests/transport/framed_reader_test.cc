@@ -13,11 +13,14 @@
 
 #include "absl/strings/str_cat.h"
 #include "testing/allocations.h"
+#include "testing/fate.h"
 #include "testing/pattern.h"
 #include "testing/scripted_stream.h"
 
 namespace penstock::internal {
 namespace {
+
+using namespace std::string_literals;
 
 std::string Message(std::string_view body) {
   std::string wire(5, '\0');
@@ -314,6 +317,89 @@ TEST_F(FramedReaderTest, ALoopThatGoesFirstDropsCallbacksAndBytes) {
   EXPECT_EQ(dropped, 4);
   reader_->CancelRead();
   EXPECT_EQ(notes_.size(), 1u);
+}
+
+// Wherever received bytes are let go of, whoever lent them may destroy the reader.
+TEST_F(FramedReaderTest, ReleasingWhatCameMayDestroyTheReader) {
+  struct Story {
+    const char* what;
+    std::string ours;                    // comes first, in a block of the pool
+    std::string lent;                    // comes next, in external memory
+    std::function<void()> then = [] {};  // ends it
+    FrameFormat format = FrameFormat::Grpc(1000);
+  };
+  const std::string half = Message(std::string(500, 'x')).substr(0, 300);
+  const Story stories[] = {
+      {"an empty buffer", "", ""},
+      {"a part of a header", "", "\0\0"s},
+      {"a header", "", half.substr(0, 5)},
+      {"the end of a header", half.substr(0, 3), half.substr(3, 2)},
+      {"a header behind an empty frame", Message("").substr(0, 4), "\0"s + half.substr(0, 5)},
+      {"a header that cannot be", "", "\7...."},
+      {"a header that announces too much", "", Message(std::string(1001, 'x')).substr(0, 20)},
+      {"a body that rests inline", half.substr(0, 10), "x"},
+      {"a body that rests in a block", "", Message(std::string(600, 'x')) + half.substr(0, 100)},
+      {"a body that rests among others", half.substr(0, 20), half.substr(20, 10),
+       [&] { stream_->Give(half.substr(30, 1)); }},
+      {"a whole frame", "", Message("whole") + half.substr(0, 2)},
+      {"a stream that fails", "", half, [this] { stream_->End(absl::UnavailableError("reset")); }},
+      {"a stream that ends", "", half, [this] { stream_->End(absl::OutOfRangeError("end")); }},
+      {"a loop that goes", "", half, [this] { loop_.reset(); }},
+  };
+  for (const Story& story : stories) {
+    SCOPED_TRACE(story.what);
+    SetUp();
+    bool released = false;
+    Fate read;
+    Make(story.format).ReadFrame([note = Note(), done = read.OnEvent()](auto frame) mutable {
+      std::move(done)();
+      std::move(note)(std::move(frame));
+    });
+    if (!story.ours.empty()) stream_->Give(story.ours);
+    stream_->End(Buffer::FromExternal(story.lent.data(), story.lent.size(), [&] {
+      released = true;
+      reader_.reset();
+    }));
+    if (reader_ != nullptr) story.then();
+    EXPECT_TRUE(released);
+    EXPECT_EQ(reader_, nullptr);
+    EXPECT_EQ(read.runs() + read.dropped(), 1);
+    if (loop_ == nullptr) continue;
+    EXPECT_EQ(live(), 0u);
+    EXPECT_EQ(loop_->Snapshot().framed_pinned_bytes, 0u);
+    Turn();
+  }
+}
+
+// They may also call it; nothing runs inside what is under way.
+TEST_F(FramedReaderTest, ReleasingWhatCameMayReadAndCancel) {
+  const std::string body(500, 'x');
+  const std::string wire = Message(body);
+  // Part of a header; the header; a frame, and of the next so much that it moves to a block.
+  for (const std::string& lent :
+       {wire.substr(0, 2), wire.substr(0, 5), wire + wire.substr(0, 99)}) {
+    SCOPED_TRACE(lent.size());
+    notes_.clear();
+    Make().ReadFrame(Note());
+    std::vector<std::string> expected;
+    if (lent.size() > 5) expected = {body};
+    bool released = false;
+    stream_->End(Buffer::FromExternal(lent.data(), lent.size(), [&] {
+      released = true;
+      EXPECT_EQ(notes_, expected);
+      reader_->ReadFrame(Note());  // one too many, unless the frame was delivered
+      reader_->CancelRead();
+      EXPECT_EQ(notes_, expected);
+    }));
+    ASSERT_TRUE(released);
+    Turn();
+    ASSERT_EQ(notes_.size(), 2u);
+    EXPECT_TRUE(notes_[expected.size()].starts_with("CANCELLED")) << notes_[expected.size()];
+    EXPECT_FALSE(stream_->reading());
+    reader_->ReadFrame(Note());
+    stream_->Give(wire.substr(lent.size() % wire.size()));
+    EXPECT_EQ(Last(), body);
+  }
 }
 
 TEST_F(FramedReaderTest, AMoveKeepsWhatIsPending) {
