@@ -74,9 +74,26 @@ bool EngineController::Speaks(const LoadSample& sample) const {
   return batch >= options_.up && sample.bytes / sample.reads <= options_.large_read;
 }
 
-bool EngineController::MayTry() {
+bool EngineController::MayTry(const LoadSample& sample) {
+  const bool rests = now_ < rest_until_;
   // There, and perhaps back.
-  return now_ >= rest_until_ && static_cast<int>(swept_at_.size()) + 2 <= options_.switches_max;
+  const bool spent = static_cast<int>(swept_at_.size()) + 2 > options_.switches_max;
+  if (!rests && !spent) return true;
+  const AdaptHold hold = rests ? AdaptHold::kRest : AdaptHold::kSwitches;
+  if (std::exchange(hold_told_, hold) != hold) NoteHold(hold, ReadsOfTurn(sample));
+  return false;
+}
+
+void EngineController::NoteHold(AdaptHold hold, double batch) {
+  const std::string wish =
+      absl::StrFormat("%s: %.1f reads a turn speak for %s, ", Name(engine_), batch, Name(other()));
+  if (hold == AdaptHold::kRest) {
+    return Note(absl::StrCat(wish, "but no trial begins for another ",
+                             absl::FormatDuration(rest_until_ - now_), " (dwell)"));
+  }
+  Note(absl::StrCat(wish, "but ", swept_at_.size(), " of at most ", options_.switches_max,
+                    " switches in ", absl::FormatDuration(options_.window),
+                    " are made, and a trial may take two (switches_max)"));
 }
 
 EngineController::Action EngineController::Watch(const LoadSample& sample) {
@@ -95,7 +112,7 @@ EngineController::Action EngineController::Watch(const LoadSample& sample) {
   if (before_each_.size() > kTicksKept) before_each_.pop_front();
   const double batch = ReadsOfTurn(sample);
   const bool at_once = engine_ == EngineKind::kEpoll && batch >= options_.up_at_once;
-  if ((speaks_ < options_.sustain && !at_once) || !MayTry()) return {};
+  if ((speaks_ < options_.sustain && !at_once) || !MayTry(sample)) return {};
   before_ns_ = NsOfRead(before_cpu_, before_reads_);
   before_best_ns_ = *std::min_element(before_each_.begin(), before_each_.end());
   open_before_ = sample.open;
@@ -171,6 +188,7 @@ void EngineController::Rest(bool failed) {
   if (!failed) dwell_ = options_.dwell;
   rest_until_ = now_ + dwell_;
   if (failed) dwell_ = std::min(dwell_ * 2, options_.dwell_max);
+  hold_told_ = AdaptHold::kNone;
   Forget();
 }
 

@@ -51,6 +51,9 @@ inline constexpr std::array<std::array<AdaptState, kAdaptEvents>, kAdaptStates> 
         /* kTrial    */ {AdaptState::kTrial, AdaptState::kWatching, AdaptState::kWatching},
     }};
 
+// Why a load that speaks for the other engine does not lead to a trial now.
+enum class AdaptHold : uint8_t { kNone, kRest, kSwitches };
+
 class EngineController {
  public:
   struct Action {
@@ -82,7 +85,9 @@ class EngineController {
   Action Trial(const LoadSample& sample);
   // Whether the load speaks for the other engine.
   bool Speaks(const LoadSample& sample) const;
-  bool MayTry();
+  // If not, the trace says why: once after each trial, however long the load goes on to speak.
+  bool MayTry(const LoadSample& sample);
+  void NoteHold(AdaptHold hold, double batch);
   Action SwitchAll(EngineKind to);
   Action GoBack(const std::string& why);
   void Rest(bool failed);
@@ -95,6 +100,7 @@ class EngineController {
   absl::Duration now_;  // since the controller was made
   absl::Duration rest_until_;
   absl::Duration dwell_;
+  AdaptHold hold_told_ = AdaptHold::kNone;  // since the last trial
   int speaks_ = 0;  // ticks in a row in which the load spoke for the other engine
   // In these ticks, the latest of them: what a read costs on the engine that serves.
   uint64_t before_reads_ = 0;

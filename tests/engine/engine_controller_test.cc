@@ -132,6 +132,25 @@ TEST_F(EngineControllerTest, EachTrialThatFailsDoublesTheRest) {
   }
 }
 
+TEST_F(EngineControllerTest, SaysOnceWhyALoadThatSpeaksIsHeldBack) {
+  options_.dwell = absl::Seconds(30);
+  options_.switches_max = 3;
+  options_.window = absl::Minutes(5);
+  EngineController c = Make(EngineKind::kEpoll);
+  RunTrial(c, 100, 1000, 1000);
+  const size_t before = c.trace().size();
+  ASSERT_TRUE(None(c.Tick(Load(4, 1000)))) << "nothing speaks, so nothing is held back";
+  EXPECT_EQ(c.trace().size(), before);
+  for (int i = 0; i < 100; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 1000)))) << i;
+  EXPECT_TRUE(Traced(c,
+                     "epoll: 100.0 reads a turn speak for uring, but no trial begins for another "
+                     "28s (dwell)"));
+  EXPECT_TRUE(Traced(c,
+                     "but 2 of at most 3 switches in 5m are made, and a trial may take two "
+                     "(switches_max)"));
+  EXPECT_EQ(c.trace().size(), before + 2) << "once each";
+}
+
 TEST_F(EngineControllerTest, ATrialThatIsKeptRestsOnceWhateverFailedBefore) {
   options_.switches_max = 1 << 20;
   EngineController c = Make(EngineKind::kEpoll);
