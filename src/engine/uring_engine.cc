@@ -31,6 +31,9 @@ constexpr size_t kRingShare = 4;
 constexpr uint8_t kCancelByToken = 4;
 constexpr uint8_t kCancelMax = 100;
 
+// Watches that fail in a row, without one that tells of something, before they are given up.
+constexpr uint32_t kWatchFailuresMax = 16;
+
 constexpr uint32_t kReadPoll = POLLIN | POLLRDHUP | POLLPRI;
 
 }  // namespace
@@ -357,11 +360,16 @@ void UringEngine::OnWatch(const Completion& completion, Slot& slot) {
     return;
   }
   if (completion.result < 0 && completion.result != -ECANCELED) {
-    // Arming it again would fail again, and for ever.
-    loop_.Fault(
-        ErrnoStatus(-completion.result, "io_uring: watch a descriptor", nullptr).ToString());
-    return Disarm(slot, RingOp::kWatch);
+    Disarm(slot, RingOp::kWatch);
+    const bool again = ++watch_failures_ < kWatchFailuresMax;
+    loop_.Fault(absl::StrCat(
+        ErrnoStatus(-completion.result, "io_uring: watch a descriptor", nullptr).ToString(),
+        again ? "" : "; given up, for it fails every time: what is posted may not wake the loop"));
+    // What has become readable meanwhile is told of as soon as it is armed.
+    if (again) Arm(completion.token.index(), RingOp::kWatch, watch->fd);
+    return;
   }
+  watch_failures_ = 0;
   if (!(completion.flags & IORING_CQE_F_MORE)) {
     Disarm(slot, RingOp::kWatch);
     Arm(completion.token.index(), RingOp::kWatch, watch->fd);

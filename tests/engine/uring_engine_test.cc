@@ -4,13 +4,19 @@
 #include <penstock/buffer.h>
 #include <penstock/connect.h>
 #include <penstock/loop.h>
+#include <penstock/move.h>
 #include <poll.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <deque>
+#include <future>
 #include <memory>
 #include <string>
+#include <string_view>
+#include <thread>
 #include <utility>
 
 #include "base/sys.h"
@@ -100,6 +106,128 @@ TEST(UringEngine, WhatCannotBeWatchedIsNotASecondEngine) {
   EXPECT_TRUE(absl::IsResourceExhausted(refused)) << refused;
   sys.refuse = false;
   EXPECT_TRUE((*loop)->EnableEngine(EngineKind::kUring).ok());
+}
+
+// What the kernel tells of watched descriptors, the next `failures` times, is that it cannot watch.
+class DeafSys : public Sys {
+ public:
+  void RingCompletion(RingOp op, int32_t* result, uint32_t* flags) override {
+    if (op != RingOp::kWatch || failures == 0) return;
+    --failures;
+    *result = -ENOMEM;
+    *flags &= ~uint32_t{IORING_CQE_F_MORE};
+  }
+  std::atomic<int> failures{0};
+};
+
+class WatchFailureTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    LoopOptions options;
+    options.engine = EngineKind::kUring;
+    options.log = [this](LogSeverity, const char*, int, std::string_view text) {
+      if (text.find("given up") != std::string_view::npos) ++given_up_;
+    };
+    absl::StatusOr<std::unique_ptr<Loop>> loop =
+        LoopCore::CreateLoop(std::move(options), {.sys = &sys_, .engines = {}});
+    if (absl::IsUnimplemented(loop.status())) GTEST_SKIP() << loop.status();
+    ASSERT_TRUE(loop.ok()) << loop.status();
+    loop_ = *std::move(loop);
+  }
+
+  DeafSys sys_;
+  std::atomic<int> given_up_{0};
+  std::unique_ptr<Loop> loop_;
+};
+
+TEST_F(WatchFailureTest, AWatchThatFailsIsArmedAgain) {
+  std::thread thread([&] { loop_->Run(); });
+  const auto answers = [&] {
+    auto answered = std::make_shared<std::promise<void>>();
+    loop_->Post([answered] { answered->set_value(); });
+    return answered->get_future().wait_for(std::chrono::seconds(20)) == std::future_status::ready;
+  };
+  for (const int failures : {0, 1, 5, 0, 15, 1}) {
+    sys_.failures = failures;
+    EXPECT_TRUE(answers()) << failures << " failures in a row";
+    EXPECT_TRUE(answers()) << "a post wakes it after " << failures << " failures";
+  }
+  sys_.failures = 0;
+  loop_->Stop();
+  thread.join();
+  EXPECT_EQ(given_up_, 0);
+}
+
+TEST_F(WatchFailureTest, OneThatNeverWorksIsReportedAndLeftAlone) {
+  while (loop_->Poll()) {
+  }
+  sys_.failures = 1000;
+  loop_->Post([] {});  // the loop sleeps, as far as posters know
+  int polls = 0;
+  while (polls < 1000 && loop_->Poll()) ++polls;
+  EXPECT_LT(polls, 1000) << "it spins";
+  EXPECT_EQ(given_up_, 1);
+  EXPECT_EQ(loop_->Snapshot().faults, 16u);
+}
+
+// One dispatch in a turn: of two completions that the queue holds, one waits while the move of its
+// stream begins. That one is late, and no other.
+TEST(UringEngine, CountsEveryReceiveThatCompletedAfterItsCancel) {
+  LoopOptions options;
+  options.engine = EngineKind::kUring;
+  options.turn_events_max = 1;
+  absl::StatusOr<std::unique_ptr<Loop>> loop = Loop::Create(std::move(options));
+  if (absl::IsUnimplemented(loop.status())) GTEST_SKIP() << loop.status();
+  ASSERT_TRUE(loop.ok()) << loop.status();
+  Loop* const driven[] = {loop->get()};
+  PlainSocket listener = PlainSocket::Listen(*SocketAddress::Parse("127.0.0.1:0"), 16);
+  struct End {
+    StreamPtr stream;
+    PlainSocket peer;
+    std::string received;
+    bool read = false;
+    void Read() {
+      read = false;
+      stream->ReadReady([this](absl::StatusOr<Buffer> data) {
+        ASSERT_TRUE(data.ok()) << data.status();
+        received += data->view();
+        read = true;
+      });
+    }
+  };
+  End ends[2];
+  for (End& end : ends) {
+    Connect(**loop, listener.local(), {},
+            [&end](absl::StatusOr<StreamPtr> made) { end.stream = *std::move(made); });
+    ASSERT_TRUE(DriveLoops(driven, [&] { return end.stream != nullptr; }));
+    end.peer = listener.Accept();
+  }
+  constexpr uint64_t kRounds = 20;
+  uint64_t late = 0;
+  for (uint64_t round = 0; round < kRounds; ++round) {
+    for (End& end : ends) end.Read();
+    SettleLoops(driven);  // both receives are armed
+    for (End& end : ends) ASSERT_EQ(end.peer.Send("0123456789"), 10);
+    ASSERT_TRUE(DriveLoops(driven, [&] { return ends[0].read || ends[1].read; }));
+    ASSERT_FALSE(ends[0].read && ends[1].read) << "two were dispatched in one turn";
+    End& other = ends[ends[0].read ? 1 : 0];
+    const uint64_t before = other.stream->stats().bytes_in;
+    bool moved = false;
+    SwitchEngine(*other.stream, EngineKind::kEpoll, [&](absl::Status status) {
+      ASSERT_TRUE(status.ok()) << status;
+      // What the new engine brings comes after this.
+      late += other.stream->stats().bytes_in > before;
+      moved = true;
+    });
+    ASSERT_TRUE(DriveLoops(driven, [&] { return moved && other.read; }));
+    bool back = false;
+    SwitchEngine(*other.stream, EngineKind::kUring, [&](absl::Status) { back = true; });
+    ASSERT_TRUE(DriveLoops(driven, [&] { return back; }));
+    for (const End& end : ends) ASSERT_EQ(end.received.size(), 10 * (round + 1));
+  }
+  EXPECT_EQ((*loop)->Snapshot().late_completions, late);
+  EXPECT_GT(late, 0u) << "no completion was ever late";
+  for (End& end : ends) end.stream = nullptr;
 }
 
 // In a pool whose blocks are secret, one that was lent again still holds an earlier stream's bytes.
