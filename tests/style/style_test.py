@@ -42,6 +42,16 @@ clock_gettime gettimeofday nanosleep
 RAW_CALL = re.compile(
     r"(?:(?<![\w>])::|(?<![\w.:>~]))(" + "|".join(SYSCALLS) + r")\s*\(")
 
+# What a library that is embedded leaves to its program: threads, signals, what happens at exit, and
+# state that no object owns.
+HIDDEN = re.compile(
+    r"\b(sigaction|signal|sigprocmask|pthread_sigmask|pthread_create|pthread_atfork|fork|vfork|"
+    r"atexit|clone3?)\s*\(|"
+    r"\bstd::(thread\b(?!::id)|jthread\b|async\b)|\b(thread_local)\b")
+# The cache of the loop that runs on this thread: set for the length of a turn, and null outside one.
+THREAD_LOCAL = re.compile(
+    r"(extern )?constinit thread_local PoolCache\* current_cache( |;|$)")
+
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 LENGTH_MAX = 600
 FOLDERS = ("src", "include", "tests", "examples", "bench")
@@ -136,6 +146,20 @@ class Tree:
                     offences.append(f"{name}:{number}: raw {match.group(1)}()")
         return offences
 
+    def hidden(self):
+        """The library starts no thread, takes no signal, and keeps nothing that a thread owns."""
+        offences = []
+        for path in self.files("src", "include"):
+            name = self.name(path)
+            for number, line in enumerate(code_of(path.read_text()).splitlines(), 1):
+                for match in HIDDEN.finditer(line):
+                    if name.startswith("src/buffer/pool_cache.") and THREAD_LOCAL.match(line):
+                        continue
+                    what = next(group for group in match.groups() if group)
+                    offences.append(f"{name}:{number}: {what}: threads, signals and thread-local "
+                                    "state are the program's")
+        return offences
+
     def length(self):
         offences = []
         for path in self.files(*FOLDERS):
@@ -222,7 +246,7 @@ SKIP_REASONS = {
     "invariants": "docs/invariants.md does not exist",
     "format": "clang-format is not installed",
 }
-CASES = ("layers", "foreign_headers", "raw_calls", "length", "headers", "invariants", "marks",
+CASES = ("layers", "foreign_headers", "raw_calls", "hidden", "length", "headers", "invariants", "marks",
          "format")
 
 # (case, path, text, words of the one offence), on top of the clean tree below.
@@ -244,6 +268,14 @@ OFFENCES = [
     ("raw_calls", "src/engine/epoll.cc", "int f() { return ::close(3); }\n", "raw close()"),
     ("raw_calls", "src/engine/uring_a.cc", "int f() { return syscall(1); }\n", "raw syscall()"),
     ("raw_calls", "src/engine/epoll.cc", "int f() { return recv (3, 0, 0, 0); }\n", "raw recv()"),
+    ("hidden", "src/engine/a.cc", "void f() { sigaction(1, nullptr, nullptr); }\n", "sigaction"),
+    ("hidden", "src/engine/a.cc", "void f() { ::signal(SIGPIPE, SIG_IGN); }\n", "signal"),
+    ("hidden", "src/rdma/a.cc", "int f() { return pthread_create(a, b, c, d); }\n",
+     "pthread_create"),
+    ("hidden", "src/transport/a.cc", "std::thread resolver_;\n", "thread"),
+    ("hidden", "src/transport/a.cc", "auto f = std::async([] {});\n", "async"),
+    ("hidden", "include/penstock/a.h", "inline thread_local int depth = 0;\n", "thread_local"),
+    ("hidden", "src/buffer/pool_cache.cc", "thread_local int depth = 0;\n", "thread_local"),
     ("length", "src/base/a.cc", "\n" * 601, "601 lines"),
     ("headers", "src/base/a.h", "#ifndef PENSTOCK_BASE_A_H_\n#define PENSTOCK_BASE_A_H_\n#endif\n",
      "does not open with a paragraph"),
@@ -261,6 +293,9 @@ CLEAN = {
     ".clang-format": "BasedOnStyle: Google\n",
     "docs/invariants.md": "I1 an idle stream holds no Buffer.\n",
     "src/base/sys.cc": "int f() { return ::close(3); }\n",
+    "src/base/thread.cc": "std::thread::id id;\nvoid f() { std::this_thread::yield(); }\n"
+                          "void g(P* p) { p->on_signal(3); }\n",
+    "src/buffer/pool_cache.cc": "constinit thread_local PoolCache* current_cache = nullptr;\n",
     "src/base/b.cc": '#include "base/sys.h"\n// I1: close() is not called here.\n',
     "src/engine/uring_engine.cc": "#include <liburing.h>\nint g(S* s) { return s->close(3); }\n"
                                   "int h() { return syscall(__NR_io_uring_register, 3); }\n",

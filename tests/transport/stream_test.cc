@@ -11,6 +11,7 @@
 
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "engine/connection.h"
 #include "testing/harness.h"
 #include "transport/socket_stream.h"
@@ -99,6 +100,59 @@ TEST_P(StreamOptionsTest, AValueTheKernelWouldRefuseIsAnErrorThatNamesIt) {
   const absl::Status unheard =
       Listener::Listen(loop(), environment().NewAddress(), listening, [](StreamPtr) {}).status();
   EXPECT_TRUE(absl::IsInvalidArgument(unheard)) << unheard;
+}
+
+TEST_P(StreamOptionsTest, EveryRuleIsNamedWithWhatIsAccepted) {
+  const absl::Duration negative = absl::Milliseconds(-1);
+  struct Case {
+    void (*spoil)(StreamOptions&, absl::Duration);
+    const char* says;
+  };
+  const Case cases[] = {
+      {[](StreamOptions& o, absl::Duration d) { o.keepalive_idle = d; },
+       "keepalive_idle must not be negative"},
+      {[](StreamOptions& o, absl::Duration d) {
+         o.keepalive_idle = -d;
+         o.keepalive_interval = absl::ZeroDuration();
+       },
+       "keepalive_interval must be positive"},
+      {[](StreamOptions& o, absl::Duration d) {
+         o.keepalive_idle = -d;
+         o.keepalive_probes = 0;
+       },
+       "keepalive_probes must be 1 to 127"},
+      {[](StreamOptions& o, absl::Duration d) { o.user_timeout = d; },
+       "user_timeout must not be negative"},
+      {[](StreamOptions& o, absl::Duration) { o.receive_buffer = -1; },
+       "receive_buffer must not be negative"},
+      {[](StreamOptions& o, absl::Duration) { o.send_buffer = -1; },
+       "send_buffer must not be negative"},
+      {[](StreamOptions& o, absl::Duration d) { o.read_deadline = d; },
+       "read_deadline must not be negative"},
+      {[](StreamOptions& o, absl::Duration d) { o.write_deadline = d; },
+       "write_deadline must not be negative"},
+      {[](StreamOptions& o, absl::Duration d) { o.idle_deadline = d; },
+       "idle_deadline must not be negative"},
+      {[](StreamOptions& o, absl::Duration) { o.receive_max = 0; },
+       "receive_max must be at least 1 byte"},
+  };
+  std::unique_ptr<Listener> listener = Listen();
+  for (const Case& each : cases) {
+    StreamOptions options;
+    each.spoil(options, negative);
+    const absl::Status refused = ConnectTo(listener->address(), Connecting(options)).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(refused)) << refused;
+    EXPECT_EQ(refused.message(),
+              absl::StrCat("connect to ", listener->address().ToString(), ": ", each.says));
+    ListenOptions listening;
+    listening.engine = environment().listen_engine();
+    listening.stream = options;
+    const SocketAddress address = environment().NewAddress();
+    const absl::Status unheard =
+        Listener::Listen(loop(), address, listening, [](StreamPtr) {}).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(unheard)) << unheard;
+    EXPECT_EQ(unheard.message(), absl::StrCat("listen on ", address.ToString(), ": ", each.says));
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Environments, StreamOptionsTest, ::testing::ValuesIn(KernelEnvironments()),
