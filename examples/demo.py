@@ -125,6 +125,10 @@ def raise_descriptor_limit(wanted):
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
+# What the engine says when the machine has run out of something: an error, and no absence.
+EXHAUSTED = "locked memory or descriptors"
+
+
 class Tour:
     def __init__(self, programs, quick, scratch):
         self.programs = programs
@@ -132,12 +136,32 @@ class Tour:
         self.scratch = scratch
         self.log = open(scratch / "stderr", "w+", encoding="utf-8")
         self.figures = {}
+        self.refused = None
+
+    def uring_refused(self):
+        """Why the io_uring engine does not run although the kernel has rings, in its own words; empty
+        when it does. Asked once."""
+        if self.refused is None:
+            start = os.lseek(self.log.fileno(), 0, os.SEEK_END)
+            try:
+                with Server([self.programs / "echo_server", "--engine=uring",
+                             f"--listen=unix:{self.scratch}/probe"], self.log) as server:
+                    server.stop()
+                self.refused = ""
+            except Broken:
+                said = os.pread(self.log.fileno(), 4096, start).decode(errors="replace").strip()
+                is_refusal = "io_uring" in said and EXHAUSTED not in said
+                self.refused = said.splitlines()[-1] if is_refusal else ""
+        return self.refused
+
+    def need_uring(self):
+        missing = uring_missing() or self.uring_refused()
+        if missing:
+            raise Absent(missing)
 
     def server(self, engine, *options):
         if engine == "uring":
-            missing = uring_missing()
-            if missing:
-                raise Absent(missing)
+            self.need_uring()
         return Server([self.programs / "echo_server", "--listen=127.0.0.1:0", f"--engine={engine}",
                        *options], self.log)
 
@@ -196,6 +220,9 @@ class Tour:
         return {"client": result, "server": last}
 
     def bulk(self):
+        program = self.programs / "bulk_transfer"
+        if not program.exists():
+            raise Absent("bulk_transfer is left out of a build without OpenSSL")
         size = (128 if self.quick else 1024) * MIB
         free = shutil.disk_usage(self.scratch).free
         if free < 3 * size:
@@ -204,7 +231,6 @@ class Tour:
         with open(source, "wb") as out:
             for _ in range(size // MIB):
                 out.write(os.urandom(MIB))
-        program = self.programs / "bulk_transfer"
         with Server([program, "receive", target, "--listen=127.0.0.1:0"], self.log) as receiver:
             started = time.monotonic()
             sender = subprocess.run([program, "send", source, f"--connect={receiver.address}"],
@@ -254,9 +280,7 @@ class Tour:
 
     def moving(self, sealed):
         """Streams that change engine and thread all the time, both ends of each."""
-        missing = uring_missing()
-        if missing:
-            raise Absent(missing)
+        self.need_uring()
         words = ["--json", f"--seconds={2 if self.quick else 5}"]
         if sealed:
             self.need_sealing()
@@ -368,7 +392,8 @@ class Tour:
         release = os.uname().release
         print(f"\nPenstock on Linux {release}, {os.cpu_count()} CPUs")
         self.figures["machine"] = {"kernel": release, "cpus": os.cpu_count(),
-                                   "uring_missing": uring_missing(), "quick": self.quick}
+                                   "uring_missing": uring_missing(),
+                                   "uring_refused": self.uring_refused(), "quick": self.quick}
         print("\nEcho: 64 connections, 1 KiB messages, 16 in flight on each")
         for engine in ENGINES:
             self.step("echo", engine, self.echo, engine)

@@ -11,8 +11,8 @@ usage() {
   cat <<USAGE
 usage: examples/demo.sh [--quick] [--json FILE] [--build DIR]
 
-Installs missing Debian packages (as root or through sudo), builds the library and its examples, and
-shows them at work: echo on each engine, a bulk transfer, thousands of idle connections, connections
+Installs missing Debian packages (as root or through sudo; goes on without the optional ones where it
+cannot), builds the library and its examples, and shows them at work: echo on each engine, a bulk transfer, thousands of idle connections, connections
 that move between engines and threads; and sealed.
   --quick      shorter: a few seconds a step
   --json FILE  write the figures to FILE too
@@ -39,7 +39,7 @@ done
 
 # shellcheck source=../cmake/deps.sh
 . "$tree/cmake/deps.sh"
-ensure_packages "${PACKAGES_BUILD[@]}"
+ensure_packages "${PACKAGES_BUILD[@]}" -- "${PACKAGES_BUILD_MORE[@]}"
 use_compiler_cache
 
 echo "Building in $build"

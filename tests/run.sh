@@ -13,7 +13,8 @@ usage() {
   cat <<USAGE
 usage: tests/run.sh [--quick] [STAGE...]
 
-Installs missing Debian packages (as root or through sudo), builds, tests, prints a summary.
+Installs missing Debian packages (as root or through sudo; tests that need optional ones are skipped
+where it cannot), builds, tests, prints a summary.
   release  g++, optimised: every test, the installed package, the style checks
   clang    clang 14: everything compiles, the unit tests pass
   asan     AddressSanitizer and UndefinedBehaviorSanitizer: every test
@@ -44,7 +45,7 @@ done
 
 # shellcheck source=../cmake/deps.sh
 . "$tree/cmake/deps.sh"
-ensure_packages "${PACKAGES_TESTS[@]}" || exit 1
+ensure_packages "${PACKAGES_TESTS[@]}" -- "${PACKAGES_TESTS_MORE[@]}" || exit 1
 use_compiler_cache
 
 jobs=$(nproc)
@@ -104,6 +105,10 @@ stage_release() {
 }
 
 stage_clang() {
+  if ! command -v clang++-14 >/dev/null; then
+    record_skip clang "clang-14 is not installed"
+    return
+  fi
   build_stage clang && test_stage clang -- -L unit
 }
 

@@ -31,7 +31,7 @@ MOVING = {"errors": 0, "stranded": 0, "engine_switches": 5, "loop_moves": 5, "by
           "bytes_carried": 1, "pause_p50_us": 1, "pause_p99_us": 2}
 ENDPOINT = {"client": {"iters": 9, "per_s": 5.0, "p50_us": 1.0, "p99_us": 2.0},
             "server": {"pool_live_bytes": 0}}
-DEMO = {"machine": {"uring_missing": ""}, "echo": {"epoll": ECHO, "uring": ECHO},
+DEMO = {"machine": {"uring_missing": "", "uring_refused": ""}, "echo": {"epoll": ECHO, "uring": ECHO},
         "bulk": {"transfer": {"sha256_sent": "a", "sha256_received": "a"}},
         "idle": {"epoll": IDLE, "uring": IDLE}, "moving": {"plain": MOVING, "sealed": MOVING},
         "endpoint": {"send": ENDPOINT, "write": ENDPOINT, "read": ENDPOINT},
@@ -147,6 +147,11 @@ class Demo(unittest.TestCase):
     def test_absence_counts_as_skipped_only_where_the_machine_lacks_it(self):
         absent = changed(DEMO, "echo", "uring", {"absent": "forbidden"})
         self.assert_ends(absent, "14 passed, 1 failed, 0 skipped")
+        absent["machine"]["uring_refused"] = "io_uring: no multishot poll (kernel 5.13)"
+        self.assert_ends(absent, "14 passed, 1 failed, 0 skipped")
+        absent["machine"]["uring_refused"] = "io_uring engine: not compiled in (PENSTOCK_URING=OFF)"
+        self.assert_ends(absent, "14 passed, 0 failed, 1 skipped")
+        absent["machine"]["uring_refused"] = ""
         absent["machine"]["uring_missing"] = "forbidden"
         self.assert_ends(absent, "14 passed, 0 failed, 1 skipped")
         self.assert_ends(changed(DEMO, "echo", "epoll", {"absent": "odd"}),
