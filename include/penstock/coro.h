@@ -20,8 +20,8 @@
 //
 // Destroying a Task that waits is safe: the wait is given up and every frame below goes with it. No
 // byte is lost: a read that is given up leaves its bytes in the stream. A Task must not be
-// destroyed while it runs, nor while it waits in SwitchTo. One that waits in Sleep must be
-// cancelled or destroyed before its loop is, as a Timer must.
+// destroyed while it runs, nor while it waits in SwitchTo or Migrate. One that waits in Sleep or
+// Resolve must be cancelled or destroyed before its loop is, as a Timer must.
 //
 // Nothing throws; an exception out of a coroutine ends the program. Calling a coroutine allocates
 // its frame. Reading and writing allocate nothing; Sleep allocates its timer, and what is posted
@@ -37,18 +37,25 @@
 #include <penstock/buffer.h>
 #include <penstock/cancel.h>
 #include <penstock/connect.h>
+#include <penstock/coro_wait.h>
 #include <penstock/export.h>
+#include <penstock/framed_reader.h>
 #include <penstock/listener.h>
 #include <penstock/loop.h>
+#include <penstock/move.h>
+#include <penstock/resolve.h>
 #include <penstock/stream.h>
 #include <penstock/task.h>
 
 #include <coroutine>
 #include <cstddef>
+#include <cstdint>
 #include <deque>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -60,118 +67,6 @@ namespace coro {
 class AcceptQueue;
 
 namespace detail {
-
-class Wait;
-
-// Goes into the callback of an operation and leads back to the wait, for as long as both live: each
-// end tells the other when it moves or goes. A ticket that is destroyed unused ends its wait.
-class Ticket {
- public:
-  explicit Ticket(Wait& wait);
-  Ticket(Ticket&& other) noexcept;
-  Ticket& operator=(Ticket&&) = delete;
-  ~Ticket();
-  // The wait, once; null when it is gone.
-  Wait* Take();
-  bool active() const { return wait_ != nullptr; }
-
- private:
-  friend class Wait;
-  Wait* wait_;
-};
-
-class Wait : private CancelLink {
- public:
-  bool await_ready() {
-    if (!token_.cancelled()) return false;
-    SetCancelled("cancelled before it began");
-    return true;
-  }
-
- protected:
-  Wait(Loop& loop, CancelToken token) : loop_(loop), token_(std::move(token)) {}
-  ~Wait() { Forget(); }
-
-  void Suspend(std::coroutine_handle<> coroutine) {
-    coroutine_ = coroutine;
-    if (CancelState* state = CancelTokenAccess::State(token_)) state->Add(*this);
-  }
-  // Makes the ticket mean nothing. True when the operation still had it.
-  bool Forget() {
-    if (ticket_ == nullptr) return false;
-    std::exchange(ticket_, nullptr)->wait_ = nullptr;
-    return !lost_;
-  }
-  void Resume() {
-    Unlink();
-    coroutine_.resume();
-  }
-  // Ends the wait with Cancelled in a later turn.
-  void Lose(const char* why) {
-    lost_ = true;
-    Unlink();
-    Forget();
-    SetCancelled(why);
-    loop_.Post([ticket = Ticket(*this)]() mutable {
-      if (Wait* wait = ticket.Take()) wait->Resume();
-    });
-  }
-  void OnCancel() override { Lose("cancelled"); }
-  virtual void SetCancelled(const char* why) = 0;
-
-  Loop& loop() const { return loop_; }
-
- private:
-  friend class Ticket;
-  void OnTicketDestroyed() {
-    // The posted one is destroyed when the loop goes: there is no later turn.
-    lost_ ? Resume() : Lose("what the coroutine waited on was destroyed");
-  }
-
-  Loop& loop_;
-  CancelToken token_;
-  std::coroutine_handle<> coroutine_;
-  Ticket* ticket_ = nullptr;
-  bool lost_ = false;
-};
-
-inline Ticket::Ticket(Wait& wait) : wait_(&wait) { wait.ticket_ = this; }
-inline Ticket::Ticket(Ticket&& other) noexcept : wait_(std::exchange(other.wait_, nullptr)) {
-  if (wait_ != nullptr) wait_->ticket_ = this;
-}
-inline Ticket::~Ticket() {
-  if (Wait* wait = Take()) wait->OnTicketDestroyed();
-}
-inline Wait* Ticket::Take() {
-  if (wait_ != nullptr) wait_->ticket_ = nullptr;
-  return std::exchange(wait_, nullptr);
-}
-
-// A wait for a callback that is given one `Result`: a Status or a StatusOr.
-template <typename Result>
-class ResultWait : public Wait {
- public:
-  Result await_resume() { return std::move(result_); }
-
- protected:
-  using Wait::Wait;
-  ~ResultWait() = default;
-
-  auto Callback() {
-    return [ticket = Ticket(*this)](Result result) mutable {
-      if (Wait* wait = ticket.Take()) static_cast<ResultWait*>(wait)->End(std::move(result));
-    };
-  }
-  void End(Result result) {
-    result_ = std::move(result);
-    this->Resume();
-  }
-  void SetCancelled(const char* why) override { result_ = absl::CancelledError(why); }
-  void SetResult(Result result) { result_ = std::move(result); }
-
- private:
-  Result result_;
-};
 
 class ReadWait final : public ResultWait<absl::StatusOr<Buffer>> {
  public:
@@ -188,6 +83,23 @@ class ReadWait final : public ResultWait<absl::StatusOr<Buffer>> {
  private:
   void OnCancel() override { stream_.CancelRead(); }
   Stream& stream_;
+};
+
+class FrameWait final : public ResultWait<absl::StatusOr<Frame>> {
+ public:
+  FrameWait(FramedReader& reader, CancelToken token)
+      : ResultWait(reader.stream().loop(), std::move(token)), reader_(reader) {}
+  ~FrameWait() {
+    if (Forget()) reader_.CancelRead();
+  }
+  void await_suspend(std::coroutine_handle<> coroutine) {
+    Suspend(coroutine);
+    reader_.ReadFrame(Callback());
+  }
+
+ private:
+  void OnCancel() override { reader_.CancelRead(); }
+  FramedReader& reader_;
 };
 
 class WriteWait final : public ResultWait<absl::Status> {
@@ -220,6 +132,20 @@ class StreamWait final : public ResultWait<absl::Status> {
   Method method_;
 };
 
+class SwitchEngineWait final : public ResultWait<absl::Status> {
+ public:
+  SwitchEngineWait(Stream& stream, EngineKind to, CancelToken token)
+      : ResultWait(stream.loop(), std::move(token)), stream_(stream), to_(to) {}
+  void await_suspend(std::coroutine_handle<> coroutine) {
+    Suspend(coroutine);
+    penstock::SwitchEngine(stream_, to_, Callback());
+  }
+
+ private:
+  Stream& stream_;
+  EngineKind to_;
+};
+
 class ConnectWait final : public ResultWait<absl::StatusOr<StreamPtr>> {
  public:
   ConnectWait(Loop& loop, const SocketAddress& address, const ConnectOptions& options,
@@ -238,6 +164,70 @@ class ConnectWait final : public ResultWait<absl::StatusOr<StreamPtr>> {
   SocketAddress address_;
   ConnectOptions options_;
   ConnectAttempt attempt_;
+};
+
+// The callback may be destroyed on the executor's thread, which must not touch the wait: what it
+// has is a link that only the loop's thread looks into.
+class ResolveWait final : public ResultWait<absl::StatusOr<std::vector<SocketAddress>>> {
+ public:
+  ResolveWait(Loop& loop, std::string host, uint16_t port, Executor& executor, CancelToken token)
+      : ResultWait(loop, std::move(token)),
+        host_(std::move(host)),
+        port_(port),
+        executor_(executor) {}
+  ~ResolveWait() {
+    if (link_ != nullptr) link_->wait = nullptr;
+  }
+  void await_suspend(std::coroutine_handle<> coroutine) {
+    Suspend(coroutine);
+    link_ = std::make_shared<Link>(this);
+    penstock::Resolve(loop(), std::move(host_), port_, executor_,
+                      [reply = Reply(link_, loop().handle())](Addresses result) mutable {
+                        reply.Run(std::move(result));
+                      });
+  }
+
+ private:
+  using Addresses = absl::StatusOr<std::vector<SocketAddress>>;
+  struct Link {
+    explicit Link(ResolveWait* of) : wait(of) {}
+    ResolveWait* wait;
+  };
+  class Reply {
+   public:
+    Reply(std::shared_ptr<Link> link, LoopHandle loop)
+        : link_(std::move(link)), loop_(std::move(loop)) {}
+    Reply(Reply&&) noexcept = default;
+    Reply& operator=(Reply&&) = delete;
+    ~Reply() {
+      if (link_ == nullptr) return;
+      loop_.Post([link = std::move(link_)] {
+        if (link->wait != nullptr) link->wait->Lose("the executor has dropped the lookup");
+      });
+    }
+    void Run(Addresses result) {
+      const std::shared_ptr<Link> link = std::move(link_);
+      if (link->wait != nullptr) link->wait->Answer(std::move(result));
+    }
+
+   private:
+    std::shared_ptr<Link> link_;
+    LoopHandle loop_;
+  };
+
+  void Answer(Addresses result) {
+    link_->wait = nullptr;
+    End(std::move(result));
+  }
+  void OnCancel() override {
+    link_->wait = nullptr;
+    Lose("cancelled");
+  }
+
+  std::string host_;
+  uint16_t port_;
+  Executor& executor_;
+  std::shared_ptr<Link> link_;
 };
 
 class SleepWait final : public ResultWait<absl::Status> {
@@ -324,15 +314,79 @@ class SwitchWait {
   absl::Status result_;
 };
 
+// Like SwitchWait: the coroutine goes on on whichever thread the stream is on.
+class MigrateWait {
+ public:
+  MigrateWait(Stream& stream, LoopHandle target, EngineKind engine)
+      : stream_(stream), target_(std::move(target)), engine_(engine) {}
+  MigrateWait(const MigrateWait&) = delete;
+  MigrateWait& operator=(const MigrateWait&) = delete;
+  bool await_ready() const { return false; }
+  [[gnu::noinline]] void await_suspend(std::coroutine_handle<> coroutine) {
+    coroutine_ = coroutine;
+    const LoopHandle target = target_;
+    penstock::Migrate(
+        stream_, target,
+        [baton = Baton(this, stream_.loop().handle())](absl::Status moved) mutable {
+          baton.Run(std::move(moved));
+        },
+        engine_);
+  }
+  absl::Status await_resume() { return std::move(result_); }
+
+ private:
+  // Runs the coroutine exactly once. Destroyed unrun, for the stream has gone: in a later turn of
+  // the loop where the wait began, or, when that has gone too, here and now.
+  class Baton {
+   public:
+    Baton(MigrateWait* wait, LoopHandle home) : wait_(wait), home_(std::move(home)) {}
+    Baton(Baton&& other) noexcept
+        : wait_(std::exchange(other.wait_, nullptr)),
+          home_(std::move(other.home_)),
+          last_(other.last_) {}
+    Baton& operator=(Baton&&) = delete;
+    ~Baton() {
+      if (wait_ == nullptr) return;
+      if (last_) {
+        Run(absl::CancelledError("the stream that was to move was destroyed"));
+        return;
+      }
+      Baton last(std::exchange(wait_, nullptr), LoopHandle());
+      last.last_ = true;
+      home_.Post([baton = std::move(last)] {});
+    }
+    void Run(absl::Status result) {
+      MigrateWait* wait = std::exchange(wait_, nullptr);
+      wait->result_ = std::move(result);
+      wait->coroutine_.resume();
+    }
+
+   private:
+    MigrateWait* wait_;
+    LoopHandle home_;
+    bool last_ = false;
+  };
+
+  Stream& stream_;
+  LoopHandle target_;
+  EngineKind engine_;
+  std::coroutine_handle<> coroutine_;
+  absl::Status result_;
+};
+
 }  // namespace detail
 
-// The operations of Stream, Connect and Timer. `token` can end each wait with Cancelled; what that
-// means for the operation is said below. A token that is cancelled already ends the wait at once,
-// and the operation is not begun.
+// The operations of Stream, FramedReader, Connect, Resolve, Timer and penstock/move.h. `token` can
+// end each wait with Cancelled; what that means for the operation is said below. A token that is
+// cancelled already ends the wait at once, and the operation is not begun.
 
 // As Stream::ReadReady. Cancelled: no byte is lost.
 inline detail::ReadWait Read(Stream& stream, CancelToken token = CancelToken()) {
   return detail::ReadWait(stream, std::move(token));
+}
+// As FramedReader::ReadFrame. Cancelled: no byte is lost.
+inline detail::FrameWait ReadFrame(FramedReader& reader, CancelToken token = CancelToken()) {
+  return detail::FrameWait(reader, std::move(token));
 }
 // As Stream::Write. Cancelled: the wait alone is given up, the bytes stay queued.
 inline detail::WriteWait Write(Stream& stream, BufferChain data,
@@ -361,6 +415,25 @@ inline detail::ConnectWait Connect(Loop& loop, const SocketAddress& address,
                                    CancelToken token = CancelToken()) {
   const ConnectOptions defaults;
   return detail::ConnectWait(loop, address, defaults, std::move(token));
+}
+// As penstock::Resolve. Cancelled: the wait alone is given up, the lookup goes on. `executor` is
+// used when the wait begins, and may then go.
+inline detail::ResolveWait Resolve(Loop& loop, std::string host, uint16_t port, Executor& executor,
+                                   CancelToken token = CancelToken()) {
+  return detail::ResolveWait(loop, std::move(host), port, executor, std::move(token));
+}
+// As penstock::SwitchEngine. Cancelled: the wait alone is given up, the stream still switches.
+inline detail::SwitchEngineWait SwitchEngine(Stream& stream, EngineKind to,
+                                             CancelToken token = CancelToken()) {
+  return detail::SwitchEngineWait(stream, to, std::move(token));
+}
+// As penstock::Migrate: goes on where the stream then is, with OK on the thread of `target`, and
+// with the stream's own operations to wait for there. Begin it when no other coroutine waits for
+// anything of the stream. What this coroutine was given of the old loop stays behind: timers,
+// tokens, queues.
+inline detail::MigrateWait Migrate(Stream& stream, LoopHandle target,
+                                   EngineKind engine = EngineKind::kAuto) {
+  return detail::MigrateWait(stream, std::move(target), engine);
 }
 // OK after `duration`, never earlier.
 inline detail::SleepWait Sleep(Loop& loop, absl::Duration duration,
