@@ -34,10 +34,10 @@ class PENSTOCK_EXPORT UsedKeys {
   // FailedPrecondition when the key was used before in this role, be it with the other protocol;
   // ResourceExhausted when there is no room to remember it.
   //
-  // The other role is not refused: the two ends of one connection use one key in two roles, and both
-  // may live in one process, which nothing here can tell from two connections of which each has one
-  // end here. The nonces of the two roles differ, so this process never uses one twice; but each of
-  // those peers would use the other's. Who hands a key out gives it to two ends, no more.
+  // The other role is not refused: the two ends of one connection use one key in two roles, and
+  // both may live in one process, which nothing here can tell from two connections of which each
+  // has one end here. The nonces of the two roles differ, so this process never uses one twice; but
+  // each of those peers would use the other's. Who hands a key out gives it to two ends, no more.
   absl::Status Use(const SecretKey& key, bool server);
   size_t size() const;
 
