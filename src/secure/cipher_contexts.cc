@@ -101,11 +101,11 @@ Aead* RecordCipher::StartSeal() {
   return aead != nullptr && aead->StartSeal(nonce) ? aead : nullptr;
 }
 
-Aead* RecordCipher::StartOpen() {
+Aead* RecordCipher::StartOpen(const char* tag) {
   Aead* aead = contexts_->Take(keys_, lease_);
   const AeadNonce nonce = keys_.Nonce();
   keys_.Advance();
-  return aead != nullptr && aead->StartOpen(nonce) ? aead : nullptr;
+  return aead != nullptr && aead->StartOpen(nonce, tag) ? aead : nullptr;
 }
 
 }  // namespace internal

@@ -116,7 +116,7 @@ class RecordCipher {
   // Start the next record and count it. The context to put it through; null when the library
   // refused: the caller must not go on.
   Aead* StartSeal();
-  Aead* StartOpen();
+  Aead* StartOpen(const char* tag);
 
  private:
   std::shared_ptr<CipherContexts> contexts_;

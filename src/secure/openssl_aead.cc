@@ -5,7 +5,10 @@
 #include <openssl/evp.h>
 #include <openssl/params.h>
 
+#include <cstdint>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -28,22 +31,41 @@ const unsigned char* ToBytes(const char* bytes) {
 }
 unsigned char* ToBytes(char* bytes) { return reinterpret_cast<unsigned char*>(bytes); }
 
+// Only the nonce changes from record to record: cipher and key stay, whichever way the context was
+// used before (GCM has one key schedule for both).
+//
+// An Init for the nonce asks the provider by a parameter's name how long it is, and setting the tag
+// is another round of parameters: together some 100 ns, a quarter of a record of 1 KiB. A provider
+// that takes the whole nonce as "tlsivfixed", as OpenSSL's own do when its size is given as -1
+// (what EVP_CTRL_GCM_SET_IV_FIXED is made of), gets it that way, together with the tag. Nothing but
+// NonceIsParameter may decide that: a nonce that is not taken would be the one before.
 class OpensslAead : public Aead {
  public:
-  OpensslAead(const EVP_CIPHER* cipher, EvpPtr<EVP_CIPHER_CTX> context)
-      : cipher_(cipher), context_(std::move(context)) {}
+  OpensslAead(const EVP_CIPHER* cipher, EvpPtr<EVP_CIPHER_CTX> context, bool nonce_is_parameter)
+      : cipher_(cipher), context_(std::move(context)), nonce_is_parameter_(nonce_is_parameter) {}
 
   bool SetKey(const AeadKey& key) override {
+    way_ = Way::kNone;
     return EVP_EncryptInit_ex2(context_.get(), cipher_, key.data(), nullptr, nullptr) == 1;
   }
 
-  // Only the nonce: cipher and key stay, whichever way the context was used before (GCM has one key
-  // schedule for both).
   bool StartSeal(const AeadNonce& nonce) override {
+    if (way_ == Way::kSeal && nonce_is_parameter_) {
+      const OSSL_PARAM parameters[] = {NonceParameter(nonce), OSSL_PARAM_construct_end()};
+      return EVP_CIPHER_CTX_set_params(context_.get(), parameters) == 1;
+    }
+    way_ = Way::kSeal;
     return EVP_EncryptInit_ex2(context_.get(), nullptr, nullptr, nonce.data(), nullptr) == 1;
   }
-  bool StartOpen(const AeadNonce& nonce) override {
-    return EVP_DecryptInit_ex2(context_.get(), nullptr, nullptr, nonce.data(), nullptr) == 1;
+  bool StartOpen(const AeadNonce& nonce, const char* tag) override {
+    const OSSL_PARAM parameters[] = {TagParameter(const_cast<char*>(tag)), NonceParameter(nonce),
+                                     OSSL_PARAM_construct_end()};
+    if (way_ == Way::kOpen && nonce_is_parameter_) {
+      return EVP_CIPHER_CTX_set_params(context_.get(), parameters) == 1;
+    }
+    way_ = Way::kOpen;
+    const OSSL_PARAM tag_alone[] = {parameters[0], OSSL_PARAM_construct_end()};
+    return EVP_DecryptInit_ex2(context_.get(), nullptr, nullptr, nonce.data(), tag_alone) == 1;
   }
 
   bool Update(const char* in, char* out, size_t size) override {
@@ -55,31 +77,85 @@ class OpensslAead : public Aead {
   bool FinishSeal(char* tag) override {
     unsigned char rest[kAeadTagSize];
     int written = 0;
+    OSSL_PARAM parameters[] = {TagParameter(tag), OSSL_PARAM_construct_end()};
     return EVP_EncryptFinal_ex(context_.get(), rest, &written) == 1 &&
-           EVP_CIPHER_CTX_ctrl(context_.get(), EVP_CTRL_AEAD_GET_TAG, kAeadTagSize, tag) == 1;
+           EVP_CIPHER_CTX_get_params(context_.get(), parameters) == 1;
   }
-  bool FinishOpen(const char* tag) override {
+  bool FinishOpen() override {
     unsigned char rest[kAeadTagSize];
     int written = 0;
-    return EVP_CIPHER_CTX_ctrl(context_.get(), EVP_CTRL_AEAD_SET_TAG, kAeadTagSize,
-                               const_cast<char*>(tag)) == 1 &&
-           EVP_DecryptFinal_ex(context_.get(), rest, &written) == 1;
+    return EVP_DecryptFinal_ex(context_.get(), rest, &written) == 1;
   }
 
  private:
+  enum class Way : uint8_t { kNone, kSeal, kOpen };  // it was last used, with this key
+
+  static OSSL_PARAM NonceParameter(const AeadNonce& nonce) {
+    return OSSL_PARAM_construct_octet_string(OSSL_CIPHER_PARAM_AEAD_TLS1_IV_FIXED,
+                                             const_cast<uint8_t*>(nonce.data()), SIZE_MAX);
+  }
+  static OSSL_PARAM TagParameter(char* tag) {
+    return OSSL_PARAM_construct_octet_string(OSSL_CIPHER_PARAM_AEAD_TAG, tag, kAeadTagSize);
+  }
+
   const EVP_CIPHER* cipher_;
   EvpPtr<EVP_CIPHER_CTX> context_;
+  const bool nonce_is_parameter_;
+  Way way_ = Way::kNone;
 };
+
+std::unique_ptr<Aead> NewOpensslAead(const EVP_CIPHER* cipher, bool nonce_is_parameter) {
+  EvpPtr<EVP_CIPHER_CTX> context(EVP_CIPHER_CTX_new());
+  if (context == nullptr) return nullptr;
+  return std::make_unique<OpensslAead>(cipher, std::move(context), nonce_is_parameter);
+}
+
+// What a record of a few bytes comes to; empty when a call fails.
+std::string SealSample(Aead& aead, const AeadNonce& nonce) {
+  std::string sealed(20 + kAeadTagSize, 's');
+  const bool done = aead.StartSeal(nonce) && aead.Update(sealed.data(), sealed.data(), 20) &&
+                    aead.FinishSeal(sealed.data() + 20);
+  return done ? sealed : std::string();
+}
+
+bool OpenSample(Aead& aead, const AeadNonce& nonce, std::string sealed) {
+  return aead.StartOpen(nonce, sealed.data() + 20) &&
+         aead.Update(sealed.data(), sealed.data(), 20) && aead.FinishOpen() &&
+         sealed.starts_with(std::string(20, 's'));
+}
+
+// Whether the provider takes nonces as a parameter: seen by what it then seals, and opens.
+bool NonceIsParameter(const EVP_CIPHER* cipher) {
+  const std::unique_ptr<Aead> quick = NewOpensslAead(cipher, true);
+  const std::unique_ptr<Aead> plain = NewOpensslAead(cipher, false);
+  const AeadKey key = {'k'};
+  if (quick == nullptr || plain == nullptr || !quick->SetKey(key) || !plain->SetKey(key)) {
+    return false;
+  }
+  std::vector<std::string> sealed;
+  for (uint8_t i = 0; i < 4; ++i) {
+    const AeadNonce nonce = {i, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, i};
+    sealed.push_back(SealSample(*plain, nonce));
+    if (sealed.back().empty() || SealSample(*quick, nonce) != sealed.back()) return false;
+  }
+  for (uint8_t i = 0; i < 4; ++i) {
+    const AeadNonce nonce = {i, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, i};
+    if (!OpenSample(*quick, nonce, sealed[i]) || OpenSample(*quick, nonce, sealed[(i + 1) % 4])) {
+      return false;
+    }
+  }
+  return true;
+}
 
 class OpensslCrypto : public RecordCrypto {
  public:
-  OpensslCrypto(EvpPtr<EVP_CIPHER> cipher, EvpPtr<EVP_MAC> hmac)
-      : cipher_(std::move(cipher)), hmac_(std::move(hmac)) {}
+  OpensslCrypto(EvpPtr<EVP_CIPHER> cipher, EvpPtr<EVP_MAC> hmac, bool nonces_by_init)
+      : cipher_(std::move(cipher)),
+        hmac_(std::move(hmac)),
+        nonce_is_parameter_(!nonces_by_init && NonceIsParameter(cipher_.get())) {}
 
   std::unique_ptr<Aead> NewAead() override {
-    EvpPtr<EVP_CIPHER_CTX> context(EVP_CIPHER_CTX_new());
-    if (context == nullptr) return nullptr;
-    return std::make_unique<OpensslAead>(cipher_.get(), std::move(context));
+    return NewOpensslAead(cipher_.get(), nonce_is_parameter_);
   }
 
   bool HmacSha256(std::span<const uint8_t> key, std::span<const uint8_t> message,
@@ -101,6 +177,7 @@ class OpensslCrypto : public RecordCrypto {
  private:
   EvpPtr<EVP_CIPHER> cipher_;
   EvpPtr<EVP_MAC> hmac_;
+  const bool nonce_is_parameter_;
 };
 
 absl::Status Absent(absl::string_view what) {
@@ -113,12 +190,14 @@ absl::Status Absent(absl::string_view what) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<RecordCrypto>> NewOpensslCrypto() {
+absl::StatusOr<std::unique_ptr<RecordCrypto>> NewOpensslCrypto(bool nonces_by_init) {
   EvpPtr<EVP_CIPHER> cipher(EVP_CIPHER_fetch(nullptr, "AES-128-GCM", nullptr));
   if (cipher == nullptr) return Absent("AES-128-GCM");
   EvpPtr<EVP_MAC> hmac(EVP_MAC_fetch(nullptr, "HMAC", nullptr));
   if (hmac == nullptr) return Absent("HMAC");
-  auto crypto = std::make_unique<OpensslCrypto>(std::move(cipher), std::move(hmac));
+  ERR_set_mark();  // a provider may have objected to what was tried with it
+  auto crypto = std::make_unique<OpensslCrypto>(std::move(cipher), std::move(hmac), nonces_by_init);
+  ERR_pop_to_mark();
   const uint8_t key[32] = {};
   std::array<uint8_t, 32> mac;
   if (!crypto->HmacSha256(key, {}, mac)) return Absent("HMAC-SHA256");

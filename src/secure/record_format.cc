@@ -6,17 +6,8 @@ PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 namespace {
 
-// Byte by byte, whatever the machine's order; compilers make one move of it.
 void StoreLe32(char* out, uint32_t value) {
   for (int i = 0; i < 4; ++i) out[i] = static_cast<char>(value >> (8 * i));
-}
-
-uint32_t LoadLe32(const char* in) {
-  uint32_t value = 0;
-  for (int i = 0; i < 4; ++i) {
-    value |= static_cast<uint32_t>(static_cast<unsigned char>(in[i])) << (8 * i);
-  }
-  return value;
 }
 
 }  // namespace
@@ -26,13 +17,9 @@ void WriteRecordHeader(char* out, size_t payload_size) {
   StoreLe32(out + kRecordLengthSize, kRecordTypeData);
 }
 
-size_t RecordPayloadSize(std::string_view header) {
-  return LoadLe32(header.data()) - kRecordLengthMin;
-}
-
 absl::Status CheckRecordHeader(std::string_view prefix, uint32_t frame_max) {
   if (prefix.size() < kRecordLengthSize) return absl::OkStatus();
-  const uint32_t length = LoadLe32(prefix.data());
+  const uint32_t length = LoadRecordWord(prefix.data());
   if (length < kRecordLengthMin) {
     return absl::InvalidArgumentError(absl::StrCat("open record: length ", length, " is below ",
                                                    kRecordLengthMin, ", the size of type and tag"));

@@ -28,13 +28,32 @@ static_assert(kRecordOverhead == kRecordHeaderSize + kAeadTagSize);
 // Writes kRecordHeaderSize bytes.
 void WriteRecordHeader(char* out, size_t payload_size);
 
-// Of a whole header that CheckRecordHeader found good.
-size_t RecordPayloadSize(std::string_view header);
+// Little endian, byte by byte, whatever the machine's order; compilers make one move of it.
+inline uint32_t LoadRecordWord(const char* in) {
+  uint32_t value = 0;
+  for (int i = 0; i < 4; ++i) {
+    value |= static_cast<uint32_t>(static_cast<unsigned char>(in[i])) << (8 * i);
+  }
+  return value;
+}
+
+// Of a whole header that is good.
+inline size_t RecordPayloadSize(std::string_view header) {
+  return LoadRecordWord(header.data()) - kRecordLengthMin;
+}
+
+// Whether the kRecordHeaderSize bytes are a header that CheckRecordHeader finds good.
+inline bool IsRecordHeader(const char* header, uint32_t frame_max) {
+  const uint32_t length = LoadRecordWord(header);
+  return length >= kRecordLengthMin && length <= frame_max - kRecordLengthSize &&
+         LoadRecordWord(header + kRecordLengthSize) == kRecordTypeData;
+}
 
 // Judges the first bytes of a header, as many as are in, up to kRecordHeaderSize: an error as soon
 // as no continuation can make it good, that is at the last byte of a length that is below
 // kRecordLengthMin or makes the record longer than `frame_max`, and at the first wrong byte of the
-// type, of which all four count. InvalidArgument with the reason.
+// type, of which all four count. InvalidArgument with the reason. `frame_max` is at least
+// kRecordOverhead.
 absl::Status CheckRecordHeader(std::string_view prefix, uint32_t frame_max);
 
 }  // namespace internal

@@ -66,6 +66,7 @@ RecordOpener::Result RecordOpener::Next(Buffer& out) {
 }
 
 RecordOpener::Result RecordOpener::Open(Buffer& out) {
+  if (wire_.empty()) return Result::kNeedMore;
   const Run run = FindRun();
   if (!status_.ok()) return Fail(std::move(status_));
   if (run.records == 0) {
@@ -89,10 +90,10 @@ RecordOpener::Run RecordOpener::FindRun() {
   while (run.records < kTogetherRecordsMax) {
     const size_t more = std::min(kRecordHeaderSize - known, left);
     cursor.Read(header + known, more);
-    absl::Status status = CheckRecordHeader({header, known + more}, frame_max_);
-    const bool refused = !status.ok();
-    if (refused && run.records == 0) status_ = std::move(status);
-    if (known + more < kRecordHeaderSize || refused) break;
+    if (known + more < kRecordHeaderSize || !IsRecordHeader(header, frame_max_)) {
+      if (run.records == 0) status_ = CheckRecordHeader({header, known + more}, frame_max_);
+      break;
+    }
     known = 0;
     left -= more;
     const size_t payload = RecordPayloadSize({header, kRecordHeaderSize});
@@ -182,8 +183,18 @@ absl::Status RecordOpener::Decrypt(ChainCursor& from, size_t payload, char* to) 
   if (keys().exhausted()) {
     return absl::ResourceExhaustedError("open record: all counters are used");
   }
-  Aead* aead = cipher_.StartOpen();
   const ChainCursor body = from;
+  ChainCursor end = from;
+  end.Advance(payload);
+  char joined[kAeadTagSize];
+  const char* tag = joined;
+  if (end.room() >= kAeadTagSize) {
+    tag = end.here();
+    end.Skip(kAeadTagSize);
+  } else {
+    end.Read(joined, kAeadTagSize);
+  }
+  Aead* aead = cipher_.StartOpen(tag);
   bool working = aead != nullptr;
   for (size_t done = 0; working && done < payload;) {
     const size_t n = std::min(payload - done, from.room());
@@ -191,9 +202,8 @@ absl::Status RecordOpener::Decrypt(ChainCursor& from, size_t payload, char* to) 
     from.Skip(n);
     done += n;
   }
-  char tag[kAeadTagSize];
-  if (working) from.Read(tag, kAeadTagSize);
-  if (working && aead->FinishOpen(tag)) return absl::OkStatus();
+  from = end;
+  if (working && aead->FinishOpen()) return absl::OkStatus();
   if (to != nullptr) {
     WipeSecret(to, payload);
   } else {

@@ -24,6 +24,8 @@ using penstock::internal::RecordCrypto;
 using penstock::internal::RecordSender;
 using penstock::internal::RecordVectors;
 
+constexpr char kTag[penstock::internal::kAeadTagSize] = {};
+
 // Knows which contexts exist and what they were told.
 struct Ledger {
   int contexts = 0;
@@ -46,10 +48,10 @@ class LedgerAead : public Aead {
     return !ledger_.refuse_keys;
   }
   bool StartSeal(const AeadNonce&) override { return !ledger_.refuse_nonces; }
-  bool StartOpen(const AeadNonce&) override { return !ledger_.refuse_nonces; }
+  bool StartOpen(const AeadNonce&, const char*) override { return !ledger_.refuse_nonces; }
   bool Update(const char*, char*, size_t) override { return true; }
   bool FinishSeal(char*) override { return true; }
-  bool FinishOpen(const char*) override { return true; }
+  bool FinishOpen() override { return true; }
 
  private:
   Ledger& ledger_;
@@ -98,7 +100,7 @@ TEST_F(CipherContextsTest, ABusyDirectionSetsItsKeyOncePerEpoch) {
   EXPECT_EQ(ledger_.contexts, 0);
   for (int i = 0; i < 1000; ++i) {
     EXPECT_NE(ciphers[0].StartSeal(), nullptr);
-    EXPECT_NE(ciphers[1].StartOpen(), nullptr);
+    EXPECT_NE(ciphers[1].StartOpen(kTag), nullptr);
     if (i % 100 == 0) {
       EXPECT_TRUE(contexts_->Sweep());
     }
@@ -174,7 +176,7 @@ TEST_F(CipherContextsTest, ARefusalCountsAndLeavesNothingKeyedByHalves) {
   EXPECT_EQ(ciphers[0].StartSeal(), nullptr);
   ledger_.refuse_contexts = false;
   ledger_.refuse_keys = true;
-  EXPECT_EQ(ciphers[0].StartOpen(), nullptr);
+  EXPECT_EQ(ciphers[0].StartOpen(kTag), nullptr);
   EXPECT_EQ(ledger_.contexts, 0);
   ledger_.refuse_keys = false;
   ledger_.refuse_nonces = true;

@@ -227,14 +227,14 @@ class FailingAead : public Aead {
   bool StartSeal(const AeadNonce& nonce) override {
     return !failures_.Fails() && real_->StartSeal(nonce);
   }
-  bool StartOpen(const AeadNonce& nonce) override {
-    return !failures_.Fails() && real_->StartOpen(nonce);
+  bool StartOpen(const AeadNonce& nonce, const char* tag) override {
+    return !failures_.Fails() && real_->StartOpen(nonce, tag);
   }
   bool Update(const char* in, char* out, size_t size) override {
     return !failures_.Fails() && real_->Update(in, out, size);
   }
   bool FinishSeal(char* tag) override { return !failures_.Fails() && real_->FinishSeal(tag); }
-  bool FinishOpen(const char* tag) override { return real_->FinishOpen(tag); }
+  bool FinishOpen() override { return real_->FinishOpen(); }
 
  private:
   std::unique_ptr<Aead> real_;

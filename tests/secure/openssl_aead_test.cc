@@ -2,7 +2,9 @@
 
 #include <openssl/err.h>
 
+#include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -32,9 +34,11 @@ Array ArrayOf(std::string_view hex) {
   return array;
 }
 
-class OpensslAeadTest : public ::testing::Test {
+// Both ways to give a nonce; the parameter: only the longer one.
+class OpensslAeadTest : public ::testing::TestWithParam<bool> {
  protected:
-  OpensslAeadTest() : crypto_(std::move(*NewOpensslCrypto())), aead_(crypto_->NewAead()) {}
+  OpensslAeadTest()
+      : crypto_(std::move(*NewOpensslCrypto(GetParam()))), aead_(crypto_->NewAead()) {}
 
   std::string Seal(const AeadNonce& nonce, const std::vector<std::string>& pieces) {
     std::string out;
@@ -51,9 +55,9 @@ class OpensslAeadTest : public ::testing::Test {
   // In place.
   bool Open(const AeadNonce& nonce, std::string& sealed) {
     const size_t size = sealed.size() - kAeadTagSize;
-    EXPECT_TRUE(aead_->StartOpen(nonce));
+    EXPECT_TRUE(aead_->StartOpen(nonce, sealed.data() + size));
     EXPECT_TRUE(aead_->Update(sealed.data(), sealed.data(), size));
-    return aead_->FinishOpen(sealed.data() + size);
+    return aead_->FinishOpen();
   }
 
   std::unique_ptr<RecordCrypto> crypto_;
@@ -61,7 +65,7 @@ class OpensslAeadTest : public ::testing::Test {
 };
 
 // Test case 3 of "The Galois/Counter Mode of Operation" (McGrew, Viega).
-TEST_F(OpensslAeadTest, SealsAsSpecified) {
+TEST_P(OpensslAeadTest, SealsAsSpecified) {
   ASSERT_TRUE(aead_->SetKey(ArrayOf<AeadKey>("feffe9928665731c6d6a8f9467308308")));
   const auto nonce = ArrayOf<AeadNonce>("cafebabefacedbaddecaf888");
   const std::string plain = FromHex(
@@ -75,7 +79,7 @@ TEST_F(OpensslAeadTest, SealsAsSpecified) {
   EXPECT_EQ(sealed.substr(0, plain.size()), plain);
 }
 
-TEST_F(OpensslAeadTest, PiecesMeanTheirConcatenation) {
+TEST_P(OpensslAeadTest, PiecesMeanTheirConcatenation) {
   ASSERT_TRUE(aead_->SetKey(AeadKey{1, 2, 3}));
   const std::string plain = PatternBytes(1, 0, 1000);
   const std::string whole = Seal(AeadNonce{}, {plain});
@@ -86,7 +90,7 @@ TEST_F(OpensslAeadTest, PiecesMeanTheirConcatenation) {
   }
 }
 
-TEST_F(OpensslAeadTest, OneContextSealsAndOpensByTurns) {
+TEST_P(OpensslAeadTest, OneContextSealsAndOpensByTurns) {
   ASSERT_TRUE(aead_->SetKey(AeadKey{9}));
   std::string sealed = Seal(AeadNonce{1}, {"back"});
   const std::string again = sealed;
@@ -97,7 +101,7 @@ TEST_F(OpensslAeadTest, OneContextSealsAndOpensByTurns) {
   EXPECT_TRUE(Open(AeadNonce{2}, empty));
 }
 
-TEST_F(OpensslAeadTest, NothingElseOpens) {
+TEST_P(OpensslAeadTest, NothingElseOpens) {
   ASSERT_TRUE(aead_->SetKey(AeadKey{9}));
   const std::string sealed = Seal(AeadNonce{1}, {"secret"});
   for (size_t bit = 0; bit < sealed.size() * 8; ++bit) {
@@ -118,7 +122,7 @@ TEST_F(OpensslAeadTest, NothingElseOpens) {
 }
 
 // RFC 4231, test cases 1 and 2.
-TEST_F(OpensslAeadTest, HmacAsSpecified) {
+TEST_P(OpensslAeadTest, HmacAsSpecified) {
   const auto hmac = [this](const std::string& key, const std::string& message) {
     std::array<uint8_t, 32> out{};
     const auto bytes = [](const std::string& text) {
@@ -132,5 +136,34 @@ TEST_F(OpensslAeadTest, HmacAsSpecified) {
   EXPECT_EQ(hmac("Jefe", "what do ya want for nothing?"),
             FromHex("5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"));
 }
+
+// A nonce that was not taken would be the one before: each of a few in any order counts, whether
+// they were given to seal or to open, and after a new key.
+TEST_P(OpensslAeadTest, EveryNonceCounts) {
+  std::map<std::pair<int, int>, std::string> sealed;
+  for (int round = 0; round < 200; ++round) {
+    const int key = round / 20 % 3, byte = round * 7 % 12;
+    if (round % 20 == 0) {
+      ASSERT_TRUE(aead_->SetKey(AeadKey{static_cast<uint8_t>(key)}));
+    }
+    AeadNonce nonce{};
+    nonce[static_cast<size_t>(byte)] = 1;
+    const std::string now = Seal(nonce, {"the same text"});
+    const auto [at, fresh] = sealed.try_emplace({key, byte}, now);
+    EXPECT_EQ(now, at->second);
+    if (round % 3 == 0) continue;
+    std::string opened = now;
+    EXPECT_TRUE(Open(nonce, opened));
+    nonce[11] ^= 0x80;
+    opened = now;
+    EXPECT_FALSE(Open(nonce, opened));
+  }
+  std::set<std::string> different;
+  for (const auto& [which, text] : sealed) different.insert(text);
+  EXPECT_EQ(different.size(), 36u);
+  EXPECT_EQ(different.size(), sealed.size());
+}
+
+INSTANTIATE_TEST_SUITE_P(NoncesByInit, OpensslAeadTest, ::testing::Bool());
 
 }  // namespace

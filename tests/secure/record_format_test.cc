@@ -8,6 +8,7 @@ namespace {
 
 using penstock::kRecordFrameMax;
 using penstock::internal::CheckRecordHeader;
+using penstock::internal::IsRecordHeader;
 using penstock::internal::kRecordHeaderSize;
 using penstock::internal::RecordPayloadSize;
 using penstock::internal::WriteRecordHeader;
@@ -22,13 +23,16 @@ std::string Header(uint32_t length, uint32_t type) {
 
 // How many bytes of `header` are in when it is refused; 0: never.
 size_t RefusedAt(const std::string& header, uint32_t frame_max) {
-  for (size_t n = 1; n <= header.size(); ++n) {
+  size_t refused = 0;
+  for (size_t n = 1; n <= header.size() && refused == 0; ++n) {
     const absl::Status status = CheckRecordHeader(std::string_view(header).substr(0, n), frame_max);
     if (status.ok()) continue;
     EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
-    return n;
+    refused = n;
   }
-  return 0;
+  EXPECT_EQ(header.size(), kRecordHeaderSize);
+  EXPECT_EQ(IsRecordHeader(header.data(), frame_max), refused == 0);
+  return refused;
 }
 
 TEST(RecordFormat, WritesWhatItReads) {
