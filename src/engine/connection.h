@@ -152,14 +152,18 @@ class Connection : private TimerNode {
   void OnReleased();
   [[gnu::cold]] void OnNotReleased();
 
-  // The receive size that suits this stream's traffic, and the feedback that adapts it.
+  // The receive size that suits this stream's traffic, and the feedback that adapts it. A little
+  // that comes once is the rest of what did not fit, and says nothing of what comes next: were the
+  // size halved for it, a message that is somewhat longer would take two receives every time.
   uint32_t receive_size() const { return receive_size_; }
   void AdaptReceiveSize(size_t received) {
+    const bool little = received < receive_size_ / 8;
     if (received >= receive_size_) {
       receive_size_ = std::min(receive_size_ * 2, receive_max_);
-    } else if (received < receive_size_ / 8 && receive_size_ > kReceiveMin) {
+    } else if (little && received_little_ && receive_size_ > kReceiveMin) {
       receive_size_ /= 2;
     }
+    received_little_ = little;
   }
   uint32_t receive_max() const { return receive_max_; }
   // StreamOptions::pinned_reads: the buffer to receive into, empty when the pool had no room for
@@ -352,6 +356,7 @@ class Connection : private TimerNode {
   bool pinned_engine_ : 1;
   bool migratable_ : 1;
   bool observer_is_remote_ : 1 = false;
+  bool received_little_ : 1 = false;  // the last receive, for its size
   uint32_t receive_size_;
   uint32_t receive_max_;
 

@@ -158,6 +158,26 @@ TEST_P(StreamOptionsTest, EveryRuleIsNamedWithWhatIsAccepted) {
 INSTANTIATE_TEST_SUITE_P(Environments, StreamOptionsTest, ::testing::ValuesIn(KernelEnvironments()),
                          EnvironmentName);
 
+// Blocks for receives are as large as what comes, also when that is a little more than the size
+// that they begin with: the rest that did not fit once must not make them small again.
+TEST_P(StreamOptionsTest, AMessageLongerThanTheFirstBlockTakesOneReceive) {
+  if (environment().listen_engine() != EngineKind::kEpoll || is_unix()) {
+    GTEST_SKIP() << "io_uring receives into buffers of one size; Unix sockets cut where they like";
+  }
+  StreamPair pair = Pair();
+  const std::string message(16 * 1024 + 48, 'm');
+  constexpr uint64_t kMessages = 20;
+  const auto receives = [&] { return loop().Snapshot().receives; };
+  for (int i = 0; i < 4; ++i) Exchange(*pair.client, *pair.server, message);
+  uint64_t before = receives();
+  for (uint64_t i = 0; i < kMessages; ++i) Exchange(*pair.client, *pair.server, message);
+  // Now and then the kernel shows a part early.
+  EXPECT_LE(receives() - before, kMessages * 5 / 4);
+  // Small ones get small blocks again.
+  for (int i = 0; i < 4; ++i) Exchange(*pair.client, *pair.server, "small");
+  EXPECT_LE(pair.server->connection()->receive_size(), 8 * 1024u);
+}
+
 // Every connection costs this much, idle or not, and nothing else (IdleMemoryTest), so it grows
 // only for a reason. On x86-64, in bytes:
 //   two chains (48), the read callback (32), the first pending write with its callback, place and
