@@ -331,6 +331,7 @@ class Connection : private TimerNode {
   void ArmTimer();
   uint64_t NextDeadline() const;
 
+  // What a request touches comes first, down to pinned_ (SlotTable::Prefetch).
   alignas(void*) unsigned char handle_storage_[kHandleSize];
   LoopCore* loop_;
   Engine* engine_;
@@ -359,6 +360,7 @@ class Connection : private TimerNode {
   bool received_little_ : 1 = false;  // the last receive, for its size
   uint32_t receive_size_;
   uint32_t receive_max_;
+  uint32_t send_queue_max_;
 
   BufferChain rx_;
   BufferChain tx_;
@@ -387,7 +389,6 @@ class Connection : private TimerNode {
   uint32_t idle_deadline_ms_;
   uint32_t send_queue_low_;
   uint32_t send_queue_high_;
-  uint32_t send_queue_max_;
 };
 
 }  // namespace internal

@@ -53,7 +53,10 @@ int EpollEngine::Wait(int64_t timeout_ns) {
   const int count = timeout_ns == 0 ? Ask(0) : loop_.Sleep([&] { return Ask(timeout_ns); });
   if (count < 0) [[unlikely]]
     return WaitFailed(-count);
-  for (int i = 0; i < count; ++i) Dispatch(events_[i]);
+  for (int i = 0; i < count; ++i) {
+    if (i + 1 < count) loop_.slots().Prefetch(Token(events_[i + 1].data.u64));
+    Dispatch(events_[i]);
+  }
   return count;
 }
 

@@ -112,12 +112,23 @@ class SlotTable {
     return &slot;
   }
 
+  // Has the processor fetch the object of an event that comes next: of many connections each has
+  // left the cache when its turn comes. Harmless whatever the slot holds.
+  void Prefetch(Token token) const {
+    if (token.index() >= count_) return;
+    const char* const object = static_cast<const char*>(slots_[token.index()].object);
+    if (object == nullptr) return;
+    for (size_t at = 0; at < kPrefetchBytes; at += kCacheLine) __builtin_prefetch(object + at);
+  }
+
   Slot& at(uint32_t index) { return slots_[index]; }
   uint32_t size() const { return count_; }
 
  private:
   static constexpr uint32_t kNone = UINT32_MAX;
   static constexpr size_t kTrimMin = 256;
+  static constexpr size_t kCacheLine = 64;
+  static constexpr size_t kPrefetchBytes = 320;  // of a Connection every request uses these
 
   std::vector<Slot> slots_;
   uint32_t count_ = 0;  // of slots_, without a division by their size

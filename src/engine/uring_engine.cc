@@ -254,13 +254,15 @@ int UringEngine::DispatchCompletions() {
   int dispatched = 0;
   for (; dispatched < limit; ++dispatched) {
     const unsigned head = *ring_.cq.khead;
-    if (head == io_uring_smp_load_acquire(ring_.cq.ktail)) {
+    const unsigned tail = io_uring_smp_load_acquire(ring_.cq.ktail);
+    if (head == tail) {
       // What did not fit waits in the kernel until we ask.
       if (!io_uring_cq_has_overflow(&ring_)) break;
       loop_.counters().syscalls.Add(1);
       if (io_uring_get_events(&ring_) < 0 || io_uring_cq_ready(&ring_) == 0) break;
     }
-    const io_uring_cqe& cqe = ring_.cq.cqes[io_uring_cqe_index(&ring_, head, ring_.cq.ring_mask)];
+    if (tail - head > 1) loop_.slots().Prefetch(Token(CompletionAt(head + 1).user_data));
+    const io_uring_cqe& cqe = CompletionAt(head);
     Completion completion{Token(cqe.user_data), cqe.res, cqe.flags};
     // Callbacks may submit: the queue's head moves on before they run.
     io_uring_cq_advance(&ring_, 1);

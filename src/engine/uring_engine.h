@@ -94,6 +94,9 @@ class UringEngine : public SocketEngine {
   [[gnu::cold]] int EnterFor(int64_t timeout_ns);
   [[gnu::cold]] void EnterFailed(int error);
   int DispatchCompletions();
+  const io_uring_cqe& CompletionAt(unsigned position) const {
+    return ring_.cq.cqes[io_uring_cqe_index(&ring_, position, ring_.cq.ring_mask)];
+  }
   // To the seam, which may change it.
   void ShowCompletion(Completion& completion);
   void Dispatch(const Completion& completion);
