@@ -54,6 +54,7 @@ class Connection::Transit {
   ~Transit() {
     if (connection_ == nullptr) return;
     if (way_ == Way::kThere) {
+      connection_->parcel_->target.reset();  // nobody there counts the refusal
       connection_->parcel_->refusal =
           connection_->MoveError(absl::UnavailableError("the target loop is gone"));
       Send(*connection_, Way::kBack);
@@ -105,7 +106,10 @@ void Connection::BeginMove() {
   if (!parcel.refusal.ok()) return FinishMove(std::exchange(parcel.refusal, absl::OkStatus()));
   if (!parcel.target.has_value()) {
     const absl::StatusOr<Engine*> to = loop_->EngineFor(parcel.engine);
-    if (!to.ok()) return FinishMove(MoveError(to.status()));
+    if (!to.ok()) {
+      loop_->counters().moves_refused.Add(1);
+      return FinishMove(MoveError(to.status()));
+    }
     if (*to == engine_) return FinishMove(absl::OkStatus());
   }
   parcel.Apply(MoveEvent::kBegin);
@@ -274,6 +278,7 @@ void Connection::Arrive(LoopCore& loop) {
 
 void Connection::ComeBack(LoopCore& loop) {
   loop.counters().moves_back.Add(1);
+  if (!parcel_->target.has_value()) loop.counters().moves_refused.Add(1);
   absl::Status status = JoinLoop(loop, parcel_->source_engine);
   if (status.ok()) {
     Hold();

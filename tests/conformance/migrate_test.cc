@@ -139,6 +139,8 @@ TEST_P(MigrateTest, ATargetThatDrainsSendsItBack) {
   EXPECT_TRUE(absl::IsUnavailable(moved.status())) << moved.status();
   EXPECT_EQ(&pair.server->loop(), &loop());
   EXPECT_EQ(loop().Snapshot().moves_back, 1u);
+  EXPECT_EQ(loop().Snapshot().moves_refused, 0u) << "it counts for the one that refused";
+  EXPECT_EQ(other().Snapshot().moves_refused, 1u);
   Exchange(*pair.client, *pair.server, "it goes on where it was");
 }
 
@@ -169,6 +171,8 @@ TEST_P(MigrateTest, ATargetThatIsGoneSendsItBack) {
   Migrate(*pair.server, gone, moved.OnDone());
   ASSERT_TRUE(Drive([&] { return moved.ended(); }));
   EXPECT_TRUE(absl::IsUnavailable(moved.status())) << moved.status();
+  EXPECT_EQ(loop().Snapshot().moves_back, 1u);
+  EXPECT_EQ(loop().Snapshot().moves_refused, 1u) << "nobody else is left to count it";
   Exchange(*pair.client, *pair.server, "it goes on");
 }
 
@@ -352,6 +356,30 @@ TEST_P(MigrateTest, AllThatMayLeaveALoop) {
   for (int i = 0; i < kStreams; i += 30) Exchange(*pairs[i].client, *pairs[i].server, "back");
   EXPECT_EQ(other().Snapshot().open, 0u);
   EXPECT_EQ(other().Snapshot().open_uring, 0u);
+}
+
+TEST_P(MigrateTest, ALoopThatIsLeftByAllServesOthersMeanwhile) {
+  constexpr uint64_t kStreams = 300;
+  constexpr uint64_t kSlice = 64;
+  StreamOptions migratable;
+  migratable.migratable = true;
+  std::vector<StreamPair> pairs;
+  for (uint64_t i = 0; i < kStreams; ++i) pairs.push_back(Pair({}, migratable));
+  bool done = false;
+  const LoopSnapshot before = loop().Snapshot();
+  uint64_t left = before.moves_out, most = 0;
+  MigrateAll(loop(), other().handle(), [&](MoveCount) { done = true; });
+  ASSERT_TRUE(Drive([&] {
+    const uint64_t now = loop().Snapshot().moves_out;
+    most = std::max(most, now - std::exchange(left, now));
+    return done;
+  }));
+  EXPECT_EQ(left - before.moves_out, kStreams);
+  EXPECT_GE(loop().Snapshot().turns - before.turns, kStreams / kSlice) << "no more begin in a turn";
+  // An engine that lets go at once shows each slice as it is.
+  if (environment().listen_engine() == EngineKind::kEpoll) {
+    EXPECT_LE(most, kSlice);
+  }
 }
 
 TEST_P(MigrateTest, AllOfALoopWhoseTargetIsGoneStay) {

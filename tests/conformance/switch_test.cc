@@ -176,6 +176,23 @@ TEST_P(SwitchTest, UnreadBytesAndBackPressureAreCarriedOver) {
   EXPECT_FALSE(FirstMismatch(received, 4, 0).has_value());
 }
 
+TEST_P(SwitchTest, BytesCarriedAreThoseUnreadAndUnsent) {
+  StreamPair pair = Pair(SmallBuffers(), SmallBuffers());
+  constexpr size_t kTotal = 1 << 20;
+  pair.client->Write(Chain(PatternBytes(5, 0, kTotal)));
+  pair.server->Write(Chain(PatternBytes(6, 0, kTotal)));
+  const size_t delivered = Read(*pair.server).value_or("").size();
+  Settle();
+  if (pair.server->stats().sealed_pinned_bytes > 0) {
+    GTEST_SKIP() << "a sealed stream holds bytes of its own";
+  }
+  const StreamStats held = pair.server->stats();
+  ASSERT_GT(held.queued_bytes, 0u);
+  ASSERT_GE(held.bytes_in, delivered);
+  SwitchNow(*pair.server);
+  EXPECT_EQ(loop().Snapshot().bytes_carried, held.queued_bytes + held.bytes_in - delivered);
+}
+
 TEST_P(SwitchTest, AnEndThatComesMeanwhileArrivesOnceAfterTheBytesBeforeIt) {
   for (int i = 0; i < 10; ++i) {
     StreamPair pair = Pair();
@@ -493,6 +510,7 @@ TEST_P(SwitchTest, AnEngineThatIsNoneIsRefused) {
   SwitchEngine(*pair.client, EngineKind::kSimulated, moved.OnDone());
   ASSERT_TRUE(Drive([&] { return moved.ended(); }));
   EXPECT_TRUE(absl::IsUnimplemented(moved.status())) << moved.status();
+  EXPECT_EQ(loop().Snapshot().moves_refused, 1u);
   Exchange(*pair.client, *pair.server, "it stays");
 }
 

@@ -18,78 +18,10 @@
 #include <gtest/gtest.h>
 
 #include "testing/environment.h"
-#include "testing/pattern.h"
+#include "testing/hop_kit.h"
 
 namespace penstock::internal {
 namespace {
-
-// Loops with a thread each and one pool.
-class Threads {
- public:
-  Threads(size_t count, EngineKind engine) {
-    for (size_t i = 0; i < count; ++i) {
-      LoopOptions options;
-      options.engine = engine;
-      options.pool = &pool_;
-      loops_.push_back(std::move(Loop::Create(std::move(options))).value());
-    }
-    for (auto& loop : loops_) threads_.emplace_back([&loop] { loop->Run(); });
-  }
-  ~Threads() { Stop(); }
-  void Stop() {
-    for (auto& loop : loops_) loop->Stop();
-    for (std::thread& thread : threads_) thread.join();
-    threads_.clear();
-    loops_.clear();
-  }
-  Loop& loop(size_t i) { return *loops_[i % loops_.size()]; }
-  size_t size() const { return loops_.size(); }
-
-  // Runs `what` on the thread of loop `i` and waits for it.
-  void On(size_t i, absl::AnyInvocable<void() &&> what) {
-    std::promise<void> done;
-    loop(i).Post([&] {
-      std::move(what)();
-      done.set_value();
-    });
-    done.get_future().wait();
-  }
-
- private:
-  BufferPool pool_;
-  std::vector<std::unique_ptr<Loop>> loops_;
-  std::vector<std::thread> threads_;
-};
-
-// Echoes what it reads, and asks for the next loop every few reads. Its fields belong to whichever
-// thread has the stream.
-class Hopper {
- public:
-  Hopper(Threads& threads, StreamPtr stream, std::atomic<uint64_t>& hops)
-      : threads_(threads), stream_(std::move(stream)), hops_(hops) {}
-  void Next() {
-    stream_->ReadReady([this](absl::StatusOr<Buffer> data) {
-      ASSERT_TRUE(stream_->loop().InLoopThread());
-      if (!data.ok()) return stream_->ShutdownWrite();
-      stream_->Write(*std::move(data));
-      if (++reads_ % 3 == 0) {
-        Migrate(*stream_, threads_.loop(++at_).handle(), [this](absl::Status moved) {
-          EXPECT_TRUE(moved.ok()) << moved;
-          EXPECT_TRUE(stream_->loop().InLoopThread());
-          hops_.fetch_add(1, std::memory_order_relaxed);
-        });
-      }
-      Next();
-    });
-  }
-
- private:
-  Threads& threads_;
-  StreamPtr stream_;
-  std::atomic<uint64_t>& hops_;
-  uint64_t reads_ = 0;
-  size_t at_ = 0;
-};
 
 class MigrateThreadsTest : public ::testing::TestWithParam<EngineKind> {
  protected:
@@ -98,40 +30,11 @@ class MigrateThreadsTest : public ::testing::TestWithParam<EngineKind> {
   }
 };
 
-// Sends a pattern in pieces, each when the echo of the one before is back, and checks every byte.
-struct PingPong {
-  StreamPtr stream;
-  uint64_t seed = 0;
-  uint64_t total = 0;
-  uint64_t sent = 0;
-  uint64_t received = 0;
-  std::promise<bool> intact;
-
-  void Send() {
-    const size_t size = 1 + static_cast<size_t>(sent * 31 % 3000);
-    stream->Write(*stream->loop().pool().Copy(PatternBytes(seed, sent, size)));
-    sent += size;
-  }
-  void Next() {
-    stream->ReadReady([this](absl::StatusOr<Buffer> data) {
-      if (!data.ok() || FirstMismatch(data->view(), seed, received).has_value()) {
-        return intact.set_value(false);
-      }
-      received += data->size();
-      if (received == sent) {
-        if (received >= total) return intact.set_value(true);
-        Send();
-      }
-      Next();
-    });
-  }
-};
-
 TEST_P(MigrateThreadsTest, StreamsHopAndLoseNothing) {
   constexpr int kStreams = 6;
   const uint64_t total = Scaled(3'000'000);
   std::atomic<uint64_t> hops{0};
-  Threads threads(3, GetParam());
+  LoopThreads threads(3, GetParam());
   std::vector<std::unique_ptr<Hopper>> hoppers;
   std::unique_ptr<Listener> listener;
   threads.On(0, [&] {
@@ -174,7 +77,7 @@ TEST_P(MigrateThreadsTest, StreamsHopAndLoseNothing) {
 TEST_P(MigrateThreadsTest, WhatIsPostedToAStreamKeepsItsOrderAcrossMoves) {
   constexpr int kPosters = 4;
   const int tasks = Scaled(2000);
-  Threads threads(3, GetParam());
+  LoopThreads threads(3, GetParam());
   StreamPtr stream;
   std::unique_ptr<StreamMailbox> mailbox;
   std::unique_ptr<Listener> listener;
@@ -242,7 +145,7 @@ TEST_P(MigrateThreadsTest, WhatIsPostedToAStreamKeepsItsOrderAcrossMoves) {
 TEST_P(MigrateThreadsTest, LoopsThatStopInTheMiddleLeaveNothingBehind) {
   for (int round = 0; round < Scaled(20); ++round) {
     std::atomic<uint64_t> hops{0};
-    Threads threads(2, GetParam());
+    LoopThreads threads(2, GetParam());
     std::vector<std::unique_ptr<Hopper>> hoppers;
     std::unique_ptr<Listener> listener;
     threads.On(0, [&] {
