@@ -33,7 +33,8 @@ ABSL_FLAG(std::string, listen, "127.0.0.1:7000",
 ABSL_FLAG(std::string, engine, "auto", "auto, epoll or uring");
 ABSL_FLAG(int32_t, loops, 1, "event loops, one thread each; they share the port");
 ABSL_FLAG(int32_t, max_connections, 100000,
-          "connections open at once, split evenly over the loops; more wait in the backlog");
+          "connections open at once, at least one for each of the --loops, which share them; more "
+          "wait in the backlog");
 ABSL_FLAG(absl::Duration, grace, absl::Seconds(3),
           "after SIGTERM, how long open connections may take to end");
 ABSL_FLAG(absl::Duration, switch_every, absl::ZeroDuration(),
@@ -67,13 +68,24 @@ struct ServerConfig {
   Sealing sealing;
   MoveIntervals intervals;
   penstock::BufferPool* pool;  // null: one for each loop
+  uint32_t loops;
+  uint32_t connections_max;  // of all loops
+
+  // What loop number `index` accepts with: its share of the connections, of which the first loops
+  // take one more where they cannot be split evenly.
+  penstock::ListenOptions ListenOf(uint32_t index) const {
+    penstock::ListenOptions options = listen;
+    options.connections_max = connections_max / loops + (index < connections_max % loops ? 1 : 0);
+    return options;
+  }
 };
 
 // A loop and its listener. Both are made, run and destroyed on one thread, the only one that may
 // use them: the main thread (Open, Run, Close) or one of its own (Start, Join).
 class ServerLoop {
  public:
-  absl::StatusOr<SocketAddress> Open(const ServerConfig& config, const SocketAddress& address) {
+  absl::StatusOr<SocketAddress> Open(const ServerConfig& config, uint32_t index,
+                                     const SocketAddress& address) {
     penstock::LoopOptions options;
     options.engine = config.engine;
     options.pool = config.pool;
@@ -91,7 +103,7 @@ class ServerLoop {
                        status.message()));
     }
     absl::StatusOr<std::unique_ptr<Listener>> listener =
-        Listener::Listen(*loop_, address, config.listen, Accept(config));
+        Listener::Listen(*loop_, address, config.ListenOf(index), Accept(config));
     if (!listener.ok()) return listener.status();
     listener_ = *std::move(listener);
     return listener_->address();
@@ -106,11 +118,12 @@ class ServerLoop {
   }
 
   // Returns once the loop listens on a thread of its own, with the address.
-  absl::StatusOr<SocketAddress> Start(const ServerConfig& config, const SocketAddress& address) {
+  absl::StatusOr<SocketAddress> Start(const ServerConfig& config, uint32_t index,
+                                      const SocketAddress& address) {
     std::promise<absl::StatusOr<SocketAddress>> started;
     auto address_bound = started.get_future();
-    thread_ = std::thread([this, &config, &address, started = std::move(started)]() mutable {
-      absl::StatusOr<SocketAddress> bound = Open(config, address);
+    thread_ = std::thread([this, &config, index, &address, started = std::move(started)]() mutable {
+      absl::StatusOr<SocketAddress> bound = Open(config, index, address);
       const bool ok = bound.ok();
       started.set_value(std::move(bound));  // from here on `config` and `address` may be gone
       if (ok) loop_->Run();
@@ -205,6 +218,10 @@ ServerConfig ConfigFromFlags(const SocketAddress& address, Serve serve,
   const int connections = absl::GetFlag(FLAGS_max_connections);
   RangeOrFail("loops", loops, 1, 256);
   RangeOrFail("max-connections", connections, 1, 1 << 20);
+  if (connections < loops) {
+    Fail(absl::StrCat("--max-connections: ", connections, " leaves some of ", loops,
+                      " loops without any; ", loops, " and more is accepted"));
+  }
   if (absl::GetFlag(FLAGS_grace) < absl::ZeroDuration()) {
     Fail("--grace: a negative duration; zero and more is accepted");
   }
@@ -227,9 +244,10 @@ ServerConfig ConfigFromFlags(const SocketAddress& address, Serve serve,
                       serve,
                       Sealing::FromFlags(true),
                       intervals,
-                      nullptr};
+                      nullptr,
+                      static_cast<uint32_t>(loops),
+                      static_cast<uint32_t>(connections)};
   config.listen.reuse_port = loops > 1;
-  config.listen.connections_max = static_cast<uint32_t>((connections + loops - 1) / loops);
   config.listen.stream = options;
   config.listen.stream.migratable = moves;
   return config;
@@ -321,11 +339,11 @@ int RunServer(Serve serve, const penstock::StreamOptions& options) {
   BlockSignals();
 
   std::vector<ServerLoop> loops(static_cast<size_t>(absl::GetFlag(FLAGS_loops)));
-  for (size_t i = 0; i < loops.size(); ++i) {
+  for (uint32_t i = 0; i < loops.size(); ++i) {
     absl::StatusOr<SocketAddress> bound =
-        i == 0 ? loops[0].Open(config, address) : loops[i].Start(config, address);
+        i == 0 ? loops[0].Open(config, i, address) : loops[i].Start(config, i, address);
     if (!bound.ok()) {
-      for (size_t j = 1; j < i; ++j) loops[j].Drain(absl::ZeroDuration());
+      for (uint32_t j = 1; j < i; ++j) loops[j].Drain(absl::ZeroDuration());
       for (ServerLoop& loop : loops) loop.Join();
       Complain(std::string(bound.status().message()));
       return 1;

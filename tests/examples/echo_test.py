@@ -3,6 +3,7 @@
 
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -141,6 +142,19 @@ class Echo:
             self.assertEqual(third.recv(1), b"b")
             second.close()
             third.close()
+            server.stop()
+
+    def test_the_limit_is_exact_over_several_loops(self):
+        with self.server("--max-connections=5", "--loops=3") as server:
+            peers = [server.connect() for _ in range(40)]
+            for peer in peers:
+                peer.sendall(b"a")
+            server.wait_for("all that may", connections=5)
+            wait_until(lambda: len(select.select(peers, [], [], 0)[0]) >= 5, "five answers")
+            self.assertEqual(len(select.select(peers, [], [], 0)[0]), 5)
+            self.assertEqual(server.snapshot()["connections"], 5)
+            for peer in peers:
+                peer.close()
             server.stop()
 
     def test_terminates_in_grace_although_a_peer_stays(self):

@@ -2,7 +2,9 @@
 """Every flag error names the flag, says what was wrong, and what is accepted."""
 
 import os
+import re
 import socket
+import subprocess
 import sys
 import unittest
 
@@ -10,6 +12,48 @@ import programs
 from programs import Case, Server, run
 
 SERVERS = ("echo_server", "http_hello")
+
+# Words that a program needs before it looks at a flag; of two that connect and listen, both ways.
+STARTS = {"echo_server": [[]], "http_hello": [[]], "live_migration": [[]],
+          "echo_client": [["--connect=127.0.0.1:1"]],
+          "rdma_pingpong": [["--connect=127.0.0.1:1"], []],
+          **{name: [["send", "file", "--connect=127.0.0.1:1"],
+                    ["receive", "file", "--listen=127.0.0.1:0"]]
+             for name in ("bulk_transfer", "rdma_put")}}
+ADDRESS = (["nowhere"], ["nowhere", "127.0.0.1:80", "unix:/path"])
+SWITCH = (["maybe"], ["'maybe'", "true or false"])
+NUMBER = (["many"], ["'many'", "a whole number"])
+INTERVAL = (["-1s"], ["-1s", "1ms and more is accepted"])
+# (values that are refused, words of each refusal); values that begin with -- are words of their own.
+BAD_VALUES = {
+    "listen": ADDRESS, "connect": ADDRESS, "engine": (["kqueue"], ["kqueue", "auto, epoll, uring"]),
+    "adaptive": SWITCH, "balance": SWITCH, "json": SWITCH, "unsafe-key-reuse": SWITCH,
+    "loops": (["0", "257"], ["1 to 256 is accepted"]),
+    "max-connections": (["0", "1048577"], ["1 to 1048576 is accepted"]),
+    "grace": (["-1s"], ["negative", "zero and more is accepted"]),
+    "switch-every": INTERVAL, "move-every": INTERVAL,
+    "connections": (["0"], ["1 to"]), "seconds": (["0"], ["1 to"]), "moves": (["-1"], ["0 to"]),
+    "size": (["-1", "100000000"], [" to ", "is accepted"]), "depth": (["0"], ["1 to"]),
+    "iters": (["0"], ["1 to"]), "idle": (["-1"], ["0 to"]),
+    "duration": (["5"], ["'5'", "500ms, 10s or 2m"]), "timeout": (["soon"], ["500ms, 10s or 2m"]),
+    "max-bytes": (["-1"], [" to ", "is accepted"]), "op": (["swap"], ["send, write, read"]),
+    "transport": (["ib"], ["tcp, rdma"]), "spin": NUMBER, "gid-index": NUMBER, "max-frame": NUMBER,
+    "seal": (["magic"], ["'magic'", "none, tls, psk and static are accepted"]),
+    "cert": (["--seal=tls"], ["needs --cert"]), "key": (["--seal=tls --cert=x"], ["needs --key"]),
+    "ca": (["--seal=tls --cert=x --key=x"], ["needs --ca"]),
+    "verify-name": (["--seal=tls --cert=x --key=x --ca=x"], ["needs --verify-name"]),
+    "psk-file": (["/none"], ["/none", "no such file"]),
+    "psk-identity": (["--seal=psk --psk-identity="], ["needs --psk-identity"]),
+    "key-hex": (["zz"], ["hexadecimal"]),
+    "record-protocol": (["ROT13"], ["'ROT13'", "ALTSRP_GCM_AES128_REKEY are known"]),
+}
+# Sealing that makes the program look at the flag.
+SEALED_BY = {"psk-file": ["--seal=psk"], "key-hex": ["--seal=static"],
+             "record-protocol": ["--seal=static"]}
+# Any word may be a device's name; it is looked for when the first endpoint opens.
+FREE = {"device"}
+# Who accepts asks for no name, and so does who connects to itself.
+NAMELESS = (*SERVERS, "live_migration")
 
 
 class Flags(Case):
@@ -42,6 +86,38 @@ class Flags(Case):
                     for flag in flags:
                         self.assertIn(f"\n  --{flag}  ", done.stdout)
 
+    def test_every_flag_refuses_what_it_cannot_take(self):
+        sealed = "without sealed streams" not in run("echo_client", "--seal=psk").stderr
+        for name, starts in STARTS.items():
+            if programs.built(name) is None:
+                continue
+            flags = re.findall(r"^  --([a-z-]+)", run(name, "--help").stdout, re.MULTILINE)
+            self.assertGreater(len(flags), 5, name)
+            for flag in flags:
+                with self.subTest(program=name, flag=flag):
+                    if flag in FREE or (flag == "verify-name" and name in NAMELESS):
+                        continue
+                    self.assertIn(flag, BAD_VALUES, "a new flag needs a row")
+                    values, says = BAD_VALUES[flag]
+                    if not sealed and (flag in SEALED_BY or values[0].startswith("--seal")):
+                        continue
+                    for value in values:
+                        self.refused_somehow(name, starts, flag, value, says)
+
+    def refused_somehow(self, name, starts, flag, value, says):
+        """A flag concerns one of the ways to start a program, at least."""
+        words = value.split() if value.startswith("--") else [f"--{flag}={value}"]
+        said = []
+        for start in starts:
+            try:
+                done = run(name, *start, *SEALED_BY.get(flag, []), *words, timeout=20)
+            except subprocess.TimeoutExpired:
+                continue  # it listens, and the flag says nothing to it
+            said.append(done.stderr)
+            if done.returncode == 1 and all(text in done.stderr for text in (flag, *says)):
+                return
+        self.fail(f"--{flag}={value} is not refused with {says}: {said}")
+
     def test_unknown_flag(self):
         for name in (*SERVERS, "echo_client", "bulk_transfer", "live_migration"):
             self.refuses(name, "--bogus-flag=1", says=["--bogus-flag", "--help"])
@@ -58,6 +134,8 @@ class Flags(Case):
     def test_ranges(self):
         self.refuses("echo_server", "--loops=0", says=["--loops", "0", "1 to 256"])
         self.refuses("echo_server", "--max-connections=0", says=["--max-connections", "1 to"])
+        self.refuses("echo_server", "--max-connections=3", "--loops=4",
+                     says=["--max-connections", "3", "4 loops", "4 and more is accepted"])
         self.refuses("echo_server", "--grace=-1s", says=["--grace", "negative"])
         self.refuses("echo_client", "--size=0", says=["--size", "1 to"])
         self.refuses("echo_client", "--depth=0", says=["--depth", "1 to"])
