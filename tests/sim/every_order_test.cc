@@ -23,8 +23,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "sim/sanitized.h"
 #include "testing/fate.h"
+#include "testing/sanitized.h"
 #include "testing/sim_choices.h"
 #include "testing/sim_wire.h"
 #include "testing/sim_world.h"

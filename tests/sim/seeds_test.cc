@@ -7,8 +7,8 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "sim/sanitized.h"
 #include "sim/scenario.h"
+#include "testing/sanitized.h"
 
 namespace penstock::testing {
 namespace {

@@ -1,7 +1,7 @@
 // Whether a sanitizer watches this build: it sees more in each run and takes some ten times as
 // long.
-#ifndef PENSTOCK_TESTS_SIM_SANITIZED_H_
-#define PENSTOCK_TESTS_SIM_SANITIZED_H_
+#ifndef PENSTOCK_TESTS_TESTING_SANITIZED_H_
+#define PENSTOCK_TESTS_TESTING_SANITIZED_H_
 
 namespace penstock::testing {
 
@@ -19,4 +19,4 @@ inline constexpr bool kSanitized = false;
 
 }  // namespace penstock::testing
 
-#endif  // PENSTOCK_TESTS_SIM_SANITIZED_H_
+#endif  // PENSTOCK_TESTS_TESTING_SANITIZED_H_
