@@ -29,7 +29,9 @@ ABSL_FLAG(
     bool, unsafe_key_reuse, false,
     "static: take --key-hex for every connection, which gives both plaintexts away to whoever "
     "records two of them; for tests");
-ABSL_FLAG(int64_t, max_frame, 0, "largest record to send, in bytes on the wire; 0: the default");
+ABSL_FLAG(int64_t, max_frame, 0,
+          "largest record, in bytes on the wire: static: that this side sends; tls, psk: of either "
+          "side, the smaller of what the two say; 0: the default");
 
 namespace examples {
 
@@ -132,12 +134,16 @@ CredentialsPtr CredentialsFromFlags(bool listens) {
 Sealing Sealing::FromFlags(bool listens) {
   Sealing sealing;
   CredentialsPtr credentials = CredentialsFromFlags(listens);
-  if (credentials == nullptr) return sealing;
+  const int64_t max_frame = absl::GetFlag(FLAGS_max_frame);
+  if (credentials == nullptr) {
+    if (max_frame != 0)
+      Fail("--max-frame: plain streams have no records; --seal makes sealed ones");
+    return sealing;
+  }
 
   auto choice = std::make_shared<Choice>();
   choice->handshake.server = listens;
   if (!listens) choice->handshake.verify_name = absl::GetFlag(FLAGS_verify_name);
-  const int64_t max_frame = absl::GetFlag(FLAGS_max_frame);
   if (max_frame != 0) {
     RangeOrFail("max-frame", max_frame, penstock::kRecordFrameMin, penstock::kRecordFrameMax);
     choice->handshake.send_frame_max = static_cast<uint32_t>(max_frame);

@@ -36,6 +36,12 @@ class Seal:
         return run("echo_client", f"--connect={server.address}", f"--engine={self.engine}",
                    "--duration=200ms", *words)
 
+    def every_way(self, folder):
+        """What server and client say, for each way to seal."""
+        static = ["--seal=static", f"--key-hex={KEYS['ALTSRP_GCM_AES128_REKEY']}"]
+        return ((self.tls(folder, "server"), self.tls(folder, "client")),
+                (self.psk(folder), self.psk(folder)), (static, static))
+
     def check_echo(self, server_words, client_words):
         with self.server(*server_words) as server:
             done = self.run_client(server, *client_words)
@@ -94,11 +100,27 @@ class Seal:
             server.stop()
 
     def test_record_sizes_of_tls(self):
+        """The smaller of what either side says goes for both directions, as the help says."""
         folder = self.certificates()
-        for frame in ("1024", "1048580"):
-            with self.subTest(frame=frame):
-                self.check_echo(self.psk(folder) + [f"--max-frame={frame}"],
-                                self.psk(folder) + ["--size=200000"])
+        seals = (lambda side: self.tls(folder, side), lambda side: self.psk(folder))
+        text = "0123456789abcdef" * 62500
+        for seal in seals:
+            for server_frame, client_frame, frame in ((1024, 0, 1024), (0, 1024, 1024),
+                                                      (4096, 8192, 4096),
+                                                      (1048580, 1048580, 1048580)):
+                with self.subTest(seal=seal("server")[0], server=server_frame, client=client_frame), \
+                        self.server(*seal("server"), f"--max-frame={server_frame}") as server:
+                    done = run("seal_pipe", f"--connect={server.address}",
+                               f"--engine={self.engine}", f"--max-frame={client_frame}",
+                               *seal("client"), input=text)
+                    self.assertEqual((done.returncode, done.stderr), (0, ""))
+                    self.assertTrue(done.stdout == text)
+                    last = server.stop()
+                    # 24 bytes a record; the handshake takes a few thousand.
+                    least = 24 * -(-len(text) // (frame - 24))
+                    for wire in (last["bytes_in"], last["bytes_out"]):
+                        self.assertGreaterEqual(wire - len(text), least)
+                        self.assertLess(wire - len(text), 2 * least + 8000)
 
     def test_another_authority_is_refused(self):
         ours, theirs = self.certificates(), self.certificates("theirs")
@@ -144,9 +166,8 @@ class Seal:
         source, target = self.folder / "source", self.folder / "target"
         content = os.urandom(3000001)
         source.write_bytes(content)
-        for server, client in ((self.tls(folder, "server"), self.tls(folder, "client")),
-                               (self.psk(folder), self.psk(folder))):
-            with self.subTest(seal=server[0]):
+        for server, client in self.every_way(folder):
+            with self.subTest(seal=server):
                 with Listening("bulk_transfer", "receive", target, "--listen=127.0.0.1:0",
                                f"--engine={self.engine}", *server) as receiver:
                     done = run("bulk_transfer", "send", source, f"--connect={receiver.address}",
@@ -157,6 +178,29 @@ class Seal:
                 target.unlink()
 
     def test_http(self):
+        folder = self.certificates()
+        get = "GET /%d HTTP/1.1\r\nHost: here\r\n\r\n"
+        requests = "".join(get % i for i in range(100))
+        last_request = "HEAD / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
+        for server_words, client_words in self.every_way(folder):
+            with self.subTest(seal=server_words), \
+                    Server("http_hello", "--listen=127.0.0.1:0", f"--engine={self.engine}",
+                           *server_words) as server:
+                done = run("seal_pipe", f"--connect={server.address}", f"--engine={self.engine}",
+                           *client_words, input=requests + last_request)
+                self.assertEqual((done.returncode, done.stderr), (0, ""))
+                # The head of each answer ends in an empty line; the last has no body.
+                *bodies, rest = done.stdout.split("Hello, world!\n")
+                self.assertEqual(len(bodies), 100)
+                for head in bodies + [rest]:
+                    self.assertTrue(head.startswith("HTTP/1.1 200 OK\n"), head)
+                    self.assertIn("\nContent-Length: 14\n", head)
+                self.assertIn("\nConnection: close\n", rest)
+                last = server.stop()
+                self.assertEqual((last["errors"], last["pool_live_bytes"], last["connections"]),
+                                 (0, 0, 0))
+
+    def test_plain_http_gets_no_answer(self):
         folder = self.certificates()
         with Server("http_hello", "--listen=127.0.0.1:0", f"--engine={self.engine}",
                     *self.psk(folder)) as server, server.connect() as peer:
@@ -178,7 +222,10 @@ class Seal:
                 (["--seal=static", "--key-hex=0102"], "44"),
                 (["--seal=static", "--key-hex=xy"], "--key-hex"),
                 (["--seal=static", "--record-protocol=ROT13"], "ALTSRP_GCM_AES128_REKEY"),
-                (self.psk(folder) + ["--max-frame=100"], "--max-frame")):
+                (["--max-frame=4096"], "--max-frame: plain streams have no records; --seal"),
+                (self.psk(folder) + ["--max-frame=100"], "--max-frame.*1024.*1048580"),
+                (self.tls(folder, "client") + ["--max-frame=1048581"],
+                 "--max-frame.*1024.*1048580")):
             with self.subTest(words=words):
                 done = run("echo_client", "--connect=127.0.0.1:1", *words)
                 self.assertEqual(done.returncode, 1)
