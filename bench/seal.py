@@ -3,7 +3,8 @@
 
 Servers: Penstock's echo_server, plain and sealed, on both engines; and grpc_alts, an epoll echo
 around the ALTS frame protector of Debian's libgrpc. The load is always echo_client on epoll, sealed
-when the server is. Records are of 16 KiB, as gRPC's C++ sends them. Two points go one way instead:
+when the server is. Records are of 16 KiB, as gRPC's C++ sends them; where messages are, too, records are
+longer by what sealing adds, so that a message is one, as in the bare loop. Two points go one way instead:
 at `flow`, flow_source sends to flow_sink, which drops what comes; at `transfer`, bulk_transfer sends
 a file, which it reads, hashes and writes.
 
@@ -31,6 +32,7 @@ import run
 import servers
 
 FRAME = 16384
+OVERHEAD = 24  # bytes that sealing adds to a record
 ENGINES = ["epoll", "uring"]
 GRPC = "grpc-alts"
 SERVERS = [f"{kind}-{engine}" for engine in ENGINES for kind in ("plain", "sealed")] + [GRPC]
@@ -107,19 +109,24 @@ def sched_times(pid):
     return ran, waited
 
 
-def seal_words(name, key):
+def frame(point):
+    return FRAME + OVERHEAD if point.size == FRAME else FRAME
+
+
+def seal_words(name, key, point):
     """What makes an example program of this server, or its client, seal."""
     if name.startswith("plain-"):
         return []
-    return ["--seal=static", f"--key-hex={key}", f"--max-frame={FRAME}", "--unsafe-key-reuse"]
+    return ["--seal=static", f"--key-hex={key}", f"--max-frame={frame(point)}",
+            "--unsafe-key-reuse"]
 
 
-def server_command(name, program, key):
+def server_command(name, program, key, point):
     if name == GRPC:
-        return [program, f"--key-hex={key}", f"--max-frame={FRAME}", "0"]
+        return [program, f"--key-hex={key}", f"--max-frame={frame(point)}", "0"]
     engine = name.split("-")[1]
     return [program, "--listen=127.0.0.1:0", f"--engine={engine}", "--loops=1",
-            *seal_words(name, key)]
+            *seal_words(name, key, point)]
 
 
 def load_server(name, program, client, point, args):
@@ -127,11 +134,11 @@ def load_server(name, program, client, point, args):
     server ran meanwhile, and the disturbance."""
     key = os.urandom(44).hex()
     client_cpu = args.server_cpu if point.same_cpu else args.client_cpu
-    with servers.Server(name, server_command(name, program, key), args.server_cpu) as server:
+    with servers.Server(name, server_command(name, program, key, point), args.server_cpu) as server:
         before = sched_times(server.pid)
         began = time.monotonic_ns()
         figures = Child([*client, f"--connect={server.address}", f"--duration={args.duration}s",
-                         *seal_words(name, key)], client_cpu).finish()
+                         *seal_words(name, key, point)], client_cpu).finish()
         window = time.monotonic_ns() - began
         after = sched_times(server.pid)
     if figures["failed"]:
@@ -171,7 +178,7 @@ def load_flow(name, point, programs, args):
 def load_transfer(name, point, programs, args):
     """One file from bulk_transfer to bulk_transfer, in memory at both ends."""
     engine = name.split("-")[1]
-    words = [f"--engine={engine}", *seal_words(name, os.urandom(44).hex())]
+    words = [f"--engine={engine}", *seal_words(name, os.urandom(44).hex(), point)]
     where = "/dev/shm" if os.path.isdir("/dev/shm") else None
     with tempfile.TemporaryDirectory(dir=where) as folder:
         source = os.path.join(folder, "source")

@@ -1,6 +1,7 @@
 // What an idle sealed connection costs: no byte of the pool, and a bounded piece of heap, all
 // included: the connection, the sealed stream, the keys.
 #include <malloc.h>
+#include <penstock/seal.h>
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 
 #include <gtest/gtest.h>
 
+#include "testing/certificates.h"
 #include "testing/harness.h"
 #include "testing/sealed_environment.h"
 
@@ -86,6 +88,55 @@ TEST_P(SealedIdleTest, HoldsNoPoolMemoryAndLittleHeapBeforeAndAfterTraffic) {
   RecordProperty("heap_bytes_used", static_cast<int>(used));
 }
 
+// The same after real handshakes: nothing of TLS, of the certificates and of the peer's identity
+// stays behind.
+class SealedIdleTlsTest : public SealedIdleTest {
+ protected:
+  static constexpr size_t kPairs = 100;
+
+  void Connect(Listener& listener, const CredentialsPtr& ours, const CredentialsPtr& theirs) {
+    absl::StatusOr<StreamPtr> client = ConnectTo(listener.address(), Connecting());
+    ASSERT_TRUE(client.ok()) << client.status();
+    ASSERT_TRUE(Drive([this] { return !accepted().empty(); }));
+    const size_t before = streams_.size();
+    const auto keep = [this](absl::StatusOr<StreamPtr> sealed) {
+      ASSERT_TRUE(sealed.ok()) << sealed.status();
+      streams_.push_back(*std::move(sealed));
+    };
+    Seal(*std::move(client), ours, {.verify_name = "server.test"}, {}, keep);
+    Seal(std::move(accepted().front()), theirs, {.server = true}, {}, keep);
+    accepted().pop_front();
+    ASSERT_TRUE(Drive([&] { return HasFailure() || streams_.size() == before + 2; }));
+  }
+
+  std::vector<StreamPtr> streams_;
+};
+
+TEST_P(SealedIdleTlsTest, HoldsNoPoolMemoryAndLittleHeapAfterAHandshakeWithCertificates) {
+  if (kSanitized) GTEST_SKIP() << "a sanitizer replaces the heap";
+  const TestAuthority authority;
+  const CredentialsPtr ours = authority.Credentials({});
+  const CredentialsPtr theirs = authority.Credentials({.names = {"DNS:server.test"}});
+  const std::unique_ptr<Listener> listener = Listen();
+  streams_.reserve(2 * kPairs + 4);
+  // What the loop and OpenSSL make once.
+  for (int i = 0; i < 2; ++i) Connect(*listener, ours, theirs);
+  Settle();
+  const size_t before = HeapInUse();
+  while (streams_.size() < 2 * kPairs + 4 && !HasFailure()) Connect(*listener, ours, theirs);
+  Settle();
+  const size_t each = (HeapInUse() - before) / (2 * kPairs);
+  EXPECT_LE(each, kHeapMax);
+  const LoopSnapshot now = loop().Snapshot();
+  EXPECT_EQ(now.pool.live, 0u);
+  EXPECT_EQ(now.pinned_bytes + now.sealed_pinned_bytes, 0u);
+  EXPECT_EQ(now.timers, 0u) << "an idle loop sleeps";
+  RecordProperty("heap_bytes", static_cast<int>(each));
+  streams_.clear();
+}
+
+INSTANTIATE_TEST_SUITE_P(Engines, SealedIdleTlsTest, ::testing::ValuesIn(KernelEngines()),
+                         EnvironmentName);
 INSTANTIATE_TEST_SUITE_P(Sealed, SealedIdleTest, ::testing::ValuesIn(SealedEngines()),
                          EnvironmentName);
 
