@@ -102,6 +102,7 @@ class Actor {
   bool connecting() const { return connecting_; }
   uint64_t queued_bytes() const { return stream_ == nullptr ? 0 : stream_->stats().queued_bytes; }
   uint64_t written() const { return written_; }
+  bool write_failed() const { return write_failed_; }
   const SimLink* link() const { return link_; }
   int side() const { return side_; }
   const LoopState& loop() const { return *loop_; }
@@ -125,6 +126,8 @@ class Actor {
     Actor& actor_;
   };
 
+  // Begin, once the stream is sealed where it is to be.
+  void Start(StreamPtr stream);
   void Tick();
   void ScheduleTick();
   void Step();
@@ -153,6 +156,7 @@ class Actor {
   void OnMigrated(const LoopState& target, const absl::Status& status);
   void OnUsed(Ticket::Op op);
   void OnUnrun(Ticket::Op op);
+  void CheckEnd(const absl::Status& status);
   // Whether `status` of an operation other than end of stream has a cause.
   bool HasCause(const absl::Status& status) const;
   void Wrong(const std::string& what);

@@ -93,7 +93,6 @@ void Actor::OnReadEnd(const absl::Status& status) {
   if (read_end_ && *read_end_ != code && !aborted_)
     Wrong("another end than before: " + status.ToString());
   const SimSide& mine = link_->sides[static_cast<size_t>(side_)];
-  const SimSide& other = link_->sides[static_cast<size_t>(1 - side_)];
   if (IsDeadlineExceeded(status)) {
     ++scenario_.result().deadlines;
     paused_ = true;
@@ -102,27 +101,43 @@ void Actor::OnReadEnd(const absl::Status& status) {
     read_end_ = code;
   }
   if (IsEof(status)) {
-    if (read_shut_) return;
-    ++scenario_.result().clean_ends;
-    if (!mine.fin_arrived) Wrong("end of stream, and none was sent: " + status.ToString());
-    if (received_ != other.sent) {
-      Wrong(absl::StrCat("end of stream after ", received_, " of ", other.sent, " bytes"));
-    }
-    const Actor* const peer = scenario_.Peer(*link_, side_);
-    if (peer != nullptr && peer->written_ != received_) {
-      Wrong(absl::StrCat("end of stream after ", received_, " bytes; the peer wrote ",
-                         peer->written_));
-    }
+    if (!read_shut_) CheckEnd(status);
     return;
   }
   if (IsReset(status)) {
     ++scenario_.result().resets;
-    if (received_ != mine.received || mine.waiting() > 0) {
+    // What a reset cuts off in the middle of a record is lost with it.
+    const bool delivered = scenario_.sealing() != nullptr || received_ == mine.received;
+    if (!delivered || mine.waiting() > 0) {
       Wrong(absl::StrCat("reset before the bytes that came first: ", received_, " delivered, ",
                          mine.received, " taken, ", mine.waiting(), " waiting"));
     }
   }
   if (!HasCause(status)) Wrong("a read ended without a cause: " + status.ToString());
+}
+
+// An end of stream, after everything.
+void Actor::CheckEnd(const absl::Status& status) {
+  ++scenario_.result().clean_ends;
+  const SimSide& mine = link_->sides[static_cast<size_t>(side_)];
+  const SimSide& other = link_->sides[static_cast<size_t>(1 - side_)];
+  const bool sealed = scenario_.sealing() != nullptr;
+  const bool native = sealed && scenario_.sealing()->native;
+  // A record that says so comes before the end of the wire.
+  if (!mine.fin_arrived && !native) {
+    Wrong("end of stream, and none was sent: " + status.ToString());
+  }
+  if (IsUnauthenticatedEof(status) != (sealed && !native)) {
+    Wrong("end of stream, wrongly vouched for: " + status.ToString());
+  }
+  if (!sealed && received_ != other.sent) {
+    Wrong(absl::StrCat("end of stream after ", received_, " of ", other.sent, " bytes"));
+  }
+  const Actor* const peer = scenario_.Peer(*link_, side_);
+  if (peer != nullptr && peer->written_ != received_) {
+    Wrong(
+        absl::StrCat("end of stream after ", received_, " bytes; the peer wrote ", peer->written_));
+  }
 }
 
 void Actor::OnWritten(uint64_t number, const absl::Status& status) {
@@ -143,7 +158,8 @@ void Actor::OnWritten(uint64_t number, const absl::Status& status) {
     if (write_failed_) Wrong("a write ended well after one that failed");
   } else {
     write_failed_ = true;
-    if (taken && write.size > 0) Wrong("a write failed after all its bytes were taken");
+    if (taken && write.size > 0 && scenario_.sealing() == nullptr)
+      Wrong("a write failed after all its bytes were taken");
     if (!HasCause(status)) Wrong("a write failed without a cause: " + status.ToString());
   }
   Step();
@@ -177,6 +193,14 @@ bool Actor::HasCause(const absl::Status& status) const {
       return scenario_.world().now_ns() >= earliest_deadline_ns_;
     case absl::StatusCode::kCancelled:
       return aborted_ || loop_->drained;
+    case absl::StatusCode::kDataLoss: {
+      // A loop that goes, a deadline that ends a stream, and who gives up connecting after the
+      // connection was made, tell no peer that this was all.
+      const Actor* const peer = scenario_.Peer(*link_, side_);
+      return scenario_.sealing() != nullptr && scenario_.sealing()->native &&
+             (peer == nullptr || !peer->begun_ || peer->lost() || peer->loop_->drained ||
+              scenario_.world().now_ns() >= peer->earliest_deadline_ns_);
+    }
     default:
       return false;
   }

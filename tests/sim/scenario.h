@@ -10,10 +10,13 @@
 #include <penstock/loop.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "absl/functional/any_invocable.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "sim/actor.h"
 #include "testing/sim_faults.h"
@@ -24,10 +27,21 @@ namespace penstock::testing {
 
 inline constexpr int64_t kNsPerMs = 1'000'000;
 
+// A layer above every stream of a story, which seals what passes through it.
+struct SimSealing {
+  // Whether the ends of streams are authenticated.
+  bool native = true;
+  // Gives the sealed stream in a later turn.
+  std::function<void(StreamPtr below, bool server,
+                     absl::AnyInvocable<void(absl::StatusOr<StreamPtr>) &&> done)>
+      seal;
+};
+
 struct ScenarioOptions {
   uint64_t seed = 0;
   bool tracing = false;
   SimMutant mutant = SimMutant::kNone;
+  const SimSealing* sealing = nullptr;  // null: streams as they are
 };
 
 struct ScenarioResult {
@@ -59,6 +73,7 @@ class Scenario {
   const StreamOptions& stream_options() const { return stream_options_; }
   // The engine that a loop may host beside its own.
   EngineKind second_engine() const { return second_engine_; }
+  const SimSealing* sealing() const { return options_.sealing; }
   // Whether something was set up that makes the library refuse for want of room.
   bool scarce() const { return scarce_; }
   // The actor at the other end of `link`, or null.
@@ -100,9 +115,6 @@ class Scenario {
   std::vector<SocketAddress> addresses_;
   std::vector<std::unique_ptr<Actor>> actors_;
 };
-
-// The command that runs one seed again, for failure messages.
-std::string ReplayCommand(uint64_t seed);
 
 }  // namespace penstock::testing
 
