@@ -64,6 +64,7 @@
 PENSTOCK_BEGIN_NAMESPACE
 
 namespace internal {
+class DialCore;
 class EndpointCore;
 }  // namespace internal
 
@@ -94,6 +95,21 @@ struct RdmaDeviceOptions {
   uint32_t endpoint_receives = 32;
   // While traffic is brisk, how long the loop looks for more instead of sleeping; zero: not at all.
   absl::Duration spin_max = absl::ZeroDuration();
+  // Endpoints made by Accept that open over the device at the same time, 1 at least, from the
+  // peer's first word until they are open or use the stream; and those that wait in line for that,
+  // in order. Peers beyond both are refused at once, and told to come again after `retry_after`
+  // (the first; each after it a little later, up to eight times that): see RdmaDial.
+  uint32_t openings_max = 64;
+  uint32_t openings_waiting_max = 1024;
+  absl::Duration retry_after = absl::Milliseconds(250);
+};
+
+// Figures of one device since it was opened.
+struct RdmaDeviceStats {
+  uint32_t openings = 0;          // endpoints that are opening over the device
+  uint32_t openings_waiting = 0;  // that wait in line for it
+  uint64_t openings_admitted = 0;
+  uint64_t openings_refused = 0;
 };
 
 // An RDMA device, open for the endpoints of one loop; share it among all of them. Loop's thread;
@@ -109,15 +125,28 @@ class PENSTOCK_EXPORT RdmaDevice {
   RdmaDevice(const RdmaDevice&) = delete;
   RdmaDevice& operator=(const RdmaDevice&) = delete;
   virtual const std::string& name() const = 0;
+  virtual RdmaDeviceStats stats() const = 0;
 
  protected:
   RdmaDevice() = default;
+};
+
+// What is done with a peer that never says when it is ready. The two that are not kRequire serve
+// peers of other makes: every version of Penstock says it.
+enum class RdmaReadyPolicy : uint8_t {
+  kRequire,          // refuse such a peer
+  kOpenOnFirstData,  // open when its first data has come: for peers that send first
+  kOpenAtOnce,  // open when this side is ready: the peer may not be, and early sends then stall
 };
 
 struct RdmaOptions {
   // Of the loop of the stream. Null: the stream carries the data. What goes over the device is
   // neither encrypted nor authenticated, whatever the stream is.
   std::shared_ptr<RdmaDevice> device;
+  // Only over a stream of Penstock's sockets is the device used by itself: any other stream may be
+  // sealed, and what it protects would go past it in the clear. True: over every stream.
+  bool unsealed_lanes = false;
+  RdmaReadyPolicy ready_policy = RdmaReadyPolicy::kRequire;
   // From the making of the endpoint until it is open; the passive side waits `ready_deadline` at
   // most for the peer's last word. Passing it ends the endpoint with DEADLINE_EXCEEDED.
   absl::Duration open_deadline = absl::Seconds(5);
@@ -172,7 +201,9 @@ class PENSTOCK_EXPORT RdmaRegion {
 
   // Asks the peer to let go of it. `done` runs with OK when what the peer had started is done and
   // nothing more can come, because the peer says so or because the endpoint has ended: the memory
-  // is the caller's alone then. Until then keep the region. FailedPrecondition when asked already.
+  // is the caller's alone then. Until then keep the region. FailedPrecondition when asked already;
+  // any other error is what the device said when it was to let go: the memory must stay where it
+  // is until endpoint and RdmaDevice have gone.
   void Revoke(Stream::DoneCallback done);
 
  private:
@@ -280,6 +311,44 @@ class PENSTOCK_EXPORT RdmaEndpoint {
  private:
   explicit RdmaEndpoint(std::shared_ptr<internal::EndpointCore> core);
   std::shared_ptr<internal::EndpointCore> core_;
+};
+
+struct RdmaDialOptions {
+  RdmaOptions endpoint;
+  // Of all attempts together.
+  absl::Duration deadline = absl::Seconds(30);
+  uint32_t attempts_max = 10;
+  // Between two attempts: half to all of `pause_min` (by chance, so that many that were refused
+  // together do not come back together), of twice as much each time, up to `pause_max`; longer
+  // where the peer has asked for more.
+  absl::Duration pause_min = absl::Milliseconds(100);
+  absl::Duration pause_max = absl::Seconds(30);
+};
+
+// RdmaEndpoint::Connect, again and again: each attempt over a stream of its own, until an endpoint
+// is open, and not before the peer that is busy has asked for (RdmaEndpoint::retry_after). What
+// cannot be mended by waiting ends it at once. Loop's thread; must not outlive the loop.
+class PENSTOCK_EXPORT RdmaDial {
+ public:
+  // Makes a stream to the peer, and calls what it is given, in any turn, once.
+  using StreamCallback = absl::AnyInvocable<void(absl::StatusOr<StreamPtr>) &&>;
+  using Connector = absl::AnyInvocable<void(StreamCallback)>;
+  using Callback = absl::AnyInvocable<void(absl::StatusOr<std::unique_ptr<RdmaEndpoint>>) &&>;
+
+  // `done` runs with an endpoint that is open, or with how the last attempt ended: what may be
+  // tried again is UNAVAILABLE and DEADLINE_EXCEEDED, of streams and endpoints. DEADLINE_EXCEEDED
+  // also when `deadline` passes, or would before the next attempt.
+  RdmaDial(Loop& loop, Connector connect, RdmaDialOptions options, Callback done);
+  // `done`, if it has not run, is destroyed unrun. May be destroyed in any callback.
+  ~RdmaDial();
+  RdmaDial(const RdmaDial&) = delete;
+  RdmaDial& operator=(const RdmaDial&) = delete;
+
+  // That have begun.
+  uint32_t attempts() const;
+
+ private:
+  std::shared_ptr<internal::DialCore> core_;
 };
 
 // A byte stream over `endpoint`, whose messages are all its own from then on; the peer's program

@@ -66,13 +66,11 @@ Buffer ControlChannel::Copy(std::string_view bytes) const {
 
 void ControlChannel::Send(std::string_view control) { out_.Append(Copy(control)); }
 
-void ControlChannel::SendData(const MessageHeader& header, std::string_view prefix,
-                              BufferChain payload) {
-  std::array<char, kMessageHeaderSize> bytes;
-  EncodeMessageHeader(header, bytes);
-  std::string front = ControlDataHeader(bytes.size() + prefix.size() + payload.size());
-  front.append(bytes.data(), bytes.size());
-  front.append(prefix);
+void ControlChannel::SendData(const MessageHeader& header,
+                              const std::optional<AccessPrefix>& access, BufferChain payload) {
+  const MessageFront message(header, access);
+  std::string front = ControlDataHeader(message.view().size() + payload.size());
+  front.append(message.view());
   out_.Append(Copy(front));
   out_.Append(std::move(payload));
 }

@@ -18,6 +18,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -54,9 +55,9 @@ class ControlChannel {
   void Start();
   // Encoded control messages.
   void Send(std::string_view control);
-  // `prefix`: what comes between the header and the payload. The payload has kStreamPieceMax bytes
-  // at most.
-  void SendData(const MessageHeader& header, std::string_view prefix, BufferChain payload);
+  // The payload has kStreamPieceMax bytes at most.
+  void SendData(const MessageHeader& header, const std::optional<AccessPrefix>& access,
+                BufferChain payload);
   // Whether another piece may be sent now.
   bool HasRoom() const { return queued_ + out_.size() < kQueuedMax; }
   // Bytes that the stream has not been given.

@@ -21,6 +21,7 @@ constexpr uint8_t kOptionalType = 0x80;
 constexpr uint16_t kCriticalField = 0x8000;
 constexpr uint16_t kCriticalFlags = 0xff00;
 constexpr uint16_t kFlagReply = 0x0001;
+constexpr uint16_t kFlagClosing = 0x0002;
 
 constexpr size_t kFieldHeaderSize = 4;
 // In one message, of those known and unknown.
@@ -301,6 +302,10 @@ template <class M>
 concept HasReply = requires(M m) {
   m.reply;
 };
+template <class M>
+concept HasClosing = requires(M m) {
+  m.closing;
+};
 
 // --- Decoding ---
 
@@ -418,6 +423,7 @@ absl::StatusOr<ControlMessage> DecodeFields(const ControlHeader& header, std::st
   }
   if (!reader.problem().empty()) return ControlError(header.type, reader.problem());
   if constexpr (HasReply<M>) message.reply = (header.flags & kFlagReply) != 0;
+  if constexpr (HasClosing<M>) message.closing = (header.flags & kFlagClosing) != 0;
   ControlMessage result = std::move(message);
   if (absl::Status status = CheckControl(result); !status.ok()) return status;
   return result;
@@ -495,6 +501,7 @@ std::string EncodeControl(const ControlMessage& message) {
   std::visit(
       [&]<class M>(const M& m) {
         if constexpr (HasReply<M>) flags = m.reply ? kFlagReply : 0;
+        if constexpr (HasClosing<M>) flags |= m.closing ? kFlagClosing : 0;
         FieldWriter writer(body);
         WalkFields(m, writer);
       },

@@ -192,6 +192,7 @@ struct ControlPong {
 // From here on the control stream carries the data.
 struct ControlFallback {
   bool reply = false;
+  bool closing = false;   // CLOSE follows, and no data: nothing has failed
   uint64_t received = 0;  // messages received in order so far: the peer sends again what follows
   std::string text{};     // why; at most kControlTextMax bytes
 

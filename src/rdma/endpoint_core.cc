@@ -11,7 +11,7 @@
 #include "base/error.h"
 #include "engine/connection.h"
 #include "rdma/control_codec.h"
-#include "rdma/lane_device.h"
+#include "transport/socket_stream.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -32,7 +32,7 @@ GateOptions OptionsOfGate(GateRole role, const RdmaOptions& options, const Socke
           .self = NewAttempt(),
           .nonce = RandomBytes(),
           .features = kFeatureReady | kFeatureFallback | kFeatureOneSided,
-          .policy = ReadyPolicy::kRequire,
+          .policy = options.ready_policy,
           .handshake_deadline = options.open_deadline,
           .ready_deadline = options.ready_deadline,
           .peer = peer};
@@ -83,6 +83,8 @@ EndpointCore::EndpointCore(GateRole role, StreamPtr control, RdmaOptions options
       gate_(OptionsOfGate(role, options_, peer_), core_->sys().Now()),
       queue_(options_.queue_operations_max, options_.queue_bytes_max),
       window_(ReceiveDepth(options_)) {
+  may_leave_stream_ =
+      options_.unsealed_lanes || dynamic_cast<const SocketStream*>(&channel_->stream()) != nullptr;
   timer_.emplace(core_->timers());
   queue_timer_.emplace(core_->timers());
   core_->AtEnd(loop_end_);
@@ -116,9 +118,8 @@ GateOffer EndpointCore::Offer() const {
                             .read_depth = options_.read_depth}};
   if (lane_ != nullptr) {
     offer.lanes.push_back(lane_->address());
-    const LaneDevice& device = static_cast<const LaneDevice&>(*options_.device);
-    offer.terms.size = device.options().receive_size;
-    offer.terms.read_depth = std::min(options_.read_depth, device.read_depth());
+    offer.terms.size = Device()->options().receive_size;
+    offer.terms.read_depth = std::min(options_.read_depth, Device()->read_depth());
   }
   return offer;
 }
@@ -139,12 +140,7 @@ absl::Status EndpointCore::PeerProblem() const {
 
 void EndpointCore::Act(GateAction action) {
   if (action == GateAction::kBringUp) {
-    // Without lanes: the stream that brought this carries the data, and is up.
-    const absl::Status problem = PeerProblem();
-    if (problem.ok()) BringUpLane();
-    const uint64_t attempt = gate_.self().attempt;
-    action = problem.ok() ? gate_.OnLanesUp(core_->sys().Now(), attempt, Offer())
-                          : gate_.OnLanesFailed(attempt, problem);
+    action = gate_.role() == GateRole::kActive ? BringUp() : AskToBringUp();
   }
   const std::string outgoing = gate_.TakeOutgoing();
   if (!outgoing.empty() && channel_ != nullptr) channel_->Send(outgoing);
@@ -164,8 +160,19 @@ void EndpointCore::Act(GateAction action) {
   }
 }
 
+GateAction EndpointCore::BringUp() {
+  // Without lanes: the stream that brought this carries the data, and is up.
+  const absl::Status problem = PeerProblem();
+  if (problem.ok()) BringUpLane();
+  if (lane_ == nullptr) place_.Leave();
+  const uint64_t attempt = gate_.self().attempt;
+  return problem.ok() ? gate_.OnLanesUp(core_->sys().Now(), attempt, Offer())
+                      : gate_.OnLanesFailed(attempt, problem);
+}
+
 void EndpointCore::OnOpen() {
   Apply(EndpointEvent::kGateOpen);
+  place_.Leave();
   const ReceiveTerms& terms = gate_.peer_offer().terms;
   window_.Open(terms.depth);
   // Of a side with lanes `size` is what one of its receives holds.
@@ -248,6 +255,7 @@ void EndpointCore::End(absl::Status status) {
 }
 
 void EndpointCore::FailAll() {
+  place_.Leave();
   for (WorkList* out : {&sends_out_, &writes_out_, &reads_out_, &lane_writes_, &lane_reads_}) {
     while (!out->empty()) {
       WorkList one;
@@ -269,8 +277,8 @@ void EndpointCore::FailAll() {
   };
   while (!open_waiters_.empty()) tell(open_waiters_.pop(), end_);
   if (close_done_) tell(std::exchange(close_done_, nullptr), end_);
-  for (Fifo<Stream::DoneCallback> revoked = regions_.Clear(); !revoked.empty();) {
-    tell(revoked.pop(), absl::OkStatus());
+  for (Fifo<RegionTable::Revoked> revoked = regions_.Clear(); !revoked.empty();) {
+    TellRevoked(revoked.pop());
   }
   // Only whole messages are delivered.
   partial_ = Message();
@@ -324,7 +332,7 @@ void EndpointCore::FinishClose() {
   // What it has acknowledged on the lane may still be there: the peer hears how much it was.
   // Its lane ends in order, so that these arrive.
   if (carrier_ == Carrier::kLane) {
-    SendFallback("closing", /*reply=*/false);
+    SendFallback({.closing = true, .text = "closing"});
     lane_.reset();
   }
   // CLOSE with code 0: the peer's end is an end of stream.
@@ -371,6 +379,7 @@ void EndpointCore::Release() {
   const Leftovers unrun = TakeLeftovers();
   Deferred::Cancel();
   state_ = EndpointState::kDead;
+  place_.Leave();
   DropChannel();
   timer_.reset();
   queue_timer_.reset();
@@ -381,6 +390,7 @@ void EndpointCore::OnLoopEnd() {
   const Leftovers unrun = TakeLeftovers();
   Deferred::Cancel();
   state_ = EndpointState::kDead;
+  place_.Leave();
   DropChannel();
   timer_.reset();
   queue_timer_.reset();

@@ -34,10 +34,12 @@
 #include "engine/deferred.h"
 #include "engine/loop_core.h"
 #include "engine/parcel.h"
+#include "rdma/admission.h"
 #include "rdma/control_channel.h"
 #include "rdma/control_message.h"
 #include "rdma/credit_window.h"
 #include "rdma/lane.h"
+#include "rdma/lane_device.h"
 #include "rdma/lane_window.h"
 #include "rdma/message_header.h"
 #include "rdma/ready_gate.h"
@@ -142,7 +144,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
     RdmaEndpoint::RegionCallback region_done;
     RdmaEndpoint::DoneCallback close_done;
     Fifo<RdmaEndpoint::DoneCallback> open_waiters;
-    Fifo<Stream::DoneCallback> revocations;
+    Fifo<RegionTable::Revoked> revocations;
     Fifo<Message> ready;
     Message partial;
     LaneWindow sent;
@@ -155,6 +157,8 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
 
   // --- endpoint_core.cc: life ---
   void Act(GateAction action);
+  // The lane, and what the gate says to that.
+  GateAction BringUp();
   absl::Status PeerProblem() const;
   GateOffer Offer() const;
   void OnOpen();
@@ -184,7 +188,8 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   void Settle();
   void Pump();
   bool HasRoom() const;
-  void PostData(MessageHeader header, std::string prefix, BufferChain payload);
+  void PostData(MessageHeader header, const std::optional<AccessPrefix>& access,
+                BufferChain payload);
   bool PostNext();
   bool PostPieceOfMessage(Work& work);
   bool PostPieceOfWrite(Work& work);
@@ -199,6 +204,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   MessageHeader Header(MessageType type, uint32_t sequence, bool last);
   void Finish(WorkList work, absl::Status status, RdmaOutcome outcome);
   void Refuse(WorkList work, absl::Status status);
+  void TellRevoked(RegionTable::Revoked revoked);
 
   // --- endpoint_receive.cc: what the peer sends ---
   void OnControl(const ControlMessage& message, std::string_view bytes) override;
@@ -223,12 +229,18 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   // --- endpoint_lane.cc: the lane, and from it to the stream ---
   // For the peer's device to reach; none when there is no lane, or the device does not take it.
   ExposedMemory Register(std::span<char> memory, RdmaAccess access);
+  // Null, or the device, if the control stream allows it.
+  LaneDevice* Device() const;
+  // The passive side: when it is this endpoint's turn.
+  GateAction AskToBringUp();
+  void OnAdmitted();
   // A queue pair, not connected. None, for the reason that is noted: the stream is to do.
   void MakeLane();
   void BringUpLane();
   void GiveUpLane(std::string_view why);
+  // Without `why` that is the end in order, and no failure.
   void LeaveLane(std::string_view why, bool reply);
-  void SendFallback(std::string_view why, bool reply);
+  void SendFallback(ControlFallback fallback);
   void OnFallback(const ControlFallback& fallback);
   bool Resend();
   void ResendWrite(LaneWindow::Write write);
@@ -258,14 +270,16 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   EndpointState state_ = EndpointState::kOpening;
   bool in_service_ = false;
   bool released_ = false;
-  bool closing_ = false;  // Close was called
+  bool may_leave_stream_ = false;  // the device may carry what the control stream would
+  bool closing_ = false;           // Close was called
   bool receive_cancelled_ = false;
   bool heard_ = false;          // of the peer, since the last look
   bool written_due_ = false;    // the peer's writes are to be acknowledged
   bool credit_waited_ = false;  // the first in the queue has been counted as waiting
   uint32_t pings_missed_ = 0;
   ReadyGate gate_;
-  absl::Status end_;  // not OK: how it ended
+  Admission::Place place_;  // from HELLO until open; of the passive side with a device
+  absl::Status end_;        // not OK: how it ended
   std::optional<CallbackTimer> timer_;
   std::optional<CallbackTimer> queue_timer_;
 
@@ -305,7 +319,6 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
 };
 
 Bytes16 RandomBytes();
-std::string PrefixOf(const AccessPrefix& access);
 
 // The status of an operation that failed.
 absl::Status WithOutcome(absl::Status status, RdmaOutcome outcome);

@@ -12,7 +12,6 @@
 #include "base/absl_view.h"
 #include "rdma/control_codec.h"
 #include "rdma/endpoint_core.h"
-#include "rdma/lane_device.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -30,10 +29,38 @@ uint32_t RandomPsn() {
 
 // --- Opening ---
 
+LaneDevice* EndpointCore::Device() const {
+  return may_leave_stream_ ? static_cast<LaneDevice*>(options_.device.get()) : nullptr;
+}
+
+GateAction EndpointCore::AskToBringUp() {
+  LaneDevice* const device = Device();
+  if (device == nullptr || gate_.peer_offer().lanes.empty()) return BringUp();
+  switch (device->admission().Ask(place_, [this] { OnAdmitted(); })) {
+    case Admission::Answer::kAdmitted:
+      return BringUp();
+    case Admission::Answer::kWaiting:
+      return GateAction::kNone;
+    default:
+      return gate_.OnBusy(device->admission().retry_after());
+  }
+}
+
+// In another endpoint's call.
+void EndpointCore::OnAdmitted() {
+  calls_.push([this] {
+    if (gate_.state() == GateState::kPassiveBringup) Act(BringUp());
+  });
+  MarkReady();
+}
+
 void EndpointCore::MakeLane() {
   if (options_.device == nullptr) return;
-  const absl::StatusOr<LaneHub*> hub =
-      static_cast<const LaneDevice&>(*options_.device).HubFor(*core_);
+  LaneDevice* const device = Device();
+  if (device == nullptr) {
+    return GiveUpLane("the control stream may be sealed, and unsealed_lanes is not set");
+  }
+  const absl::StatusOr<LaneHub*> hub = device->HubFor(*core_);
   if (!hub.ok()) return GiveUpLane(MessageOf(hub.status()));
   auto lane = Lane::Create(**hub, *this, RandomPsn(), window_.depth() + LaneWindow::kSpare);
   if (!lane.ok()) return GiveUpLane(MessageOf(lane.status()));
@@ -72,9 +99,8 @@ void EndpointCore::GiveUpLane(std::string_view why) {
 
 ExposedMemory EndpointCore::Register(std::span<char> memory, RdmaAccess access) {
   const bool opening = gate_.state() != GateState::kOpen;
-  if (options_.device == nullptr || !(opening || carrier_ == Carrier::kLane)) return {};
-  const absl::StatusOr<LaneHub*> hub =
-      static_cast<const LaneDevice&>(*options_.device).HubFor(*core_);
+  if (Device() == nullptr || !(opening || carrier_ == Carrier::kLane)) return {};
+  const absl::StatusOr<LaneHub*> hub = Device()->HubFor(*core_);
   if (!hub.ok()) return {};
   absl::StatusOr<ExposedMemory> exposed = (*hub)->Expose(memory, access);
   return exposed.ok() ? *std::move(exposed) : ExposedMemory();
@@ -143,16 +169,14 @@ void EndpointCore::LeaveLane(std::string_view why, bool reply) {
   const std::string reason(why);
   // The loops do again what the devices may not have done: from here on the devices do none of it.
   if (lane_ != nullptr) lane_->Stop();
-  SendFallback(reason, reply);
+  SendFallback({.reply = reply, .text = reason.substr(0, kControlTextMax)});
   GiveUpLane(reason);
 }
 
-void EndpointCore::SendFallback(std::string_view why, bool reply) {
+void EndpointCore::SendFallback(ControlFallback fallback) {
   carrier_ = Carrier::kLeaving;
-  channel_->Send(
-      EncodeControl(ControlFallback{.reply = reply,
-                                    .received = lane_window_.received(),
-                                    .text = std::string(why.substr(0, kControlTextMax))}));
+  fallback.received = lane_window_.received();
+  channel_->Send(EncodeControl(fallback));
 }
 
 void EndpointCore::OnFallback(const ControlFallback& fallback) {
@@ -166,7 +190,8 @@ void EndpointCore::OnFallback(const ControlFallback& fallback) {
     return End(Explain(status.code(), "RDMA endpoint to", MessageOf(status)));
   }
   if (carrier_ == Carrier::kLane) {
-    LeaveLane(absl::StrCat("the peer has given up its lane: ", fallback.text),
+    LeaveLane(fallback.closing ? std::string()
+                               : absl::StrCat("the peer has given up its lane: ", fallback.text),
               /*reply=*/true);
   }
   carrier_ = Carrier::kStream;
@@ -184,7 +209,7 @@ void EndpointCore::OnFallback(const ControlFallback& fallback) {
   }
   // The peer's loop answers for all of them now.
   writes_out_.merge(lane_writes_, [](const Work& one, const Work& other) {
-    return one.number - other.number > uint32_t{1} << 31;
+    return !SequenceReached(other.number, one.number);
   });
   queue_.Return(std::exchange(lane_reads_, {}));
 }
@@ -206,7 +231,7 @@ bool EndpointCore::Resend() {
     return true;
   }
   const bool last = (sent->header.flags & kMessageLast) != 0;
-  channel_->SendData(Header(sent->header.type, sent->header.sequence, last), sent->prefix,
+  channel_->SendData(Header(sent->header.type, sent->header.sequence, last), sent->access,
                      std::move(sent->payload));
   return true;
 }
@@ -215,7 +240,7 @@ void EndpointCore::ResendWrite(LaneWindow::Write write) {
   BufferChain piece = write.payload.SplitFront(std::min(write.payload.size(), kStreamPieceMax));
   const size_t size = piece.size();
   const bool last = write.payload.empty();
-  channel_->SendData(Header(MessageType::kWrite, write.number, last), PrefixOf(write.access),
+  channel_->SendData(Header(MessageType::kWrite, write.number, last), write.access,
                      std::move(piece));
   write.access.offset += size;
   if (!last) rewrite_ = std::move(write);

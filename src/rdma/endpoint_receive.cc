@@ -80,13 +80,11 @@ void EndpointCore::OnOpenControl(const ControlMessage& message) {
 
 void EndpointCore::OnRevoke(const ControlRevoke& revoke) {
   if (revoke.reply) {
-    absl::StatusOr<Stream::DoneCallback> done = regions_.OnRevoked(revoke.region, revoke.epoch);
-    if (!done.ok()) {
-      return End(Explain(done.status().code(), "RDMA endpoint to", MessageOf(done.status())));
+    absl::StatusOr<RegionTable::Revoked> revoked = regions_.OnRevoked(revoke.region, revoke.epoch);
+    if (!revoked.ok()) {
+      return End(Explain(revoked.status().code(), "RDMA endpoint to", MessageOf(revoked.status())));
     }
-    if (!*done) return;
-    calls_.push([done = *std::move(done)]() mutable { std::move(done)(absl::OkStatus()); });
-    return;
+    return TellRevoked(*std::move(revoked));
   }
   const absl::StatusOr<bool> unused = peer_regions_.Revoke(revoke.region, revoke.epoch);
   if (!unused.ok()) {

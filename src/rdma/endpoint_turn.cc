@@ -1,6 +1,6 @@
 // EndpointCore: its turn: callbacks first, then what can be posted.
 #include <algorithm>
-#include <array>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -30,12 +30,6 @@ std::string_view OperationName(Work::Kind kind) {
 }
 
 }  // namespace
-
-std::string PrefixOf(const AccessPrefix& access) {
-  std::array<char, kAccessPrefixSize> bytes;
-  EncodeAccessPrefix(access, bytes);
-  return {bytes.data(), bytes.size()};
-}
 
 void EndpointCore::MarkReady() {
   if (core_ != nullptr && !in_service_ && !released_) core_->Defer(*this);
@@ -167,17 +161,15 @@ bool EndpointCore::HasRoom() const {
   }
 }
 
-void EndpointCore::PostData(MessageHeader header, std::string prefix, BufferChain payload) {
+void EndpointCore::PostData(MessageHeader header, const std::optional<AccessPrefix>& access,
+                            BufferChain payload) {
   if (carrier_ == Carrier::kStream) {
-    return channel_->SendData(header, prefix, std::move(payload));
+    return channel_->SendData(header, access, std::move(payload));
   }
-  std::array<char, kMessageHeaderSize> bytes;
   header.received = static_cast<uint16_t>(lane_window_.received());
-  EncodeMessageHeader(header, bytes);
   lane_window_.OnTold();
-  const std::string head = std::string(bytes.data(), bytes.size()) + prefix;
-  lane_window_.OnSent(header, std::move(prefix), payload);
-  lane_->Send(head, std::move(payload));
+  lane_window_.OnSent(header, access, payload);
+  lane_->Send(MessageFront(header, access).view(), std::move(payload));
 }
 
 MessageHeader EndpointCore::Header(MessageType type, uint32_t sequence, bool last) {
@@ -214,7 +206,7 @@ bool EndpointCore::PostPieceOfMessage(Work& work) {
   queue_.OnPosted(piece.size());
   const bool last = work.data.empty();
   work.number = window_.TakeNext();
-  PostData(Header(MessageType::kMessage, work.number, last), {}, std::move(piece));
+  PostData(Header(MessageType::kMessage, work.number, last), std::nullopt, std::move(piece));
   if (last) sends_out_.splice(sends_out_.end(), queue_.TakeFront());
   return true;
 }
@@ -239,7 +231,7 @@ bool EndpointCore::PostPieceOfWrite(Work& work) {
   const AccessPrefix access = {
       .region = work.region.id, .offset = work.offset, .epoch = work.region.epoch};
   work.offset += piece.size();
-  PostData(Header(MessageType::kWrite, work.number, last), PrefixOf(access), std::move(piece));
+  PostData(Header(MessageType::kWrite, work.number, last), access, std::move(piece));
   if (last) EndWrite(work, writes_out_);
   return true;
 }
@@ -278,7 +270,7 @@ bool EndpointCore::PostRead(Work& work) {
                                .offset = work.offset,
                                .size = work.size,
                                .epoch = work.region.epoch};
-  PostData(Header(MessageType::kRead, work.number, true), PrefixOf(access), {});
+  PostData(Header(MessageType::kRead, work.number, true), access, {});
   reads_out_.splice(reads_out_.end(), queue_.TakeFront());
   return true;
 }
@@ -302,7 +294,7 @@ bool EndpointCore::ServeRead() {
   const bool last = access.size == 0;
   BufferChain bytes;
   if (size > 0) bytes.Append(channel_->Copy({memory->data(), memory->size()}));
-  PostData(Header(MessageType::kReadData, served_->number, last), {}, std::move(bytes));
+  PostData(Header(MessageType::kReadData, served_->number, last), std::nullopt, std::move(bytes));
   stats_.bytes_out += size;
   if (last) served_.reset();
   return true;
@@ -314,13 +306,13 @@ void EndpointCore::Announce() {
   const bool by_lane = carrier_ == Carrier::kLane;
   if (!by_lane || HasRoom()) {
     if (std::exchange(written_due_, false)) {
-      PostData(Header(MessageType::kWritten, written_, true), {}, {});
+      PostData(Header(MessageType::kWritten, written_, true), std::nullopt, {});
     } else if (window_.NewsDue()) {
-      PostData(Header(MessageType::kCredit, 0, true), {}, {});
+      PostData(Header(MessageType::kCredit, 0, true), std::nullopt, {});
     }
   }
   if (by_lane && lane_window_.NewsDue() && lane_window_.HasCreditRoom()) {
-    PostData(Header(MessageType::kCredit, 0, true), {}, {});
+    PostData(Header(MessageType::kCredit, 0, true), std::nullopt, {});
   }
 }
 
@@ -457,26 +449,35 @@ void EndpointCore::Revoke(uint64_t id, uint32_t epoch, Stream::DoneCallback done
   if (core_ == nullptr) return;
   absl::Status status;
   const bool told = gate_.MayPost(gate_.self().attempt);
-  if (!dead() && told) {
+  if (dead()) {
+    status = regions_.Kept(id, epoch);
+  } else if (told) {
     const absl::StatusOr<ControlRevoke> revoke = regions_.Revoke(id, epoch, done);
     if (revoke.ok()) channel_->Send(EncodeControl(*revoke));
     status = revoke.status();
-  } else if (!dead()) {
+  } else {
     // The peer has never heard of it.
-    if (!regions_.Forget(id, epoch)) {
-      status = absl::FailedPreconditionError("the region has been revoked already");
-    }
+    status = regions_.Forget(id, epoch);
   }
-  if (done) {
-    calls_.push([done = std::move(done), status]() mutable { std::move(done)(status); });
-  }
+  TellRevoked({std::move(done), status});
   MarkReady();
+}
+
+void EndpointCore::TellRevoked(RegionTable::Revoked revoked) {
+  if (!revoked.done) return;
+  if (!revoked.status.ok()) {
+    revoked.status =
+        Explain(revoked.status.code(), "revoke a region of", MessageOf(revoked.status));
+  }
+  calls_.push([revoked = std::move(revoked)]() mutable {
+    std::move(revoked.done)(std::move(revoked.status));
+  });
 }
 
 void EndpointCore::Remove(uint64_t id, uint32_t epoch) {
   if (core_ == nullptr || dead()) return;
   if (!gate_.MayPost(gate_.self().attempt)) {
-    regions_.Forget(id, epoch);
+    regions_.Forget(id, epoch).IgnoreError();  // nobody is there to be told
     return;
   }
   const std::optional<ControlRevoke> revoke = regions_.Remove(id, epoch);

@@ -25,8 +25,10 @@ ExposedMemory& ExposedMemory::operator=(ExposedMemory&& other) noexcept {
 }
 
 absl::Status ExposedMemory::Withdraw() {
-  FabricDevice* const device = std::exchange(device_, nullptr);
-  return device == nullptr ? absl::OkStatus() : device->Deregister(memory_);
+  if (device_ == nullptr) return absl::OkStatus();
+  absl::Status status = device_->Deregister(memory_);
+  if (status.ok()) device_ = nullptr;
+  return status;
 }
 
 }  // namespace internal

@@ -38,7 +38,8 @@ class ExposedMemory {
   uint32_t key() const { return device_ == nullptr ? 0 : memory_.remote_key; }
 
   // No peer reaches the memory once this has returned OK; one that tries loses its lane. On an
-  // error the device may still reach it: it must not be unmapped.
+  // error the device may still reach it: it must not be unmapped. May be tried again, as the end of
+  // this does.
   absl::Status Withdraw();
 
  private:

@@ -66,11 +66,7 @@ Lane::~Lane() {
   if (gone_ != nullptr) *gone_ = true;
   if (qp_ != nullptr) {
     // Nothing has come by one that was never up.
-    const bool drained = depth_ == 0 || (ended_ && out_ == 0);
-    const LaneHub::End end = drained   ? LaneHub::End::kDrained
-                             : failed_ ? LaneHub::End::kFailed
-                                       : LaneHub::End::kWorks;
-    hub_.Leave(std::move(qp_), out_, end);
+    hub_.Leave(std::move(qp_), out_, depth_ == 0 ? LaneHub::End::kDrained : drain_);
   }
   hub_.GiveBack(grant_);
 }
@@ -102,7 +98,7 @@ void Lane::Send(std::string_view head, BufferChain payload, std::optional<uint64
   const uint64_t size = head.size() + payload.size();
   Start({.op = FabricOp::kSend,
          .token = token,
-         .head = std::string(head),
+         .head = {head.begin(), head.end()},
          .data = std::move(payload),
          .target = {},
          .left = size});
@@ -129,7 +125,9 @@ void Lane::Read(uint64_t token, const LaneTarget& target, uint64_t size) {
 
 void Lane::Start(LaneWork work) {
   if (ended_) return;
-  waiting_.push_back(std::move(work));
+  std::list<LaneWork> one = hub_.TakeWork();
+  one.front() = std::move(work);
+  waiting_.splice(waiting_.end(), one);
   if (waiting_.size() == 1 && !failed_) PostWaiting();
 }
 
@@ -176,7 +174,9 @@ void Lane::MoveOn(std::list<LaneWork>& from) {
   if (from.front().token.has_value()) {
     posted_.splice(posted_.end(), from, from.begin());
   } else {
-    from.pop_front();
+    std::list<LaneWork> one;
+    one.splice(one.end(), from, from.begin());
+    hub_.ReturnWork(std::move(one));
   }
 }
 
@@ -277,7 +277,7 @@ Lane::Step Lane::Post(LaneWork& work, FabricSend& send, uint64_t size, LaneSlot*
 
 // What is so small is taken by the device during the call.
 void Lane::Inline(LaneWork& work, FabricSend& send, Parts& out) {
-  work.head.copy(out.bytes.data(), work.head.size());
+  std::copy(work.head.begin(), work.head.end(), out.bytes.begin());
   work.data.CopyTo({out.bytes.data() + work.head.size(), work.data.size()});
   out.parts[0] = {out.bytes.data(), static_cast<uint32_t>(work.left), 0};
   out.count = work.left > 0 ? 1 : 0;
@@ -308,7 +308,7 @@ bool Lane::GatherMessage(LaneWork& work, Parts& out) {
                                                      &out.parts[1], &count) == work.data.size();
   out.copied = hub_.NewBuffer(out.in_place ? work.head.size() : work.left);
   if (!out.copied) return false;
-  AppendBytes(out.copied, work.head);
+  AppendBytes(out.copied, {work.head.data(), work.head.size()});
   if (!out.in_place) AppendChain(out.copied, work.data, work.data.size());
   out.parts[0] = {out.copied.mutable_data(), static_cast<uint32_t>(out.copied.size()), 0};
   hub_.FindKey(out.parts[0].data, out.parts[0].size, &out.parts[0].local_key);
@@ -335,6 +335,7 @@ uint64_t Lane::GatherSlice(const BufferChain& data, Parts& out) {
 void Lane::OnDone(LaneSlot slot, const FabricCompletion& completion) {
   --out_;
   if (slot.op == FabricOp::kRead) --reads_out_;
+  if (out_ == 0 && drain_ == LaneHub::End::kFlushing) drain_ = LaneHub::End::kDrained;
   if (ended_) return;
   if (completion.outcome != FabricOutcome::kOk) {
     if (!failed_) Fail(Broken(FabricOpName(slot.op), FabricOutcomeName(completion.outcome)));
@@ -342,7 +343,7 @@ void Lane::OnDone(LaneSlot slot, const FabricCompletion& completion) {
     return;
   }
   if (!failed_) return GoOn();
-  if (out_ == 0) EndLater();
+  if (out_ == 0 && drain_ != LaneHub::End::kFailed) EndLater();
 }
 
 // False: the owner has destroyed the lane.
@@ -351,9 +352,12 @@ bool Lane::Succeed(LaneSlot& slot) {
   if (!slot.last) return true;
   std::list<LaneWork> done;
   done.splice(done.end(), posted_, posted_.begin());
+  const uint64_t token = *done.front().token;
+  BufferChain data = std::move(done.front().data);
+  hub_.ReturnWork(std::move(done));
   bool gone = false;
   gone_ = &gone;
-  owner_.OnLaneDone(*done.front().token, RdmaOutcome::kDone, std::move(done.front().data));
+  owner_.OnLaneDone(token, RdmaOutcome::kDone, std::move(data));
   if (!gone) gone_ = nullptr;
   return !gone;
 }
@@ -367,7 +371,10 @@ void Lane::GoOn() {
 
 void Lane::OnSlots() {
   starving_ = false;
-  if (!failed_) GoOn();
+  if (!failed_) return GoOn();
+  if (drain_ != LaneHub::End::kFailed) return;
+  Mark();
+  if (out_ == 0 && drain_ != LaneHub::End::kFailed) EndLater();
 }
 
 void Lane::OnReceived(Buffer buffer) {
@@ -379,10 +386,7 @@ void Lane::OnFailed(std::string_view operation, std::string_view reason) {
 }
 
 void Lane::OnQueueLost(const absl::Status& status) {
-  if (!failed_) {
-    Stop();
-    end_ = Broken("completion queue", {status.message().data(), status.message().size()});
-  }
+  Break(Broken("completion queue", {status.message().data(), status.message().size()}));
   EndLater();
 }
 
@@ -393,27 +397,36 @@ absl::Status Lane::Broken(std::string_view operation, std::string_view reason) c
 
 // --- The end ---
 
-void Lane::Stop() {
+// The one way out of working, which a lane goes once.
+void Lane::Break(absl::Status status) {
+  if (failed_) return;
   failed_ = true;
-  // An error is the hub's to see to, which tries again.
-  qp_->ToError().IgnoreError();
+  end_ = std::move(status);
+  retry_.Cancel();
+  // Where that fails the hub tries again.
+  if (qp_->ToError().ok()) drain_ = LaneHub::End::kFailed;
+}
+
+void Lane::Stop() {
+  Break(absl::CancelledError("stopped"));
+  ended_ = true;
+  retry_.Cancel();
 }
 
 void Lane::Fail(absl::Status status) {
-  failed_ = true;
-  end_ = std::move(status);
-  if (!qp_->ToError().ok() || !PostMarker()) {
-    if (out_ == 0) return EndLater();
-  }
+  Break(std::move(status));
+  if (drain_ == LaneHub::End::kFailed && !starving_) Mark();
+  if (out_ == 0 && drain_ != LaneHub::End::kFailed) return EndLater();
   retry_.Arm(TimerWheel::DeadlineTick(hub_.loop().now_ns(), kDrainMax), [this] { End(); });
 }
 
-// Nothing says when the last message has come from the shared receives. So something is sent that
-// ends at once, after everything that came before it.
-bool Lane::PostMarker() {
-  if (out_ >= depth_ || starving_ || !hub_.PostMarker(*qp_)) return false;
-  ++out_;
-  return true;
+// One that was never up has nothing to wait for.
+void Lane::Mark() {
+  const LaneHub::Marked marked = depth_ == 0 ? LaneHub::Marked::kNever : hub_.PostMarker(*qp_);
+  starving_ = marked == LaneHub::Marked::kLater;
+  if (starving_) return;
+  drain_ = LaneHub::End::kFlushing;
+  if (marked == LaneHub::Marked::kPosted) ++out_;
 }
 
 void Lane::EndLater() {

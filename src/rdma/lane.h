@@ -32,6 +32,7 @@
 #include <string>
 #include <string_view>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/timer_wheel.h"
@@ -54,7 +55,7 @@ struct LaneWork {
   FabricOp op = FabricOp::kSend;
   std::optional<uint64_t> token;  // none: nobody is told of its end
   bool begun = false;             // the peer may have seen some of it
-  std::string head;
+  absl::InlinedVector<char, 48> head;
   BufferChain data;  // still to be sent, or what has been read
   LaneTarget target;
   uint64_t left = 0;  // bytes that are not posted
@@ -99,7 +100,8 @@ class Lane final {
   // they were started; a read sees the writes that were started before it, and may be overtaken by
   // what was started later.
   //
-  // Sends `head` and `payload` as one message, at most the peer's receive_size together.
+  // Sends `head` and `payload` as one message, at most the peer's receive_size together. Heads of
+  // up to 48 bytes are kept without an allocation.
   void Send(std::string_view head, BufferChain payload,
             std::optional<uint64_t> token = std::nullopt);
   // One-sided: the peer's program is not told. That the peer has exposed this memory for it, all of
@@ -167,8 +169,9 @@ class Lane final {
   uint64_t GatherSlice(const BufferChain& data, Parts& out);
   bool Succeed(LaneSlot& slot);
   void GoOn();
+  void Break(absl::Status status);
   void Fail(absl::Status status);
-  bool PostMarker();
+  void Mark();
   void EndLater();
   void End();
   absl::Status Broken(std::string_view operation, std::string_view reason) const;
@@ -185,6 +188,7 @@ class Lane final {
   bool starving_ = false;     // the hub will call OnSlots
   bool failed_ = false;
   bool ended_ = false;
+  LaneHub::End drain_ = LaneHub::End::kWorks;  // of the queue pair
   std::unique_ptr<FabricQp> qp_;
   std::list<LaneWork> waiting_;
   std::list<LaneWork> reads_waiting_;  // what was started before them is posted

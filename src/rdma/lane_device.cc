@@ -16,6 +16,8 @@ constexpr uint32_t kLaneSendsMax = 16 * 1024;
 constexpr uint32_t kDepthMin = 2;
 constexpr uint32_t kReceiveSizeMin = 512;
 constexpr uint32_t kReceiveSizeMax = 64 * 1024;
+// Eight times as much is told, in milliseconds of 32 bits.
+constexpr absl::Duration kRetryAfterMax = absl::Hours(1);
 
 }  // namespace
 
@@ -32,6 +34,13 @@ absl::StatusOr<std::shared_ptr<RdmaDevice>> LaneDevice::Open(LoopCore& loop, Fab
         absl::StrCat("open RDMA device: receives ", options.receives, " of ", options.receive_size,
                      " bytes, endpoint_receives ", options.endpoint_receives,
                      ": an endpoint needs 2 and 8 more, of 512 bytes to 64 KiB"));
+  }
+  if (options.openings_max == 0 || options.retry_after < absl::ZeroDuration() ||
+      options.retry_after > kRetryAfterMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("open RDMA device: openings_max ", options.openings_max, ", retry_after ",
+                     absl::FormatDuration(options.retry_after), ": must be 1 at least, and 0 to ",
+                     absl::FormatDuration(kRetryAfterMax)));
   }
   std::string name = options.name;
   if (name.empty()) {
@@ -65,6 +74,14 @@ absl::Status LaneDevice::Start() {
 }
 
 LaneDevice::~LaneDevice() = default;
+
+RdmaDeviceStats LaneDevice::stats() const {
+  const AdmissionStats stats = admission_.stats();
+  return {.openings = static_cast<uint32_t>(stats.running),
+          .openings_waiting = static_cast<uint32_t>(stats.waiting),
+          .openings_admitted = stats.admitted,
+          .openings_refused = stats.refused};
+}
 
 absl::StatusOr<LaneHub*> LaneDevice::HubFor(const LoopCore& loop) const {
   if (hub_ == nullptr || &loop != &loop_) {

@@ -11,11 +11,13 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/deferred.h"
 #include "engine/loop_core.h"
+#include "rdma/admission.h"
 #include "rdma/fabric.h"
 #include "rdma/lane_hub.h"
 
@@ -30,9 +32,12 @@ class LaneDevice final : public RdmaDevice {
   ~LaneDevice() override;
 
   const std::string& name() const override { return device_->name(); }
+  RdmaDeviceStats stats() const override;
   const RdmaDeviceOptions& options() const { return options_; }
   // READs that a peer may have outstanding. While the loop is there.
   uint32_t read_depth() const { return hub_->read_depth(); }
+  // Of endpoints that open on the passive side.
+  Admission& admission() { return admission_; }
   // For lanes of endpoints on `loop`. The error says why there can be none.
   absl::StatusOr<LaneHub*> HubFor(const LoopCore& loop) const;
 
@@ -43,13 +48,19 @@ class LaneDevice final : public RdmaDevice {
   };
 
   LaneDevice(LoopCore& loop, std::unique_ptr<FabricDevice> device, const RdmaDeviceOptions& options)
-      : loop_(loop), device_(std::move(device)), options_(options) {}
+      : loop_(loop),
+        device_(std::move(device)),
+        options_(options),
+        admission_({.concurrent = options.openings_max,
+                    .waiting = options.openings_waiting_max,
+                    .retry_after = options.retry_after}) {}
   absl::Status Start();
   void OnLoopEnd();
 
   LoopCore& loop_;
   const std::unique_ptr<FabricDevice> device_;
   const RdmaDeviceOptions options_;
+  Admission admission_;
   std::unique_ptr<LaneHub> hub_;
   LoopEnd loop_end_{*this};
 };

@@ -153,9 +153,9 @@ void LaneHub::OnSendDone(uint32_t word, const FabricCompletion& completion) {
   if (const auto lane = lanes_.find(slot.qp_number); lane != lanes_.end()) {
     lane->second.lane->OnDone(std::move(slot), completion);
   } else if (const auto grave = graves_.find(slot.qp_number); grave != graves_.end()) {
-    if (--grave->second.out == 0) {
+    if (--grave->second.out == 0 && grave->second.end != End::kFailed) {
       Grave rest = std::move(graves_.extract(grave).mapped());
-      rest.failed ? Destroy(std::move(rest)) : Drain(std::move(rest));
+      rest.end == End::kWorks ? Drain(std::move(rest)) : Destroy(std::move(rest));
     }
   }
   Feed();
@@ -245,14 +245,14 @@ void LaneHub::ReturnSlot(uint32_t number) {
   if (!starving_.empty()) ArmRest();
 }
 
-bool LaneHub::PostMarker(FabricQp& qp) {
+LaneHub::Marked LaneHub::PostMarker(FabricQp& qp) {
   const uint32_t number = TakeSlot(qp.number());
-  if (number == kNoSlot) return false;
+  if (number == kNoSlot) return Marked::kLater;
   FabricSend send;
   send.id = SendTag(number);
-  if (qp.PostSend(send) == 0) return true;
+  if (qp.PostSend(send) == 0) return Marked::kPosted;
   ReturnSlot(number);
-  return false;
+  return Marked::kNever;
 }
 
 // Slots may come back without a completion.
@@ -271,10 +271,29 @@ void LaneHub::ArmRest() {
 void LaneHub::Feed() {
   feeding_ = true;
   while (!starving_.empty() && HasSlot()) {
-    const auto member = lanes_.find(starving_.pop());
-    if (member != lanes_.end()) member->second.lane->OnSlots();
+    const uint32_t number = starving_.pop();
+    if (const auto member = lanes_.find(number); member != lanes_.end()) {
+      member->second.lane->OnSlots();
+    } else if (const auto grave = graves_.find(number); grave != graves_.end()) {
+      if (grave->second.end != End::kFailed) continue;
+      Mark(grave->second);
+      if (grave->second.out == 0) Destroy(std::move(graves_.extract(grave).mapped()));
+    }
   }
   feeding_ = false;
+}
+
+std::list<LaneWork> LaneHub::TakeWork() {
+  if (spare_works_.empty()) return std::list<LaneWork>(1);
+  std::list<LaneWork> one;
+  one.splice(one.end(), spare_works_, spare_works_.begin());
+  return one;
+}
+
+void LaneHub::ReturnWork(std::list<LaneWork> one) {
+  if (spare_works_.size() >= kSpareWorksMax) return;
+  one.front() = LaneWork();
+  spare_works_.splice(spare_works_.end(), one);
 }
 
 // --- Queue pairs ---
@@ -307,9 +326,9 @@ absl::StatusOr<std::unique_ptr<FabricQp>> LaneHub::NewQp(Lane& lane, uint32_t se
 void LaneHub::Leave(std::unique_ptr<FabricQp> qp, uint32_t out, End end) {
   const uint32_t number = qp->number();
   lanes_.erase(number);
-  Grave grave{std::move(qp), out, loop_.now_ns(), end != End::kWorks};
+  Grave grave{std::move(qp), out, loop_.now_ns(), end};
   if (end == End::kDrained) return Destroy(std::move(grave));
-  if (out == 0) return Drain(std::move(grave));
+  if (end == End::kFailed || out == 0) return Drain(std::move(grave));
   graves_[number] = std::move(grave);
   if (!grave_timer_.armed()) ArmGraves();
 }
@@ -320,12 +339,19 @@ void LaneHub::ArmGraves() {
 
 void LaneHub::Drain(Grave grave) {
   if (!lost_.ok() || !grave.qp->ToError().ok()) return Destroy(std::move(grave));
-  grave.failed = true;
+  grave.end = End::kFailed;
   grave.since_ns = loop_.now_ns();
-  if (PostMarker(*grave.qp)) ++grave.out;
-  if (grave.out == 0) return Destroy(std::move(grave));
+  Mark(grave);
+  if (grave.end == End::kFlushing && grave.out == 0) return Destroy(std::move(grave));
   graves_[grave.qp->number()] = std::move(grave);
   if (!grave_timer_.armed()) ArmGraves();
+}
+
+void LaneHub::Mark(Grave& grave) {
+  const Marked marked = PostMarker(*grave.qp);
+  if (marked == Marked::kLater) return;
+  grave.end = End::kFlushing;
+  if (marked == Marked::kPosted) ++grave.out;
 }
 
 void LaneHub::Destroy(Grave grave) {
@@ -345,7 +371,7 @@ void LaneHub::DestroyOld() {
   }
   for (const uint32_t number : due) {
     Grave grave = std::move(graves_.extract(number).mapped());
-    grave.failed ? Destroy(std::move(grave)) : Drain(std::move(grave));
+    grave.end == End::kWorks ? Drain(std::move(grave)) : Destroy(std::move(grave));
   }
   if (!graves_.empty()) ArmGraves();
 }

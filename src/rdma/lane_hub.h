@@ -12,9 +12,10 @@
 // that finds no slot waits for its turn. A slot also keeps what the device reads from or writes to.
 //
 // A lane that goes leaves its queue pair here, until everything that was posted to it has ended and
-// everything that came by it has been taken. Numbers of queue pairs are used again, and completions
-// of a queue pair that was destroyed may still wait in the queue. So a number is not taken again
-// before the queue has been seen empty.
+// everything that came by it has been taken. Nothing says when that is, so a marker is sent by it
+// in the error state, which ends at once, after everything that came before it. Numbers of queue
+// pairs are used again, and completions of a queue pair that was destroyed may still wait in the
+// queue. So a number is not taken again before the queue has been seen empty.
 //
 // It takes the events of the device, so it has an open device of its own.
 //
@@ -26,7 +27,9 @@
 #include <penstock/export.h>
 #include <penstock/rdma.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <list>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -104,8 +107,13 @@ class LaneHub final : private CompletionSink {
   // A queue pair whose number no completion in the queue can have, with receives from the bank;
   // `lane` gets what comes by it until Leave.
   absl::StatusOr<std::unique_ptr<FabricQp>> NewQp(Lane& lane, uint32_t send_depth);
-  // How far a lane that goes has come with its own end.
-  enum class End : uint8_t { kWorks, kFailed, kDrained };
+  // How far a queue pair has come with its end.
+  enum class End : uint8_t {
+    kWorks,     // it sends what it has
+    kFailed,    // in the error state; its marker is not posted
+    kFlushing,  // what is posted ends, the marker last
+    kDrained,   // nothing of it is in the completion queue any more
+  };
   // Destroys it, when nothing of it can be in the completion queue any more: destroyed earlier,
   // some devices take back what has come by the bank, which would be that much smaller from then
   // on. `out`: work requests that have not ended.
@@ -115,8 +123,10 @@ class LaneHub final : private CompletionSink {
   void FreeSlot(uint32_t number);
   // Of work that could not be posted.
   void ReturnSlot(uint32_t number);
-  // Posts what ends at once, after everything that came before it. A queue pair in error only.
-  bool PostMarker(FabricQp& qp);
+  enum class Marked : uint8_t { kPosted, kLater, kNever };
+  // Of a queue pair in the error state. kLater: as TakeSlot has it, or by the hub itself when the
+  // lane has left.
+  Marked PostMarker(FabricQp& qp);
   // Until the next one is taken.
   LaneSlot& slot(uint32_t number) { return slots_[number]; }
   uint64_t SendTag(uint32_t slot) const { return CompletionPump::Tag(send_sink_.number, slot); }
@@ -125,8 +135,14 @@ class LaneHub final : private CompletionSink {
   // The key of registered memory; false when it is not.
   bool FindKey(const void* data, size_t size, uint32_t* key) const;
   LoopCore& loop() { return loop_; }
+  // A list of one, from those that were returned if there are any: what is steadily sent allocates
+  // nothing, and a lane that is idle keeps none.
+  std::list<LaneWork> TakeWork();
+  void ReturnWork(std::list<LaneWork> one);
 
  private:
+  static constexpr size_t kSpareWorksMax = 256;
+
   // Gets the completions of sends; the hub itself those of receives.
   struct SendSink final : CompletionSink {
     explicit SendSink(LaneHub& owner) : hub(owner) {}
@@ -144,7 +160,7 @@ class LaneHub final : private CompletionSink {
     std::unique_ptr<FabricQp> qp;
     uint32_t out = 0;
     int64_t since_ns = 0;
-    bool failed = false;  // in the error state: nothing is waited for but flushes
+    End end = End::kWorks;  // kFailed: the marker waits for a slot
   };
   // Of a queue pair that is destroyed.
   struct Rest {
@@ -165,6 +181,7 @@ class LaneHub final : private CompletionSink {
   Buffer CopyOf(std::string_view bytes) const;
   void Feed();
   void Drain(Grave grave);
+  void Mark(Grave& grave);
   void Destroy(Grave grave);
   void ArmRest();
   void ArmGraves();
@@ -199,6 +216,7 @@ class LaneHub final : private CompletionSink {
   uint32_t read_depth_ = 0;
   std::vector<LaneSlot> slots_;  // as many as have been out at once
   std::vector<uint32_t> spare_slots_;
+  std::list<LaneWork> spare_works_;
   Fifo<uint32_t> starving_;  // queue pairs whose lanes wait for a slot
   bool feeding_ = false;
   uint64_t next_owner_ = 1;

@@ -29,8 +29,9 @@ void LaneWindow::Open(uint32_t depth, uint32_t peer_depth) {
   news_ = (depth + kSpare + kReserved - 1) / kReserved;
 }
 
-void LaneWindow::OnSent(const MessageHeader& header, std::string prefix, BufferChain& payload) {
-  sent_.push({.header = header, .prefix = std::move(prefix), .payload = ShareOf(payload)});
+void LaneWindow::OnSent(const MessageHeader& header, const std::optional<AccessPrefix>& access,
+                        BufferChain& payload) {
+  sent_.push({.header = header, .access = access, .payload = ShareOf(payload)});
 }
 
 void LaneWindow::OnWriteSent(const AccessPrefix& access, uint32_t number, BufferChain& payload) {

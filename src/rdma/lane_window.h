@@ -23,7 +23,6 @@
 
 #include <cstdint>
 #include <optional>
-#include <string>
 
 #include "absl/status/status.h"
 #include "base/fifo.h"
@@ -39,7 +38,7 @@ class LaneWindow {
 
   struct Sent {
     MessageHeader header;
-    std::string prefix;
+    std::optional<AccessPrefix> access;
     BufferChain payload;
   };
 
@@ -59,7 +58,8 @@ class LaneWindow {
   bool HasRoom() const { return sent_.size() + kReserved < limit_; }
   bool HasCreditRoom() const { return sent_.size() < limit_; }
   // In the order they go out. The payload is shared with the caller's.
-  void OnSent(const MessageHeader& header, std::string prefix, BufferChain& payload);
+  void OnSent(const MessageHeader& header, const std::optional<AccessPrefix>& access,
+              BufferChain& payload);
   void OnWriteSent(const AccessPrefix& access, uint32_t number, BufferChain& payload);
   // The oldest is in the peer's memory.
   void OnWriteDone() { writes_.pop(); }

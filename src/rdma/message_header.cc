@@ -71,5 +71,13 @@ AccessPrefix DecodeAccessPrefix(std::string_view bytes) {
   return prefix;
 }
 
+MessageFront::MessageFront(const MessageHeader& header, const std::optional<AccessPrefix>& access)
+    : size_(kMessageHeaderSize + (access.has_value() ? kAccessPrefixSize : 0)) {
+  const std::span<char> bytes(bytes_);
+  EncodeMessageHeader(header, bytes.first<kMessageHeaderSize>());
+  if (!access.has_value()) return;
+  EncodeAccessPrefix(*access, bytes.subspan<kMessageHeaderSize, kAccessPrefixSize>());
+}
+
 }  // namespace internal
 PENSTOCK_END_NAMESPACE

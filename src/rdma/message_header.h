@@ -7,8 +7,10 @@
 
 #include <penstock/export.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 
@@ -69,6 +71,17 @@ inline constexpr size_t kAccessPrefixSize = 28;
 void EncodeAccessPrefix(const AccessPrefix& prefix, std::span<char, kAccessPrefixSize> out);
 // `bytes` has kAccessPrefixSize at least.
 AccessPrefix DecodeAccessPrefix(std::string_view bytes);
+
+// What stands in front of a payload: a header, and behind it the access, if there is one.
+class MessageFront {
+ public:
+  MessageFront(const MessageHeader& header, const std::optional<AccessPrefix>& access);
+  std::string_view view() const { return {bytes_.data(), size_}; }
+
+ private:
+  std::array<char, kMessageHeaderSize + kAccessPrefixSize> bytes_;
+  size_t size_;
+};
 
 }  // namespace internal
 PENSTOCK_END_NAMESPACE

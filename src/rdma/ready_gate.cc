@@ -79,7 +79,7 @@ GateAction ReadyGate::OnAccept(const ControlAccept& accept, std::string_view byt
   if (accept.to != options_.self) return Late();
   if (state_ != GateState::kHelloSent) return Violate("ACCEPT out of turn");
   if (std::string_view problem = AcceptProblem(accept); !problem.empty()) return Violate(problem);
-  if ((accept.features & kFeatureReady) == 0 && options_.policy == ReadyPolicy::kRequire) {
+  if ((accept.features & kFeatureReady) == 0 && options_.policy == RdmaReadyPolicy::kRequire) {
     return End(absl::StatusCode::kFailedPrecondition, "the peer takes no READY",
                CloseCode::kViolation);
   }
@@ -126,7 +126,7 @@ GateAction ReadyGate::OnHello(int64_t now_ns, const ControlHello& hello, std::st
   }
   version_ = *version;
   features_ = hello.features & options_.features;
-  if ((features_ & kFeatureReady) == 0 && options_.policy == ReadyPolicy::kRequire) {
+  if ((features_ & kFeatureReady) == 0 && options_.policy == RdmaReadyPolicy::kRequire) {
     return Refuse(RejectCode::kFeature, "READY is required here");
   }
   peer_offer_ = {.lanes = hello.lanes, .terms = hello.terms};
@@ -169,8 +169,8 @@ GateAction ReadyGate::OnReady(const ControlReady& ready) {
 
 GateEvent ReadyGate::LanesUpEvent() const {
   if ((features_ & kFeatureReady) != 0) return GateEvent::kLanesUp;
-  return options_.policy == ReadyPolicy::kOpenAtOnce ? GateEvent::kLanesUpAtOnce
-                                                     : GateEvent::kLanesUpWaitData;
+  return options_.policy == RdmaReadyPolicy::kOpenAtOnce ? GateEvent::kLanesUpAtOnce
+                                                         : GateEvent::kLanesUpWaitData;
 }
 
 GateAction ReadyGate::OnLanesUp(int64_t now_ns, uint64_t attempt, GateOffer offer) {

@@ -16,13 +16,14 @@
 //   send, with receives posted.
 //   Time limits need no traffic: deadline_ns() says when OnTime is to be called.
 //
-// Peers that lack kFeatureReady say nothing when their lanes are up. ReadyPolicy is what then
+// Peers that lack kFeatureReady say nothing when their lanes are up. RdmaReadyPolicy is what then
 // becomes of the passive side, for which data of this attempt proves the same.
 #ifndef PENSTOCK_RDMA_READY_GATE_H_
 #define PENSTOCK_RDMA_READY_GATE_H_
 
 #include <penstock/address.h>
 #include <penstock/export.h>
+#include <penstock/rdma.h>
 
 #include <array>
 #include <cstddef>
@@ -136,18 +137,12 @@ inline constexpr auto kGateTransitions = [] {
   return table;
 }();
 
-enum class ReadyPolicy : uint8_t {
-  kRequire,          // refuse such a peer
-  kOpenOnFirstData,  // open when its first data has come: for peers that send first
-  kOpenAtOnce,       // open when ours are up: the peer's may not be, and early sends then stall
-};
-
 struct GateOptions {
   GateRole role = GateRole::kActive;
   AttemptId self{};
   Bytes16 nonce{};  // random
   uint64_t features = kFeatureReady;
-  ReadyPolicy policy = ReadyPolicy::kRequire;
+  RdmaReadyPolicy policy = RdmaReadyPolicy::kRequire;
   // From the making of the gate until it is open; on the passive side until ACCEPT is sent.
   absl::Duration handshake_deadline = absl::Seconds(5);
   // On the passive side, from ACCEPT on.

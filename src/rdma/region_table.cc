@@ -34,6 +34,7 @@ absl::StatusOr<ControlRegion> RegionTable::Add(std::span<char> memory, RdmaAcces
   slot.access = access;
   slot.exposed = std::move(exposed);
   slot.use = Use::kExposed;
+  slot.kept = absl::OkStatus();
   ++slot.epoch;
   return Describe(id);
 }
@@ -94,34 +95,38 @@ bool RegionTable::Has(uint64_t id, uint32_t epoch) const {
   return id < slots_.size() && slots_[id].use != Use::kFree && slots_[id].epoch == epoch;
 }
 
-bool RegionTable::Forget(uint64_t id, uint32_t epoch) {
-  if (!Has(id, epoch)) return false;
-  slots_[id].memory = {};
-  slots_[id].exposed = {};
-  slots_[id].use = Use::kFree;
-  return true;
+absl::Status RegionTable::Free(Slot& slot) {
+  slot.use = Use::kFree;
+  slot.memory = {};
+  return slot.exposed.Withdraw();
 }
 
-absl::StatusOr<Stream::DoneCallback> RegionTable::OnRevoked(uint64_t id, uint32_t epoch) {
+absl::Status RegionTable::Forget(uint64_t id, uint32_t epoch) {
+  if (Has(id, epoch)) return Free(slots_[id]);
+  return absl::FailedPreconditionError("the region has been revoked already");
+}
+
+absl::StatusOr<RegionTable::Revoked> RegionTable::OnRevoked(uint64_t id, uint32_t epoch) {
   if (id >= slots_.size() || slots_[id].use != Use::kRevoking || slots_[id].epoch != epoch) {
     return absl::InvalidArgumentError(
         absl::StrCat("region ", id, " of epoch ", epoch, " given back unasked"));
   }
-  slots_[id].use = Use::kFree;
-  slots_[id].memory = {};
-  slots_[id].exposed = {};
-  return std::exchange(slots_[id].revoked, nullptr);
+  absl::Status status = Free(slots_[id]);
+  return Revoked{std::exchange(slots_[id].revoked, nullptr), std::move(status)};
 }
 
-Fifo<Stream::DoneCallback> RegionTable::Clear() {
-  Fifo<Stream::DoneCallback> waiting;
+Fifo<RegionTable::Revoked> RegionTable::Clear() {
+  Fifo<Revoked> waiting;
   for (Slot& slot : slots_) {
-    slot.memory = {};
-    slot.exposed = {};
-    slot.use = Use::kFree;
-    if (slot.revoked) waiting.push(std::exchange(slot.revoked, nullptr));
+    if (slot.use == Use::kFree) continue;
+    slot.kept = Free(slot);
+    if (slot.revoked) waiting.push({std::exchange(slot.revoked, nullptr), slot.kept});
   }
   return waiting;
+}
+
+absl::Status RegionTable::Kept(uint64_t id, uint32_t epoch) const {
+  return slots_[id].epoch == epoch ? slots_[id].kept : absl::OkStatus();
 }
 
 std::vector<ControlRegion> RegionTable::All() const {

@@ -48,12 +48,21 @@ class RegionTable {
   // Nothing is reached from now on, though the peer may not know; what it is to be told, if it has
   // not been asked already.
   std::optional<ControlRevoke> Remove(uint64_t id, uint32_t epoch);
-  // The peer has never been told of it.
-  bool Forget(uint64_t id, uint32_t epoch);
-  // The peer has let go: what to run. InvalidArgument when it was not asked.
-  absl::StatusOr<Stream::DoneCallback> OnRevoked(uint64_t id, uint32_t epoch);
-  // Nothing is reached any more; what Revoke was given, to be run.
-  Fifo<Stream::DoneCallback> Clear();
+  // The peer has never been told of it. FailedPrecondition when it has gone already, or what the
+  // device says, which then may still reach the memory.
+  absl::Status Forget(uint64_t id, uint32_t epoch);
+  // What Revoke was given, perhaps nothing, and what it is to be run with: OK, or what the device
+  // says, which then may still reach the memory.
+  struct Revoked {
+    Stream::DoneCallback done;
+    absl::Status status;
+  };
+  // The peer has let go. InvalidArgument when it was not asked.
+  absl::StatusOr<Revoked> OnRevoked(uint64_t id, uint32_t epoch);
+  // Nothing is reached any more by peers' loops, nor by devices but where `Kept` says so.
+  Fifo<Revoked> Clear();
+  // Of a region that Clear has found: what the device said to that.
+  absl::Status Kept(uint64_t id, uint32_t epoch) const;
   // Every region that is there, for a peer that could not be told before.
   std::vector<ControlRegion> All() const;
 
@@ -66,7 +75,9 @@ class RegionTable {
     Use use = Use::kFree;
     ExposedMemory exposed;
     Stream::DoneCallback revoked;
+    absl::Status kept;
   };
+  static absl::Status Free(Slot& slot);
   ControlRegion Describe(uint64_t id) const;
   bool Has(uint64_t id, uint32_t epoch) const;
 

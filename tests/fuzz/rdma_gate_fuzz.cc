@@ -97,7 +97,7 @@ class GateSession {
     options.features |= kFeatureFallback;
     if (without_ready) {
       options.features = kFeatureFallback;
-      options.policy = ReadyPolicy::kOpenOnFirstData;
+      options.policy = RdmaReadyPolicy::kOpenOnFirstData;
     }
     return options;
   }

@@ -124,6 +124,9 @@ std::vector<std::pair<ControlMessage, std::string>> Goldens() {
        "506e7352010a000019000000"
        "0b000900706f727420646f776e"
        "0f0008000500000000000000"},
+      {ControlFallback{.closing = true, .received = 5},
+       "506e7352010a02000c000000"
+       "0f0008000500000000000000"},
       {ControlDrain{.reply = true, .sequence = 5},
        "506e7352010b01000c000000"
        "0f0008000500000000000000"},

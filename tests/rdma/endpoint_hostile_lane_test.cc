@@ -15,16 +15,13 @@
 #include "rdma/lane_hub.h"
 #include "rdma/lane_window.h"
 #include "rdma/message_header.h"
-#include "testing/raw_peer.h"
-#include "testing/rdma_pair.h"
+#include "testing/hostile_harness.h"
 
 namespace penstock::internal {
 namespace {
 
-constexpr uint32_t kPeerDepth = 4;
-
 // A peer whose lane sends what the test wants.
-class EndpointHostileLaneTest : public RdmaHarness, private Lane::Owner {
+class EndpointHostileLaneTest : public HostileHarness, private Lane::Owner {
  protected:
   void TearDown() override {
     peer_ = nullptr;
@@ -32,7 +29,7 @@ class EndpointHostileLaneTest : public RdmaHarness, private Lane::Owner {
     lane_ = nullptr;
     hub_ = nullptr;
     device_ = nullptr;
-    RdmaHarness::TearDown();
+    HostileHarness::TearDown();
   }
 
   void OpenWithLane(uint32_t size = 8192) {
@@ -41,46 +38,23 @@ class EndpointHostileLaneTest : public RdmaHarness, private Lane::Owner {
     options.receives = 64;
     hub_ = *LaneHub::Create(loop().core(), *device_, options);
     lane_ = *Lane::Create(*hub_, *this, 5, kPeerDepth + LaneWindow::kSpare);
-    StreamPair streams = Pair();
-    endpoint_ = RdmaEndpoint::Connect(std::move(streams.client), Quiet());
-    peer_ = std::make_unique<RawPeer>(
-        std::move(streams.server), [this, size](const ControlHello& hello) -> GateOffer {
-          EXPECT_EQ(hello.lanes.size(), 1u);
-          EXPECT_TRUE(lane_->BringUp(hello.lanes.front(), hello.terms.read_depth).ok());
-          return {.lanes = {lane_->address()},
-                  .terms = {.depth = kPeerDepth, .size = size, .read_depth = 2}};
-        });
-    ASSERT_TRUE(Open(*endpoint_).ok());
-    ASSERT_TRUE(Drive([this] { return peer_->open(); }));
+    OpenWithAnswer([this, size](const ControlHello& hello) -> GateOffer {
+      EXPECT_EQ(hello.lanes.size(), 1u);
+      EXPECT_TRUE(lane_->BringUp(hello.lanes.front(), hello.terms.read_depth).ok());
+      return {.lanes = {lane_->address()},
+              .terms = {.depth = kPeerDepth, .size = size, .read_depth = 2}};
+    });
     ASSERT_TRUE(endpoint_->stats().over_device);
-  }
-  MessageHeader Header(MessageType type, uint32_t sequence, uint16_t received = 0) {
-    return {.type = type,
-            .flags = kMessageLast,
-            .received = received,
-            .tag = peer_->tag(),
-            .sequence = sequence,
-            .credits = kPeerDepth};
   }
   void SendByLane(const MessageHeader& header, std::string_view body = {}) {
     std::array<char, kMessageHeaderSize> bytes;
     EncodeMessageHeader(header, bytes);
     lane_->Send(std::string(bytes.data(), bytes.size()) + std::string(body), {});
   }
-  void ExpectViolation() {
-    const absl::Status end = Receive(*endpoint_).status();
-    EXPECT_TRUE(absl::IsInvalidArgument(end)) << end;
-    EXPECT_TRUE(Drive([this] { return peer_->ended(); }));
-    const auto* close = peer_->Last<ControlClose>();
-    ASSERT_NE(close, nullptr);
-    EXPECT_EQ(close->code, CloseCode::kViolation) << close->text;
-  }
 
   std::unique_ptr<FabricDevice> device_;
   std::unique_ptr<LaneHub> hub_;
   std::unique_ptr<Lane> lane_;
-  std::unique_ptr<RdmaEndpoint> endpoint_;
-  std::unique_ptr<RawPeer> peer_;
   std::vector<MessageHeader> headers_;  // of what has come by the lane
 
  private:
@@ -144,6 +118,21 @@ TEST_P(EndpointHostileLaneTest, ASecondFallback) {
   EXPECT_EQ(*Receive(*endpoint_), "after");
   peer_->Send(EncodeControl(ControlFallback{.received = 0}));
   ExpectViolation();
+}
+
+// The peer's word for a failure is not the peer's word for an end.
+TEST_P(EndpointHostileLaneTest, AnEndInOrderIsNoFallback) {
+  for (const bool closing : {false, true}) {
+    OpenWithLane();
+    peer_->Send(EncodeControl(ControlFallback{.closing = closing, .text = "port down"}));
+    ASSERT_TRUE(Drive([this] { return !endpoint_->stats().over_device; }));
+    EXPECT_EQ(endpoint_->stats().fallback,
+              closing ? "" : "the peer has given up its lane: port down");
+    peer_ = nullptr;
+    endpoint_ = nullptr;
+    lane_ = nullptr;
+    hub_ = nullptr;
+  }
 }
 
 TEST_P(EndpointHostileLaneTest, ReceivesThatNoFrameCanFill) {

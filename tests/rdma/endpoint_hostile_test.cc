@@ -15,54 +15,23 @@
 #include "rdma/endpoint_core.h"
 #include "rdma/message_header.h"
 #include "rdma/ready_gate.h"
-#include "testing/raw_peer.h"
-#include "testing/rdma_pair.h"
+#include "testing/hostile_harness.h"
 
 namespace penstock::internal {
 namespace {
 
-class EndpointHostileTest : public RdmaHarness {
+class EndpointHostileTest : public HostileHarness {
  protected:
-  void TearDown() override {
-    peer_ = nullptr;
-    endpoint_ = nullptr;
-    RdmaHarness::TearDown();
-  }
-
   void OpenWith(RdmaOptions options = Quiet()) {
-    StreamPair streams = Pair();
-    endpoint_ = RdmaEndpoint::Connect(std::move(streams.client), options);
     GateOffer offer;
-    offer.terms = {.depth = 4, .size = kStreamPieceMax, .read_depth = 2};
-    peer_ = std::make_unique<RawPeer>(std::move(streams.server), offer);
-    ASSERT_TRUE(Open(*endpoint_).ok());
-    ASSERT_TRUE(Drive([this] { return peer_->open(); }));
-  }
-  MessageHeader Header(MessageType type, uint32_t sequence) {
-    return {.type = type,
-            .flags = kMessageLast,
-            .received = 0,
-            .tag = peer_->tag(),
-            .sequence = sequence,
-            .credits = 4};
-  }
-  // The endpoint has ended for what the peer did, and has told it so.
-  void ExpectViolation() {
-    const absl::Status end = Receive(*endpoint_).status();
-    EXPECT_TRUE(absl::IsInvalidArgument(end)) << end;
-    EXPECT_TRUE(Drive([this] { return peer_->ended(); }));
-    const auto* close = peer_->Last<ControlClose>();
-    ASSERT_NE(close, nullptr);
-    EXPECT_EQ(close->code, CloseCode::kViolation) << close->text;
+    offer.terms = {.depth = kPeerDepth, .size = kStreamPieceMax, .read_depth = 2};
+    OpenWithAnswer([offer](const ControlHello&) { return offer; }, options);
   }
   static std::string Prefix(const AccessPrefix& access) {
     std::array<char, kAccessPrefixSize> bytes;
     EncodeAccessPrefix(access, bytes);
     return {bytes.data(), bytes.size()};
   }
-
-  std::unique_ptr<RdmaEndpoint> endpoint_;
-  std::unique_ptr<RawPeer> peer_;
 };
 
 TEST_P(EndpointHostileTest, AnHonestPeerIsUnderstood) {

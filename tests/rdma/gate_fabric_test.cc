@@ -28,7 +28,6 @@ using internal::GateOptions;
 using internal::GateRole;
 using internal::GateState;
 using internal::ReadyGate;
-using internal::ReadyPolicy;
 
 constexpr int64_t kMs = 1'000'000;
 constexpr int64_t kControlDelay = kMs / 10;
@@ -37,7 +36,7 @@ constexpr int64_t kControlDelay = kMs / 10;
 GateOptions GateOff(GateRole role) {
   GateOptions options = internal::GateOptionsFor(role);
   options.features = 0;
-  options.policy = ReadyPolicy::kOpenAtOnce;
+  options.policy = RdmaReadyPolicy::kOpenAtOnce;
   return options;
 }
 

@@ -24,7 +24,7 @@ constexpr size_t kPassiveSide = 1;
 // What may happen besides the orders.
 struct OrdersStory {
   std::array<uint64_t, 2> features = {kFeatureReady, kFeatureReady};
-  std::array<ReadyPolicy, 2> policies = {ReadyPolicy::kRequire, ReadyPolicy::kRequire};
+  std::array<RdmaReadyPolicy, 2> policies = {RdmaReadyPolicy::kRequire, RdmaReadyPolicy::kRequire};
   bool troubles = true;  // resets, lost streams, lanes that fail, deadlines
   bool old_tags_pass =
       false;  // on purpose wrong: data of an earlier attempt has the tag of this one
@@ -293,14 +293,14 @@ TEST(GateOrdersTest, WithoutTroubleBothOpenInEveryOrder) {
 TEST(GateOrdersTest, APeerWithoutReadyIsSafeWhenItSendsFirst) {
   const OrdersResult result =
       Search({.features = {0, kFeatureReady},
-              .policies = {ReadyPolicy::kOpenAtOnce, ReadyPolicy::kOpenOnFirstData}});
+              .policies = {RdmaReadyPolicy::kOpenAtOnce, RdmaReadyPolicy::kOpenOnFirstData}});
   EXPECT_EQ(result.wrong, "");
 }
 
 TEST(GateOrdersTest, AnActiveSideIsSafeWithAPeerThatOpensAtOnceExceptForItsEarlyData) {
   const OrdersResult result =
       Search({.features = {kFeatureReady, 0},
-              .policies = {ReadyPolicy::kOpenOnFirstData, ReadyPolicy::kOpenAtOnce}});
+              .policies = {RdmaReadyPolicy::kOpenOnFirstData, RdmaReadyPolicy::kOpenAtOnce}});
   // The fault is the peer's, and the search sees it.
   EXPECT_EQ(result.wrong.substr(0, result.wrong.find('\n')),
             "open although the lanes of the peer are not up");
@@ -312,7 +312,7 @@ TEST(GateOrdersTest, AnActiveSideIsSafeWithAPeerThatOpensAtOnceExceptForItsEarly
 TEST(GateOrdersTest, WithTheGateOffTheSearchFindsTheFault) {
   const OrdersResult result =
       Search({.features = {0, 0},
-              .policies = {ReadyPolicy::kOpenAtOnce, ReadyPolicy::kOpenAtOnce},
+              .policies = {RdmaReadyPolicy::kOpenAtOnce, RdmaReadyPolicy::kOpenAtOnce},
               .troubles = false});
   EXPECT_EQ(result.wrong.substr(0, result.wrong.find('\n')),
             "open although the lanes of the peer are not up");

@@ -15,6 +15,7 @@ namespace penstock::internal {
 namespace {
 
 using testing::FakeCall;
+using testing::FakePacket;
 using testing::LaneText;
 using testing::LaneUser;
 
@@ -332,6 +333,47 @@ TEST_F(LaneOneSidedTest, AQueuePairStaysUntilWhatCameByItHasBeenTaken) {
   EXPECT_EQ(fabric_.queue_pairs(), pairs);
   EXPECT_TRUE(Run([&] { return fabric_.queue_pairs() == pairs - 1; }));
   EXPECT_EQ(hub_[1]->posted(), 1024u);
+}
+
+// The last thing that is sent by it waits for a slot like everything else, and is not left out.
+TEST_F(LaneOneSidedTest, AQueuePairThatGoesWaitsForItsTurn) {
+  LaneHub::Options options;
+  options.receives = 64;
+  options.completion_depth = 64 + 2;
+  for (const bool fails : {false, true}) {
+    a_ = {};
+    b_ = {};
+    NewHub(1, options);
+    fabric_.set_takes_back();
+    Connect();
+    const uint64_t whole = fabric_.receive_bytes_posted();
+    // All slots of the hub are another lane's, whose peer hears nothing.
+    LaneUser busy, deaf;
+    busy.lane = NewLane(1, busy);
+    deaf.lane = NewLane(0, deaf);
+    ASSERT_TRUE(busy.lane->BringUp(deaf.lane->address()).ok());
+    ASSERT_TRUE(deaf.lane->BringUp(busy.lane->address()).ok());
+    const uint32_t number = deaf.lane->address().qpn;
+    fabric_.set_drop([this, number](const FakePacket& packet) {
+      return packet.to == fabric_.gid("fake0") && packet.to_number == number;
+    });
+    for (int i = 0; i < 3; ++i) busy.lane->Send("lost", {});
+    const uint64_t packets = fabric_.stats().packets;
+    a_.lane->Send("taken late", {});
+    EXPECT_TRUE(Run([&] { return fabric_.stats().packets >= packets + 2; }));
+    if (fails) {
+      b_.lane->OnFailed("test", "made to fail");
+      EXPECT_TRUE(Run([&] { return !b_.ends.empty(); }));
+      EXPECT_EQ(b_.messages, std::vector<std::string>{"taken late"});
+    }
+    b_.lane.reset();
+    // One that has been drained goes at once.
+    EXPECT_EQ(hub_[1]->queue_pairs(), fails ? 1u : 2u);
+    EXPECT_TRUE(Run([&] { return hub_[1]->queue_pairs() == 1; }));
+    EXPECT_TRUE(Run([&] { return fabric_.receive_bytes_posted() == whole; }));
+    EXPECT_EQ(hub_[1]->posted(), 64u);
+    fabric_.set_drop(nullptr);
+  }
 }
 
 TEST_F(LaneOneSidedTest, WhatALaneHasPostedIsSentThoughItGoes) {

@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
+#include "testing/allocations.h"
 #include "testing/lane_kit.h"
 
 namespace penstock::internal {
@@ -60,6 +61,29 @@ TEST_F(LaneTest, WhatFindsNoRoomWaitsAndRoomIsTold) {
   for (uint32_t i = 0; i < 500; ++i) EXPECT_EQ(b_.messages[i], absl::StrCat(i));
   EXPECT_TRUE(a_.lane->HasRoom());
   EXPECT_EQ(a_.rooms, 1);
+}
+
+// Nothing but the device allocates for messages that come again and again.
+TEST_F(LaneTest, WhatIsSteadilySentAllocatesNothing) {
+  if (!CanCountAllocations()) GTEST_SKIP() << "a sanitizer has its own allocator";
+  Connect();
+  const std::string head(48, 'h');
+  Buffer bytes = *pool_->Copy(LaneText(1, 100));
+  const auto send = [&] {
+    // More than the device takes at once: the rest is kept.
+    for (int i = 0; i < 200; ++i) a_.lane->Send(head, bytes.Share(), i % 2 == 0 ? 1 : 2);
+  };
+  send();
+  EXPECT_TRUE(Run([&] { return a_.done.size() == 200; }));
+  // None is posted now: the fake device allocates for what it takes.
+  for (int i = 0; i < 128; ++i) a_.lane->Send(head, {});
+  EXPECT_FALSE(a_.lane->HasRoom());
+  std::vector<Buffer> payloads;
+  for (int i = 0; i < 60; ++i) payloads.push_back(bytes.Share());
+  const int64_t before = AllocationsOnThisThread();
+  for (Buffer& payload : payloads) a_.lane->Send(head, std::move(payload), 3);
+  EXPECT_EQ(AllocationsOnThisThread(), before);
+  EXPECT_TRUE(Run([&] { return b_.messages.size() == 388; }));
 }
 
 TEST_F(LaneTest, LanesThatWaitPinNothingOfTheirOwn) {

@@ -1,8 +1,12 @@
 #include "rdma/lane_window.h"
 
-#include <string>
+#include <penstock/buffer.h>
+
+#include <optional>
 
 #include <gtest/gtest.h>
+
+#include "testing/allocations.h"
 
 namespace penstock::internal {
 namespace {
@@ -15,7 +19,7 @@ class LaneWindowTest : public ::testing::Test {
 
   void Send(MessageType type, uint32_t sequence = 0) {
     BufferChain none;
-    window_.OnSent({.type = type, .sequence = sequence}, "", none);
+    window_.OnSent({.type = type, .sequence = sequence}, std::nullopt, none);
   }
   // The peer says that it has `received` by now.
   absl::Status Told(uint16_t received, uint16_t* pieces = nullptr) {
@@ -125,6 +129,27 @@ TEST_F(LaneWindowTest, AWriteWaitsForTheMessagesBeforeIt) {
   EXPECT_EQ(window_.TakeWrite()->number, 1u);
 }
 
+TEST_F(LaneWindowTest, ASteadyFlowAllocatesNothing) {
+  if (!CanCountAllocations()) GTEST_SKIP() << "a sanitizer has its own allocator";
+  BufferPool pool{PoolOptions()};
+  const Buffer bytes = *pool.Copy("payload");
+  const auto flow = [&](uint32_t from, uint32_t to) {
+    for (uint32_t i = from; i < to; ++i) {
+      BufferChain payload = bytes.Share();
+      // Messages, and writes that the peer's loop makes.
+      window_.OnSent({.type = i % 2 == 0 ? MessageType::kMessage : MessageType::kWrite},
+                     i % 2 == 0 ? std::nullopt : std::optional<AccessPrefix>({.region = i}),
+                     payload);
+      ASSERT_TRUE(Told(static_cast<uint16_t>(i + 1)).ok());
+      window_.OnTold();
+    }
+  };
+  flow(0, 20);
+  const int64_t before = AllocationsOnThisThread();
+  flow(20, 200);
+  EXPECT_EQ(AllocationsOnThisThread(), before);
+}
+
 // However the two sides send, until neither has anything left to say, neither is stuck.
 TEST_F(LaneWindowTest, TwoFullSidesGoOn) {
   for (uint32_t depth : {2u, 3u, 16u, 100u}) {
@@ -138,7 +163,7 @@ TEST_F(LaneWindowTest, TwoFullSidesGoOn) {
       BufferChain none;
       MessageHeader header{.type = type, .received = static_cast<uint16_t>(side.window.received())};
       side.window.OnTold();
-      side.window.OnSent(header, "", none);
+      side.window.OnSent(header, std::nullopt, none);
       side.wire.push(header);
     };
     bool moved = true;

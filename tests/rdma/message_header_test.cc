@@ -48,5 +48,17 @@ TEST(MessageHeaderTest, AccessPrefixHasGoldenBytesBothWays) {
   EXPECT_EQ(DecodeAccessPrefix(kExpected), access);
 }
 
+TEST(MessageFrontTest, IsTheHeaderAndThenTheAccess) {
+  const MessageHeader header = {.type = MessageType::kWrite, .tag = 7, .sequence = 9};
+  const AccessPrefix access = {.region = 3, .offset = 1 << 20, .epoch = 5};
+  const MessageFront alone(header, std::nullopt);
+  const MessageFront both(header, access);
+  ASSERT_EQ(alone.view().size(), kMessageHeaderSize);
+  ASSERT_EQ(both.view().size(), kMessageHeaderSize + kAccessPrefixSize);
+  EXPECT_EQ(both.view().substr(0, kMessageHeaderSize), alone.view());
+  EXPECT_EQ(*DecodeMessageHeader(both.view()), header);
+  EXPECT_EQ(DecodeAccessPrefix(both.view().substr(kMessageHeaderSize)), access);
+}
+
 }  // namespace
 }  // namespace penstock::internal

@@ -1,6 +1,7 @@
 // Reads and writes of exposed memory over a stream.
 #include <penstock/rdma.h>
 
+#include <cerrno>
 #include <memory>
 #include <optional>
 #include <string>
@@ -191,6 +192,30 @@ TEST_P(OneSidedTest, RevokingEndsWithTheEndpoint) {
   EXPECT_TRUE(Await(revoked).ok());
   EXPECT_TRUE(absl::IsCancelled(AwaitRegion(*both_.active).status()));
   EXPECT_FALSE(both_.active->Expose(memory_, RdmaAccess::kRead).ok());
+}
+
+// A device that does not let go of memory could still write there.
+TEST_P(OneSidedTest, RevokingTellsWhatTheDeviceDoesNotLetGo) {
+  if (!has_lanes()) GTEST_SKIP() << "only devices can refuse to";
+  // By the peer's answer, by the end of the endpoint, and before the peer has heard of it.
+  for (const char way : {'a', 'e', 'u'}) {
+    if (way == 'u') {
+      both_ = Endpoints();
+      region_ = *both_.passive->Expose(memory_, RdmaAccess::kReadWrite);
+    } else {
+      OpenWith(RdmaAccess::kReadWrite);
+    }
+    lanes().fabric().FailNth(testing::FakeCall::kDeregister, 1, EBUSY);
+    Fate revoked;
+    if (way == 'e') both_.passive->Abort();
+    region_.Revoke(revoked.OnDone());
+    const absl::Status status = Await(revoked);
+    EXPECT_FALSE(status.ok()) << way;
+    EXPECT_NE(status.message().find("deregister memory"), absl::string_view::npos) << status;
+    region_ = RdmaRegion();
+    // What goes tries again: nothing is left in the end.
+    both_ = {};
+  }
 }
 
 TEST_P(OneSidedTest, MemoryThatCannotBeExposedIsRefused) {

@@ -297,11 +297,11 @@ TEST(ReadyGateTest, ThePassiveSideKeepsTheDeadlineOfThePeerIfThatIsEarlier) {
 }
 
 TEST(ReadyGateTest, PeersWithoutReadyMeetThePolicy) {
-  const auto after_lanes = [](ReadyPolicy policy, bool active_is_old) {
+  const auto after_lanes = [](RdmaReadyPolicy policy, bool active_is_old) {
     GateOptions active = GateOptionsFor(GateRole::kActive);
     GateOptions passive = GateOptionsFor(GateRole::kPassive);
     (active_is_old ? active : passive).features = 0;
-    (active_is_old ? active : passive).policy = ReadyPolicy::kOpenAtOnce;
+    (active_is_old ? active : passive).policy = RdmaReadyPolicy::kOpenAtOnce;
     (active_is_old ? passive : active).policy = policy;
     Pair pair(active, passive);
     pair.active.Connect(OfferOf(1));
@@ -314,24 +314,24 @@ TEST(ReadyGateTest, PeersWithoutReadyMeetThePolicy) {
     return pair;
   };
   // Our passive side, an old active one.
-  Pair pair = after_lanes(ReadyPolicy::kRequire, true);
+  Pair pair = after_lanes(RdmaReadyPolicy::kRequire, true);
   EXPECT_EQ(Only<ControlReject>(pair.passive).code, RejectCode::kFeature);
   EXPECT_TRUE(absl::IsFailedPrecondition(pair.passive.status()));
-  pair = after_lanes(ReadyPolicy::kOpenOnFirstData, true);
+  pair = after_lanes(RdmaReadyPolicy::kOpenOnFirstData, true);
   EXPECT_EQ(pair.active.state(), GateState::kOpen);
   EXPECT_EQ(pair.active.TakeOutgoing(), "") << "no READY to a peer that knows none";
   EXPECT_EQ(pair.passive.state(), GateState::kWaitData);
   EXPECT_EQ(pair.passive.deadline_ns(), 3 * kSecond);
   EXPECT_EQ(pair.passive.OnData(pair.active.data_tag()), GateAction::kOpen);
-  pair = after_lanes(ReadyPolicy::kOpenOnFirstData, true);
+  pair = after_lanes(RdmaReadyPolicy::kOpenOnFirstData, true);
   pair.passive.OnTime(3 * kSecond);
   EXPECT_EQ(pair.passive.status().message(), "open RDMA endpoint: no data within 3s");
-  pair = after_lanes(ReadyPolicy::kOpenAtOnce, true);
+  pair = after_lanes(RdmaReadyPolicy::kOpenAtOnce, true);
   EXPECT_EQ(pair.passive.state(), GateState::kOpen);
   // Our active side, an old passive one.
-  pair = after_lanes(ReadyPolicy::kRequire, false);
+  pair = after_lanes(RdmaReadyPolicy::kRequire, false);
   EXPECT_EQ(pair.active.status().message(), "open RDMA endpoint: the peer takes no READY");
-  pair = after_lanes(ReadyPolicy::kOpenOnFirstData, false);
+  pair = after_lanes(RdmaReadyPolicy::kOpenOnFirstData, false);
   EXPECT_EQ(pair.active.state(), GateState::kOpen);
 }
 

@@ -48,6 +48,7 @@ struct FakeFabricOptions {
   bool ethernet = true;
   bool reports_established = false;   // kQpEstablished
   bool reports_last_receive = false;  // kQpLastReceive
+  bool takes_back = false;  // what is in the completion queue, when a queue pair is destroyed
   uint32_t inlined_max = 256;
   uint32_t mtu = 1024;
   internal::FabricLimits limits = {.queue_pairs = 65536,
@@ -155,6 +156,7 @@ class FakeFabric final : public internal::Fabric {
   // True: the packet is lost.
   void set_drop(std::function<bool(const FakePacket&)> drop) { drop_ = std::move(drop); }
   void set_loss(uint32_t thousandths) { options_.loss = thousandths; }
+  void set_takes_back() { options_.takes_back = true; }
   // A link that is down loses every packet; devices hear of it as kPortError, kPortActive.
   void SetLink(std::string_view device, bool up);
   void PushEvent(std::string_view device, internal::FabricEvent event);

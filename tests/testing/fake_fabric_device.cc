@@ -82,6 +82,12 @@ int FakeCq::Poll(std::span<FabricCompletion> out) {
   return static_cast<int>(count);
 }
 
+void FakeCq::RemoveUser(uint64_t serial) {
+  users_.erase(serial);
+  if (!device_.fabric().options().takes_back) return;
+  std::erase_if(entries_, [serial](const Entry& entry) { return entry.serial == serial; });
+}
+
 void FakeCq::Push(FabricCompletion completion, uint64_t serial, uint32_t sends, uint32_t receives) {
   if (lost_) return;
   if (entries_.size() == depth_) return Overflow();

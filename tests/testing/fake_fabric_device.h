@@ -40,7 +40,7 @@ class FakeCq final : public internal::FabricCq {
   void Push(internal::FabricCompletion completion, uint64_t serial, uint32_t sends,
             uint32_t receives);
   void AddUser(uint64_t serial) { users_.insert(serial); }
-  void RemoveUser(uint64_t serial) { users_.erase(serial); }
+  void RemoveUser(uint64_t serial);
 
  private:
   struct Entry {

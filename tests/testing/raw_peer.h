@@ -1,5 +1,5 @@
-// RawPeer: the passive side of an endpoint, as a test wants it: it opens by the rules and then
-// sends what it is told.
+// RawPeer: one side of an endpoint, the passive one unless said otherwise, as a test wants it: it
+// opens by the rules and then sends what it is told.
 //
 // Owns its stream. The loop's thread.
 #ifndef PENSTOCK_TESTS_TESTING_RAW_PEER_H_
@@ -11,6 +11,7 @@
 
 #include <array>
 #include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -36,6 +37,35 @@ class RawPeer {
       : stream_(std::move(stream)), gate_(Options(), 0), answer_(std::move(answer)) {
     Read();
   }
+  // kMute: does not go on after ACCEPT.
+  enum class Opening { kByTheRules, kMute };
+  // Of either side, with these options.
+  RawPeer(StreamPtr stream, GateOptions options, GateOffer offer,
+          Opening opening = Opening::kByTheRules)
+      : stream_(std::move(stream)),
+        gate_(std::move(options), 0),
+        answer_([offer](const ControlHello&) { return offer; }),
+        opening_(opening) {
+    if (gate_.role() == GateRole::kActive) {
+      gate_.Connect(offer);
+      Send(gate_.TakeOutgoing());
+    }
+    Read();
+  }
+  // An active side with a device that never says READY, and so never finishes opening.
+  static std::unique_ptr<RawPeer> Mute(StreamPtr stream) {
+    GateOffer offer;
+    offer.lanes.push_back({.qpn = 5, .psn = 5, .lid = 1, .mtu = 3, .gid = {1}});
+    offer.terms = {.depth = 4, .size = 512, .read_depth = 2};
+    return std::make_unique<RawPeer>(std::move(stream), Options(GateRole::kActive), offer,
+                                     Opening::kMute);
+  }
+  // What this side can do, when it is not told otherwise.
+  static GateOptions Options(GateRole role = GateRole::kPassive) {
+    GateOptions options = GateOptionsFor(role);
+    options.features = kFeatureReady | kFeatureFallback | kFeatureOneSided;
+    return options;
+  }
 
   bool open() const { return gate_.state() == GateState::kOpen; }
   uint32_t tag() const { return gate_.data_tag(); }
@@ -58,12 +88,6 @@ class RawPeer {
   const std::vector<MessageHeader>& data() const { return data_; }
 
  private:
-  static GateOptions Options() {
-    GateOptions options = GateOptionsFor(GateRole::kPassive);
-    options.features = kFeatureReady | kFeatureFallback | kFeatureOneSided;
-    return options;
-  }
-
   void Read() {
     stream_->ReadReady([this](absl::StatusOr<Buffer> bytes) {
       if (!bytes.ok()) {
@@ -92,6 +116,12 @@ class RawPeer {
         gate_.OnHello(0, *hello, frame);
         gate_.OnLanesUp(0, gate_.self().attempt, answer_(*hello));
         Send(gate_.TakeOutgoing());
+      } else if (const auto* accept = std::get_if<ControlAccept>(&messages_.back())) {
+        if (opening_ == Opening::kMute) continue;
+        gate_.OnAccept(*accept, frame);
+        gate_.OnLanesUp(0, gate_.self().attempt);
+        const std::string outgoing = gate_.TakeOutgoing();
+        if (!outgoing.empty()) Send(outgoing);
       } else if (const auto* ready = std::get_if<ControlReady>(&messages_.back())) {
         gate_.OnReady(*ready);
       }
@@ -101,6 +131,7 @@ class RawPeer {
   StreamPtr stream_;
   ReadyGate gate_;
   const Answer answer_;
+  const Opening opening_ = Opening::kByTheRules;
   std::string received_;
   std::vector<ControlMessage> messages_;
   std::vector<MessageHeader> data_;
