@@ -90,7 +90,7 @@ class PENSTOCK_EXPORT Buffer {
   Buffer Share() const;
 
   // Marks the block secret: it is wiped when it returns to the pool. Its slab is already left out
-  // of core dumps when the pool was made with PoolOptions::secret.
+  // of core dumps when the pool was made with PoolOptions::secret. No effect on external memory.
   void MarkSecret();
 
   // Gives the window up.

@@ -46,8 +46,9 @@ class PENSTOCK_EXPORT ConnectAttempt {
 
 // Starts connecting to `address` on `loop`'s thread, and calls `done` once, never inside this call:
 // with the open stream, or Unavailable (refused, unreachable), DeadlineExceeded, Cancelled,
-// ResourceExhausted (descriptors, connections_max), InvalidArgument (address), Unimplemented
-// (engine), each naming the peer.
+// ResourceExhausted (descriptors, connections_max, a loop that is draining), InvalidArgument
+// (address, options), PermissionDenied (the system forbids it), Unimplemented (engine, address
+// family), each naming the peer. `done` is destroyed unrun when the loop goes first.
 PENSTOCK_EXPORT ConnectAttempt Connect(Loop& loop, const SocketAddress& address,
                                        ConnectOptions options, ConnectCallback done);
 

@@ -451,8 +451,8 @@ inline detail::SwitchWait SwitchTo(LoopHandle target) {
 }
 
 // A listener whose streams are awaited: co_await queue->Accept(). Streams that nobody awaits yet
-// queue; at `depth_max` the listener pauses, and peers wait in the kernel's backlog. (Streams that
-// the kernel had accepted by then still join the queue.)
+// queue; at `depth_max` (0 counts as 1) the listener pauses, and peers wait in the kernel's
+// backlog.
 class AcceptQueue {
  public:
   static constexpr size_t kDepthMax = 64;

@@ -28,8 +28,8 @@ PENSTOCK_BEGIN_NAMESPACE
 struct ListenOptions {
   // The engine for the listener and its streams; kAuto: the loop's.
   EngineKind engine = EngineKind::kAuto;
-  int backlog = 4096;  // the kernel caps it at net.core.somaxconn
-  bool reuse_port = false;
+  int backlog = 4096;       // the kernel caps it at net.core.somaxconn
+  bool reuse_port = false;  // ignored on Unix sockets
   // Remove a stale socket file before binding a Unix path, and the file when the listener closes.
   bool unlink_path = true;
   // Streams of this listener open at once.
@@ -65,8 +65,8 @@ class PENSTOCK_EXPORT Listener {
 
   // The bound address, with the port the kernel chose for port 0.
   virtual SocketAddress address() const = 0;
-  // Stop and start taking connections; peers wait in the backlog meanwhile. What io_uring has
-  // already accepted may still be delivered after Pause.
+  // Stop and start taking connections; peers wait in the backlog meanwhile, and those that io_uring
+  // has already accepted wait inside the listener, with a descriptor each, until Resume.
   virtual void Pause() = 0;
   virtual void Resume() = 0;
   // Has `to` accept, and serve the streams accepted from now on; kAuto: the loop's own engine. The

@@ -1,8 +1,9 @@
 // Where the library's few log lines go.
 //
-// Penstock logs rarely: an engine that fell back, a listener out of descriptors, a misuse. The hook
-// is per loop (LoopOptions::log); there is no global logger. The default writes warnings and errors
-// to stderr, one line each.
+// Penstock logs rarely: an engine that fell back (kInfo), a listener out of descriptors or memory,
+// and each fault that LoopSnapshot::faults counts (kWarning). The hook is per loop
+// (LoopOptions::log); there is no global logger. The default writes warnings and errors to stderr,
+// one line each, so it does not show the fallback: Loop::engine_reason() does.
 #ifndef PENSTOCK_LOG_H_
 #define PENSTOCK_LOG_H_
 

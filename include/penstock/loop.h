@@ -1,12 +1,14 @@
 // Loop: one thread's event loop, with its timers, mailbox and one or two engines.
 //
 // A loop does nothing by itself: the library starts no thread, installs no signal handler and keeps
-// no global state. Whoever calls Run() or Poll() lends the loop its thread, and every callback of
-// the loop's streams, listeners and timers runs there. Only Post, Stop, Snapshot and LoopHandle may
-// be used from other threads (checked in debug builds).
+// no global state by which two loops could disturb each other. Whoever calls Run() or Poll() lends
+// the loop its thread, and every callback of the loop's streams, listeners and timers runs there.
+// Only Post, Stop, Snapshot, InLoopThread, handle and LoopHandle may be used from other threads
+// (streams check that in debug builds).
 //
-// Each turn does a bounded amount of work (I9) in this order: posted tasks, timers, connections
-// with something to do, then one wait for the kernel.
+// Each turn does a bounded amount of work (I9) in this order: posted tasks, connections with
+// something to do, one wait for the kernel with what it brings, then timers: so bytes that came in
+// time are seen before the deadline that waits for them.
 #ifndef PENSTOCK_LOOP_H_
 #define PENSTOCK_LOOP_H_
 
@@ -43,7 +45,8 @@ PENSTOCK_EXPORT std::string_view EngineKindName(EngineKind kind);
 PENSTOCK_EXPORT absl::StatusOr<EngineKind> ParseEngineKind(std::string_view text);
 
 struct LoopOptions {
-  // kAuto can be overridden by the environment variable PENSTOCK_ENGINE=epoll|uring.
+  // kAuto can be overridden by the environment variable PENSTOCK_ENGINE=epoll|uring; auto there
+  // changes nothing.
   EngineKind engine = EngineKind::kAuto;
   // Must outlive the loop and may serve several; the loop makes one of its own when null.
   BufferPool* pool = nullptr;
@@ -52,15 +55,18 @@ struct LoopOptions {
   // Before it sleeps the loop polls this long without blocking. Trades a core for latency: a
   // sleeping thread costs its waker about 11 us and answers some 30 us later.
   absl::Duration busy_poll = absl::ZeroDuration();
-  // Unused pool memory goes back to the kernel after the loop has been this long without traffic.
+  // Unused pool memory goes back to the kernel after the loop has been this long without traffic;
+  // infinite: never by itself.
   absl::Duration idle_trim = absl::Seconds(1);
-  // Bounds on one turn: kernel events taken, and posted tasks run.
+  // Bounds on one turn: kernel events taken, and posted tasks run. epoll takes at most 256 events;
+  // with more set here Poll may return false while fd() is readable still.
   uint32_t turn_events_max = 256;
   uint32_t turn_tasks_max = 1024;
   // Streams open or connecting at once; accepts wait and Connect is refused beyond it.
   uint32_t connections_max = 1u << 20;
   // Most buffers of 16 KiB the io_uring engine lends the kernel; it starts small and grows on
-  // demand.
+  // demand. Counts as 8 below that and as 32,768 above; the pool's PoolOptions::bytes_max bounds
+  // it, too: at most a quarter of that is lent.
   uint32_t ring_buffers_max = 1024;
   // Receives the loop's log lines; LogToStderr when empty.
   LogHook log;
@@ -86,7 +92,8 @@ class PENSTOCK_EXPORT Loop {
  public:
   // Errors: Unimplemented when the engine asked for by name is absent or forbidden here (the
   // message says which and why), ResourceExhausted when descriptors or locked memory run out (never
-  // answered by a silent fallback), InvalidArgument for a bad PENSTOCK_ENGINE.
+  // answered by a silent fallback), InvalidArgument for bad options, and for a bad PENSTOCK_ENGINE
+  // or PENSTOCK_PINNED_READS in the environment.
   static absl::StatusOr<std::unique_ptr<Loop>> Create(LoopOptions options = {});
 
   // Closes every connection that is still open (abortively when bytes are queued), destroys pending
@@ -102,6 +109,7 @@ class PENSTOCK_EXPORT Loop {
   // (IORING_SETUP_SINGLE_ISSUER).
   void Run();
   // Ends Run after the current turn; from any thread, also before Run, also from a signal handler.
+  // Poll takes no notice of it: the next Run ends at once then.
   void Stop();
 
   // Graceful end, on the loop's thread: listeners stop accepting at once; Run returns when the last
@@ -126,17 +134,18 @@ class PENSTOCK_EXPORT Loop {
   LoopHandle handle();
 
   // The engine that new listeners and connections use by default, never kAuto. SwitchAll changes it
-  // when it has moved everything, unless fd() was asked for.
+  // when its sweep has ended, also when some streams stayed, unless fd() was asked for.
   EngineKind engine() const;
-  // Why this engine: "requested", "io_uring available", what kAuto found missing, or that
-  // SwitchAll changed it.
+  // Why this engine: "requested", "requested by PENSTOCK_ENGINE", "io_uring available", what kAuto
+  // found missing, or that SwitchAll changed it.
   const std::string& engine_reason() const;
   // Makes the other engine ready on this loop too, so that listeners and connections can ask for
   // it. Done on demand when one does; errors as for Create.
   absl::Status EnableEngine(EngineKind kind);
 
   BufferPool& pool();
-  // The time the current turn started at: monotonic, advances once a turn.
+  // A recent reading of the monotonic clock, which is no wall time. Within a turn it may be as old
+  // as the turn's start, or as its wait for the kernel; between turns the clock is read.
   absl::Time now() const;
   // Whether the calling thread is the one that ran the last turn (before the first: that made it).
   bool InLoopThread() const;

@@ -40,9 +40,10 @@ PENSTOCK_EXPORT void SwitchEngine(Stream& stream, EngineKind to,
                                   Stream::DoneCallback done = nullptr);
 
 // SwitchEngine for every open stream of `loop`, idle or busy, except those of
-// StreamOptions::pinned_engine; 64 in a turn, so that the others are served meanwhile. Listeners
-// switch too, and with them the streams they accept, without closing: no connection is refused.
-// `done` runs when all have. A sweep that is under way ends, with what it had done, when another
+// StreamOptions::pinned_engine and those that move already; as a rule at most 64 are under way at
+// once, so that the others are served meanwhile. Listeners without that option switch too, and with
+// them the streams they accept, without closing: no connection is refused. `done` runs when all
+// have. A sweep that is under way ends, with what it had done, when another
 // one begins. Loop's thread. Errors of Loop::EnableEngine.
 PENSTOCK_EXPORT absl::Status SwitchAll(Loop& loop, EngineKind to,
                                        absl::AnyInvocable<void(MoveCount) &&> done = nullptr);

@@ -246,9 +246,11 @@ class PENSTOCK_EXPORT RdmaEndpoint {
   using ReadCallback = ReceiveCallback;
   using RegionCallback = absl::AnyInvocable<void(absl::StatusOr<RdmaRemoteRegion>) &&>;
 
-  // An endpoint over `control`, which nobody has an operation pending on, which has at least
-  // 128 KiB of SendBounds::max above its SendBounds::high, and whose peer does the other of the
-  // two. What is wrong with the options or the stream shows as the end of the endpoint.
+  // An endpoint over `control`, which nobody has an operation pending on and whose peer does the
+  // other of the two. What is wrong with the options or the stream shows as the end of the
+  // endpoint. The read and idle deadlines of `control` are turned off, pings take their place; its
+  // write deadline holds. A peer that takes nothing off it while 4 MiB wait for it ends the
+  // endpoint with RESOURCE_EXHAUSTED.
   static std::unique_ptr<RdmaEndpoint> Connect(StreamPtr control, RdmaOptions options = {});
   static std::unique_ptr<RdmaEndpoint> Accept(StreamPtr control, RdmaOptions options = {});
   ~RdmaEndpoint();
@@ -284,8 +286,9 @@ class PENSTOCK_EXPORT RdmaEndpoint {
   void AwaitRegion(RegionCallback done);
   // One-sided operations: the peer's program is not told. `done` runs with OK when the bytes are in
   // the peer's memory, or with those that were there. Refused with kNeverPosted: OUT_OF_RANGE
-  // beyond the region, PERMISSION_DENIED when it does not allow this, FAILED_PRECONDITION when the
-  // peer has revoked it.
+  // beyond the region (IsEof holds for it, and it is no end: ask OutcomeOf first),
+  // PERMISSION_DENIED when it does not allow this, FAILED_PRECONDITION when the peer has revoked it
+  // or after Close, INVALID_ARGUMENT for a read of more than RdmaOptions::message_max.
   void Write(const RdmaRemoteRegion& region, uint64_t offset, BufferChain data,
              DoneCallback done = nullptr, absl::Duration wait_max = absl::InfiniteDuration());
   void Read(const RdmaRemoteRegion& region, uint64_t offset, uint64_t size, ReadCallback done,
@@ -297,7 +300,8 @@ class PENSTOCK_EXPORT RdmaEndpoint {
 
   // Ends it in order: nothing more may be started; what is queued is sent, and the peer's endpoint
   // has all of it when `done` runs with OK. Messages that the peer still sends are received until
-  // then. Otherwise `done` runs with what came between.
+  // then. Otherwise `done` runs with what came between; FailedPrecondition when asked already. What
+  // is pending when it has closed, a Receive for one, ends with Cancelled.
   void Close(DoneCallback done = nullptr);
   // Ends it now, everything pending with Cancelled. The peer sees a reset.
   void Abort();

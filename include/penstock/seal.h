@@ -52,8 +52,8 @@ struct SealLimiterStats {
   uint64_t refused = 0;
 };
 
-// Bounds how many handshakes run at once: each costs some milliseconds of a processor and tens of
-// KiB while it runs. Those beyond wait their turn, with their deadline running, and those beyond
+// Bounds how many handshakes run at once: each costs about a millisecond of a processor and some
+// 35 KB while it runs. Those beyond wait their turn, with their deadline running, and those beyond
 // that are refused (ResourceExhausted) and counted. A server waits for its peer's first bytes
 // before it asks for a turn, and keeps what one receive brought meanwhile: silent peers fill no
 // queue. Share one between loops; any thread.
@@ -85,7 +85,8 @@ using Authorizer =
 struct SealOptions {
   // From Seal to its end, the wait for a SealLimiter included.
   absl::Duration deadline = absl::Seconds(10);
-  // Bytes of handshake taken from the peer.
+  // Bytes of handshake taken from the peer. TLS has HandshakeOptions::input_max besides, and takes
+  // lists of certificates of at most 32 KiB: the smallest of them holds.
   size_t handshake_bytes_max = 64 * 1024;
   // Empty: everyone whom the credentials accept.
   Authorizer authorize;
@@ -112,10 +113,11 @@ class PENSTOCK_EXPORT SealAttempt {
 
 // Runs `handshaker` over `plain`, which has no operation pending and whose send queue holds a few
 // KiB at least, and calls `done` once, in a later turn: with the sealed stream, or, `plain` being
-// gone, with Unauthenticated, PermissionDenied (either side's authorization), InvalidArgument (the
-// peer speaks no handshake of ours), DataLoss or Unavailable (the peer has left),
+// given up, with Unauthenticated, PermissionDenied (either side's authorization), InvalidArgument
+// (the peer speaks no handshake of ours), DataLoss or Unavailable (the peer has left),
 // DeadlineExceeded, Cancelled, ResourceExhausted (a bound), Unimplemented (no AES-GCM here), each
-// naming the peer. A peer that is refused is told so before the end.
+// naming the peer. A peer that is refused is told so before the end: for that the connection stays
+// up to 2 s longer, and counts as open.
 //
 // `done` is destroyed unrun when the loop goes first.
 PENSTOCK_EXPORT SealAttempt Seal(StreamPtr plain, std::unique_ptr<Handshaker> handshaker,

@@ -54,13 +54,16 @@ struct LoopSnapshot {
   uint64_t ring_exhausted = 0;  // receives the kernel ended with ENOBUFS
 
   // Refusals and ends, by cause.
-  uint64_t accept_errors = 0;        // accept(2) failures other than those below
-  uint64_t fd_exhausted = 0;         // EMFILE or ENFILE on accept
-  uint64_t connections_refused = 0;  // at connections_max
-  uint64_t writes_refused = 0;       // at StreamOptions::send_queue_max
+  uint64_t accept_errors = 0;  // accept(2) failures other than those below
+  uint64_t fd_exhausted = 0;   // EMFILE or ENFILE on accept
+  // Connect and moves at LoopOptions::connections_max, and Connect while the loop is draining.
+  uint64_t connections_refused = 0;
+  uint64_t writes_refused = 0;  // at StreamOptions::send_queue_max
   uint64_t peer_resets = 0;
-  uint64_t deadlines = 0;  // read, write, idle and connect deadlines that passed
-  uint64_t faults = 0;     // errors that are no peer's doing: the count to alarm on
+  // Deadlines that passed: of reads, writes, idle streams, Connect, Seal and, with wait_max,
+  // operations of RDMA endpoints.
+  uint64_t deadlines = 0;
+  uint64_t faults = 0;  // errors that are no peer's doing: the count to alarm on
 
   // Moves (penstock/move.h), by direction and outcome.
   uint64_t switches_to_epoll = 0;

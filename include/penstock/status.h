@@ -15,7 +15,10 @@
 //   proof of identity failed    UNAUTHENTICATED       absl::IsUnauthenticated
 //   the end came too early      DATA_LOSS             absl::IsDataLoss
 //   misuse of the API           FAILED_PRECONDITION   absl::IsFailedPrecondition
+//   forbidden here              PERMISSION_DENIED     absl::IsPermissionDenied
+//   no such host, file, device  NOT_FOUND             absl::IsNotFound
 //   feature absent here         UNIMPLEMENTED         absl::IsUnimplemented
+//   a fault, no peer's doing    INTERNAL              absl::IsInternal
 #ifndef PENSTOCK_STATUS_H_
 #define PENSTOCK_STATUS_H_
 

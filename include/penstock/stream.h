@@ -6,8 +6,8 @@
 //
 // Callbacks
 //   Each runs exactly once, on the loop's thread, never inside the call that started it (I3); or it
-//   is destroyed unrun when its stream is destroyed first. They may call the stream, destroy it, or
-//   start the next operation.
+//   is destroyed unrun when its stream or its loop is destroyed first. They may call the stream,
+//   destroy it, or start the next operation.
 // Reading
 //   One ReadReady may be pending. It ends with at least one byte, or with the way the stream ended:
 //   end of stream (IsEof), reset, deadline or cancellation, and every byte received before that is
@@ -66,7 +66,7 @@ struct StreamOptions {
   // DEADLINE_EXCEEDED when no byte comes for this long; the stream stays usable. Write: queued
   // bytes that make no progress for this long end the stream. Idle: no byte either way for this
   // long ends the stream. An ended stream fails every pending and later operation with
-  // DEADLINE_EXCEEDED.
+  // DEADLINE_EXCEEDED. From 2^32 - 1 ms (49.7 days) on they count as infinite.
   absl::Duration read_deadline = absl::InfiniteDuration();
   absl::Duration write_deadline = absl::InfiniteDuration();
   absl::Duration idle_deadline = absl::InfiniteDuration();
@@ -84,12 +84,13 @@ struct StreamOptions {
   // sealed stream one of 33,280 bytes, as grpc-go's does. PENSTOCK_PINNED_READS=1 in the
   // environment turns it on for every stream.
   bool pinned_reads = false;
-  // SwitchAll and the controllers of penstock/move.h leave the stream with the engine it began on.
+  // SwitchAll (penstock/move.h) and EngineAdapter (penstock/adaptive.h) leave the stream with the
+  // engine it began on; a listener with this option keeps its engine, too.
   bool pinned_engine = false;
-  // MigrateAll and the balancers of penstock/move.h may give the stream to another loop, at any
-  // time once it is connected and, if it is sealed, the handshake is over. Whoever sets this says
-  // that the stream's own callbacks alone own and use it, and that what else they touch either goes
-  // with them or is safe for threads.
+  // MigrateAll (penstock/move.h) and LoopBalancer (penstock/balance.h) may give the stream to
+  // another loop, at any time once it is connected and, if it is sealed, the handshake is over.
+  // Whoever sets this says that the stream's own callbacks alone own and use it, and that what else
+  // they touch either goes with them or is safe for threads.
   bool migratable = false;
 };
 
@@ -139,20 +140,22 @@ class PENSTOCK_EXPORT Stream {
   // True while the queue is at or below the high watermark.
   virtual bool writable() const = 0;
   // `done` runs OK when the queue is at or below the low watermark (at once, in a later turn, if it
-  // is already), or with the error that ended sending. One may be pending.
+  // is already), or with the error that ended sending. FailedPrecondition (through `done`) when one
+  // is pending already.
   virtual void NotifyWritable(DoneCallback done) = 0;
 
-  // Ends sending after what is queued (FIN); `done` runs when that is done. Later writes fail with
-  // FailedPrecondition.
+  // Ends sending after what is queued (FIN); `done` runs when that is done. Later writes, and a
+  // second ShutdownWrite, fail with FailedPrecondition.
   virtual void ShutdownWrite(DoneCallback done = nullptr) = 0;
   // Drops what has been received and not read; later reads end with IsEof. What the peer sends from
   // then on is not taken: it stops when the kernel's buffers are full.
   virtual void ShutdownRead() = 0;
   // Resets the connection now (RST where the protocol has it). Pending and later operations end
-  // with Cancelled.
+  // with Cancelled; those of a stream that had ended already, as it had ended.
   virtual void Abort() = 0;
 
-  // Replace the deadlines given by StreamOptions, and restart the one in question.
+  // Replace the deadlines given by StreamOptions, and restart the one in question. A negative one
+  // counts as zero.
   virtual void SetReadDeadline(absl::Duration after) = 0;
   virtual void SetWriteDeadline(absl::Duration after) = 0;
   virtual void SetIdleDeadline(absl::Duration after) = 0;
