@@ -46,7 +46,10 @@ struct LoopSnapshot {
   uint64_t turns = 0;
   uint64_t tasks = 0;
   uint64_t timers_fired = 0;
-  uint64_t syscalls = 0;        // by the loop's engines
+  // Waits, receives, sends, accepts, registrations with the engine and settings of the loop's own
+  // timer. Not what opens, sets up, shuts down and closes sockets, nor others' wake-ups
+  // (`wakeups`).
+  uint64_t syscalls = 0;
   uint64_t sqes = 0;            // io_uring submissions
   uint64_t cqes = 0;            // io_uring completions
   uint64_t wakeups = 0;         // wake-ups written because the loop slept
@@ -68,11 +71,13 @@ struct LoopSnapshot {
   // Moves (penstock/move.h), by direction and outcome.
   uint64_t switches_to_epoll = 0;
   uint64_t switches_to_uring = 0;
-  uint64_t moves_in = 0;       // streams that came from another loop
-  uint64_t moves_out = 0;      // streams that left for one
-  uint64_t moves_back = 0;     // of these, came back: the target refused or was gone
-  uint64_t moves_refused = 0;  // the old engine, or loop, kept the stream; counted by who refused
-  uint64_t stranded = 0;       // ended because no engine took them any more: stays 0
+  uint64_t moves_in = 0;    // streams that came from another loop
+  uint64_t moves_out = 0;   // streams that left for one
+  uint64_t moves_back = 0;  // of these, came back: the target refused or was gone
+  // Moves of open streams that left them where they were, each counted once: by the loop that
+  // refused to take the stream, and otherwise by the one that keeps it.
+  uint64_t moves_refused = 0;
+  uint64_t stranded = 0;          // ended because no engine took them any more: stays 0
   uint64_t late_completions = 0;  // receives that completed after their cancel, and were kept
   uint64_t bytes_carried = 0;     // unread and unsent, taken along by moves
   // How long moves kept streams from being served: bucket i counts those below 2^i us, and not
