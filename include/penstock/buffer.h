@@ -89,8 +89,9 @@ class PENSTOCK_EXPORT Buffer {
   // A second window onto the same bytes, for another holder. Both must only read from then on.
   Buffer Share() const;
 
-  // Marks the block secret: it is wiped when it returns to the pool. Its slab is already left out
-  // of core dumps when the pool was made with PoolOptions::secret. No effect on external memory.
+  // Marks the block secret: it is wiped when it returns to the pool. That does not keep it out of
+  // core dumps, which leave out whole pages: a pool of PoolOptions::secret keeps all its slabs out.
+  // No effect on external memory.
   void MarkSecret();
 
   // Gives the window up.
