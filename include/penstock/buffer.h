@@ -218,8 +218,9 @@ class PENSTOCK_EXPORT BufferPool {
 
   PoolStats Stats() const;
 
-  // Unmaps empty slabs and returns the free pages of the rest to the kernel (MADV_DONTNEED). Takes
-  // the blocks in the calling loop's cache, and in those of loops that sleep, too.
+  // Unmaps empty slabs and returns the free pages of the rest to the kernel (MADV_DONTNEED); not
+  // the latter while an RDMA device knows the pool. Takes the blocks in the calling loop's cache,
+  // and in those of loops that sleep, too.
   void Trim();
 
   // `observer` hears of existing slabs at once and of later ones as they come and go, until

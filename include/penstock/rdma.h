@@ -153,7 +153,8 @@ struct RdmaOptions {
   absl::Duration ready_deadline = absl::Seconds(3);
   // An open endpoint that has heard nothing for this long asks whether the peer is still there, and
   // ends with DEADLINE_EXCEEDED when `pings_missed_max` questions in a row stay unanswered.
-  // Infinite: it does not ask.
+  // Infinite: it does not ask, so an idle endpoint may not notice a peer that is gone without a
+  // word.
   absl::Duration ping_interval = absl::Seconds(2);
   uint32_t pings_missed_max = 3;
   // Operations that wait to be posted, and their bytes.

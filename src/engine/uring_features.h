@@ -1,8 +1,9 @@
 // What this kernel's io_uring has, found by trying: each feature the engine may use is exercised
 // once on a small ring, because version numbers lie (back-ports, seccomp, regressions).
 //
-// PENSTOCK_URING_DISABLE, a comma-separated list of feature names, makes features count as absent,
-// so that the fallbacks can be tested on a kernel that has everything.
+// PENSTOCK_URING_DISABLE, a comma-separated list of io_uring, defer_taskrun, coop_taskrun,
+// multishot_accept and multishot_receive, makes these count as absent, so that the fallbacks can be
+// tested on a kernel that has everything.
 #ifndef PENSTOCK_ENGINE_URING_FEATURES_H_
 #define PENSTOCK_ENGINE_URING_FEATURES_H_
 
