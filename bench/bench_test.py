@@ -21,6 +21,7 @@ from contextlib import redirect_stderr, redirect_stdout
 
 import memory
 import ramp
+import rdma
 import report
 import run
 import seal
@@ -340,6 +341,20 @@ class FiguresTest(unittest.TestCase):
         args = ramp.parse_arguments(["--require=0.97"])
         self.assertEqual(len(ramp.failures_of(summary, 3, args)), 1)
         self.assertEqual(len(ramp.failures_of(summary, 4, args)), 2)
+
+    def test_rdma_ratios_leave_out_what_did_not_end(self):
+        records = [{"point": "send-64-asleep", "perftest": None, "endpoint": 3.0}]
+        records += [{"point": "write-64k", "perftest": theirs, "endpoint": 9.0}
+                    for theirs in (10.0, 9.0, 4.5, None)]
+        rows = rdma.table(records).splitlines()
+        self.assertEqual(rows[2], "| send-64-asleep | did not end | 3.0 us | |")
+        self.assertEqual(rows[3], "| write-64k | 9.0 MiB/s | 9.0 MiB/s | 1.00 (0.90-2.00) |")
+
+    def test_rdma_reads_the_last_row_of_perftest(self):
+        text = (" #bytes #iterations    t_min[usec]    t_max[usec]  t_typical[usec]\n"
+                " 64      1000          300.10         900.20       378.23     \t 400 9 8 7\n---\n")
+        self.assertEqual(rdma.last_row(text)[4], 378.23)
+        self.assertIsNone(rdma.last_row("Couldn't connect to 10.77.0.2:18515\n"))
 
     def test_ramp_reads_what_was_decided(self):
         text = ("http_hello: adaptive: 2s epoll: 20.0 reads a turn: 5 of 9 streams go first\n"

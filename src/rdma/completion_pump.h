@@ -110,6 +110,7 @@ class CompletionPump final : private FabricWatch {
   static constexpr uint32_t kIndexBits = 20;
   static constexpr uint32_t kIndexMask = (1u << kIndexBits) - 1;
   static constexpr uint32_t kAckBatch = 64;
+  static constexpr int kLooksPerSpin = 128;
   static constexpr int64_t kIdleGapNs = 1'000'000'000;
 
   struct SinkSlot {
@@ -131,6 +132,7 @@ class CompletionPump final : private FabricWatch {
   void Dispatch(const FabricCompletion& completion);
   // Whether to poll again next turn instead of sleeping.
   bool Spin(bool found);
+  void LookOn();
   void Lose(int error, const char* operation);
 
   std::unique_ptr<FabricCq> cq_;

@@ -219,7 +219,11 @@ TEST_P(CompletionPumpTest, BriskTrafficIsPolledForAndPausesAreNot) {
   EXPECT_EQ(pump_->stats().events, events);
   EXPECT_GE(pump_->stats().spin_budget, absl::Microseconds(20));
   EXPECT_LE(pump_->stats().spin_budget, absl::Microseconds(21));
+  // A turn that waits so looks many times, for a turn costs a system call.
+  const PumpStats before = pump_->stats();
   EXPECT_TRUE(loop_->Poll());
+  EXPECT_EQ(pump_->stats().spins, before.spins + 1);
+  EXPECT_GT(pump_->stats().polls, before.polls + 10);
   // Idle: after its budget it sleeps.
   sys_.now_ns += 25'000;
   Settle();
