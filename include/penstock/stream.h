@@ -134,8 +134,10 @@ class PENSTOCK_EXPORT Stream {
   // No byte is lost. No effect when none is pending.
   virtual void CancelRead() = 0;
 
-  // Queues `data`; `done` runs when the kernel has taken all of it. Without `done` the outcome
-  // shows on the next operation. An empty chain ends OK in its turn.
+  // Queues `data`; `done` runs when the kernel has taken all of it. Without `done` a failure of
+  // sending shows on the next operation, and a refusal (beyond send_queue_max, or after
+  // ShutdownWrite) ends the stream with that status and a reset, for bytes of it would be missing.
+  // An empty chain ends OK in its turn.
   virtual void Write(BufferChain data, DoneCallback done = nullptr) = 0;
   // True while the queue is at or below the high watermark.
   virtual bool writable() const = 0;

@@ -115,17 +115,18 @@ void Connection::Write(BufferChain&& data, DoneCallback&& done) {
 }
 
 void Connection::RefuseWrite(size_t size, DoneCallback&& done) {
+  absl::Status refusal = write_end_;
   if (write_side_ != WriteSide::kOpen) {
-    AddRefusedWrite(std::move(done), Refusal("write", "after ShutdownWrite"));
-  } else if (!write_end_.ok()) {
-    AddRefusedWrite(std::move(done), write_end_);
-  } else {
+    refusal = Refusal("write", "after ShutdownWrite");
+  } else if (refusal.ok()) {
     loop_->counters().writes_refused.Add(1);
-    AddRefusedWrite(std::move(done),
-                    absl::ResourceExhaustedError(absl::StrCat(
-                        "write to ", peer_.ToString(), ": ", size, " bytes on top of ", tx_.size(),
-                        " queued exceed send_queue_max ", send_queue_max_)));
+    refusal = absl::ResourceExhaustedError(
+        absl::StrCat("write to ", peer_.ToString(), ": ", size, " bytes on top of ", tx_.size(),
+                     " queued exceed send_queue_max ", send_queue_max_));
   }
+  // Nobody would learn that bytes of the stream are missing.
+  if (!done && size > 0 && write_end_.ok()) return End(std::move(refusal), true);
+  AddRefusedWrite(std::move(done), std::move(refusal));
 }
 
 void Connection::NotifyWritable(DoneCallback&& done) {

@@ -77,6 +77,10 @@ void StreamOverEndpoint::Write(BufferChain data, Stream::DoneCallback done) {
     write.end = written_;
     write.done = std::move(done);
     writes_.push(std::move(write));
+  } else if (!write.refusal.ok() && write_end_.ok() && !data.empty()) {
+    // Nobody would learn that bytes of the stream are missing.
+    endpoint_->Abort();
+    return Fail(std::move(write.refusal));
   }
   MarkReady();
 }

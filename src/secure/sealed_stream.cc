@@ -99,7 +99,11 @@ void SealedStream::Write(BufferChain data, DoneCallback done) {
     written_ += data.size();
     plain_.Append(std::move(data));
   }
-  AddWrite(std::move(done), std::move(refusal));
+  if (!refusal.ok() && !done && write_end_.ok() && !data.empty()) {
+    Fail(std::move(refusal));  // nobody would learn that bytes of the stream are missing
+  } else {
+    AddWrite(std::move(done), std::move(refusal));
+  }
   MarkReady();
 }
 

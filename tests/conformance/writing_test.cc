@@ -168,6 +168,31 @@ TEST_P(WritingTest, IsRefusedBeyondSendQueueMaxWithoutTouchingTheStream) {
   Exchange(*pair.client, *pair.server, "the stream is whole");
 }
 
+TEST_P(WritingTest, ARefusalThatNobodyHearsEndsTheStream) {
+  StreamOptions options = SmallBuffers();
+  options.send_queue_max = 1 << 20;
+  StreamPair pair = Pair(options, SmallBuffers());
+  Fate taken;
+  pair.client->Write(Chain(PatternBytes(7, 0, 1 << 20)), taken.OnDone());
+  pair.client->Write(Chain(PatternBytes(7, 1 << 20, 1 << 20)));
+  ASSERT_TRUE(Drive([&] { return taken.ended(); }));
+  EXPECT_TRUE(absl::IsResourceExhausted(taken.status())) << taken.status();
+  EXPECT_TRUE(absl::IsResourceExhausted(Write(*pair.client, "later")));
+  EXPECT_TRUE(absl::IsResourceExhausted(Read(*pair.client).status()));
+  const Received received = ReadToEnd(*pair.server);
+  EXPECT_TRUE(is_unix() || !IsEof(received.end)) << "the stream looks whole";
+  EXPECT_FALSE(FirstMismatch(received.data, 7, 0).has_value());
+}
+
+TEST_P(WritingTest, AWriteAfterShutdownWriteThatNobodyHearsEndsTheStream) {
+  StreamPair pair = Pair();
+  ASSERT_TRUE(Shutdown(*pair.client).ok());
+  pair.client->Write(BufferChain());
+  Exchange(*pair.server, *pair.client, "an empty one harms nothing");
+  pair.client->Write(Chain("after"));
+  EXPECT_TRUE(absl::IsFailedPrecondition(Read(*pair.client).status()));
+}
+
 TEST_P(WritingTest, WritableIsFalseAboveTheHighWatermarkAndNotifiedAtTheLowOne) {
   StreamOptions options = SmallBuffers();
   options.send_queue_low = 10'000;
