@@ -18,13 +18,14 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
-#include <vector>
 
 #include "absl/flags/flag.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/json.h"
@@ -56,6 +57,13 @@ uint64_t Checksum(std::string_view bytes) {
   uint64_t sum = 0xcbf29ce484222325;
   for (const char byte : bytes) sum = (sum ^ static_cast<uint8_t>(byte)) * 0x100000001b3;
   return sum;
+}
+
+// What the peer says, short and fit for a terminal.
+std::string Quoted(const BufferChain& message) {
+  std::string text(std::min<size_t>(message.size(), 64), '\0');
+  message.CopyTo({text.data(), text.size()});
+  return absl::CHexEscape(text);
 }
 
 absl::StatusOr<std::string> ReadFile(const std::string& path) {
@@ -163,7 +171,7 @@ class Sender : public Side {
       elapsed_ = examples::Monotonic() - began_;
       const std::string answer = message->ToString();
       if (answer != absl::StrCat("stored ", Checksum(content_))) {
-        return End(absl::DataLossError(absl::StrCat("the receiver answers: ", answer)));
+        return End(absl::DataLossError(absl::StrCat("the receiver answers: ", Quoted(*message))));
       }
       Close();
     });
@@ -197,7 +205,7 @@ class Receiver : public Side {
     std::fflush(stdout);
     return absl::OkStatus();
   }
-  size_t size() const { return memory_.size(); }
+  size_t size() const { return size_; }
 
  private:
   void AwaitSize() {
@@ -205,13 +213,19 @@ class Receiver : public Side {
       if (!message.ok()) return End(message.status());
       began_ = examples::Monotonic();
       uint64_t size = 0;
-      if (!absl::SimpleAtoi(message->ToString(), &size) || size == 0 || size > bytes_max_) {
+      if (!absl::SimpleAtoi(Quoted(*message), &size) || size == 0 || size > bytes_max_) {
         return End(absl::ResourceExhaustedError(
-            absl::StrCat("the sender announced ", message->ToString(), " bytes, 1 to ", bytes_max_,
+            absl::StrCat("the sender announced ", Quoted(*message), " bytes, 1 to ", bytes_max_,
                          " are accepted (--max-bytes)")));
       }
-      memory_.resize(size);
-      auto region = endpoint_->Expose(memory_, penstock::RdmaAccess::kWrite);
+      // Zeros, which take up memory only where the sender writes.
+      memory_.reset(static_cast<char*>(std::calloc(size, 1)));
+      if (memory_ == nullptr) {
+        return End(absl::ResourceExhaustedError(
+            absl::StrCat("no memory for the ", size, " bytes that the sender announced")));
+      }
+      size_ = size;
+      auto region = endpoint_->Expose({memory_.get(), size_}, penstock::RdmaAccess::kWrite);
       if (!region.ok()) return End(region.status());
       region_ = *std::move(region);
       AwaitLast();
@@ -224,11 +238,11 @@ class Receiver : public Side {
       // The memory is read as soon as nobody can write it any more.
       region_.Revoke([this](absl::Status revoked) {
         if (!revoked.ok()) return End(std::move(revoked));
-        absl::Status stored = file_.Write(std::string_view(memory_.data(), memory_.size()));
+        absl::Status stored = file_.Write(content());
         if (stored.ok()) stored = file_.Commit();
         elapsed_ = examples::Monotonic() - began_;
         if (!stored.ok()) return End(std::move(stored));
-        Send(absl::StrCat("stored ", Checksum(std::string_view(memory_.data(), memory_.size()))));
+        Send(absl::StrCat("stored ", Checksum(content())));
         AwaitEnd();
       });
     });
@@ -240,10 +254,17 @@ class Receiver : public Side {
     });
   }
 
+  struct FreeDeleter {
+    void operator()(char* memory) const { std::free(memory); }
+  };
+
+  std::string_view content() const { return {memory_.get(), size_}; }
+
   examples::PartFile file_;
   const uint64_t bytes_max_;
   std::unique_ptr<penstock::Listener> listener_;
-  std::vector<char> memory_;
+  std::unique_ptr<char, FreeDeleter> memory_;
+  size_t size_ = 0;
   penstock::RdmaRegion region_;
   absl::Duration began_;
 };

@@ -465,13 +465,20 @@ class AcceptQueue {
     std::unique_ptr<AcceptQueue> queue(new AcceptQueue(loop, depth_max));
     absl::StatusOr<std::unique_ptr<Listener>> listener = Listener::Listen(
         loop, address, options,
-        [raw = queue.get()](StreamPtr stream) { raw->OnAccept(std::move(stream)); });
+        [link = Link(*queue)](StreamPtr stream) { link.queue()->OnAccept(std::move(stream)); });
     if (!listener.ok()) return listener.status();
     queue->listener_ = *std::move(listener);
     return queue;
   }
 
-  // The next stream. FailedPrecondition when another Accept waits already.
+  ~AcceptQueue() {
+    if (link_ != nullptr) link_->Cut();
+  }
+  AcceptQueue(const AcceptQueue&) = delete;
+  AcceptQueue& operator=(const AcceptQueue&) = delete;
+
+  // The next stream. FailedPrecondition when another Accept waits already, Cancelled when the loop
+  // goes or has gone.
   detail::AcceptWait Accept(CancelToken token = CancelToken()) {
     return detail::AcceptWait(*this, std::move(token));
   }
@@ -480,6 +487,26 @@ class AcceptQueue {
 
  private:
   friend class detail::AcceptWait;
+
+  // The listener's way here, which goes with the listener's callback: when the loop does, if the
+  // queue is still there.
+  class Link {
+   public:
+    explicit Link(AcceptQueue& queue) : queue_(&queue) { queue.link_ = this; }
+    Link(Link&& other) noexcept : queue_(std::exchange(other.queue_, nullptr)) {
+      if (queue_ != nullptr) queue_->link_ = this;
+    }
+    Link& operator=(Link&&) = delete;
+    ~Link() {
+      if (queue_ != nullptr) queue_->OnLoopGone();
+    }
+    AcceptQueue* queue() const { return queue_; }
+    void Cut() { queue_ = nullptr; }
+
+   private:
+    AcceptQueue* queue_;
+  };
+
   AcceptQueue(Loop& loop, size_t depth_max)
       : loop_(loop), depth_max_(depth_max == 0 ? 1 : depth_max) {}
 
@@ -495,6 +522,13 @@ class AcceptQueue {
     streams_.push_back(std::move(stream));
     if (streams_.size() >= depth_max_) listener_->Pause();
   }
+  void OnLoopGone() {
+    link_ = nullptr;
+    if (!waiter_.has_value()) return;
+    // The coroutine may destroy this queue.
+    const detail::Ticket last = *std::move(waiter_);
+    waiter_.reset();
+  }
   StreamPtr Pop() {
     if (streams_.size() == depth_max_) listener_->Resume();
     StreamPtr stream = std::move(streams_.front());
@@ -506,6 +540,7 @@ class AcceptQueue {
   size_t depth_max_;
   std::deque<StreamPtr> streams_;
   std::optional<detail::Ticket> waiter_;
+  Link* link_ = nullptr;  // null once the loop has gone
   std::unique_ptr<Listener> listener_;
 };
 
@@ -516,6 +551,10 @@ inline bool AcceptWait::await_ready() {
   if (Wait::await_ready()) return true;
   if (!queue_.streams_.empty()) {
     SetResult(queue_.Pop());
+    return true;
+  }
+  if (queue_.link_ == nullptr) {
+    SetCancelled("the queue's loop has gone");
     return true;
   }
   if (queue_.waiter_.has_value() && queue_.waiter_->active()) {

@@ -66,7 +66,11 @@ AltsHandshaker::AltsHandshaker(std::shared_ptr<const AltsServiceOptions> options
       [this](absl::StatusOr<std::string> response) { OnResponse(std::move(response)); });
 }
 
-AltsHandshaker::~AltsHandshaker() { DropResponse(); }
+// The channel may report the end of its call while it is destroyed, last of all: to nobody.
+AltsHandshaker::~AltsHandshaker() {
+  phase_ = Phase::kFailed;
+  DropResponse();
+}
 
 void AltsHandshaker::OnResponse(absl::StatusOr<std::string> response) {
   const bool over = phase_ == Phase::kVerdict || phase_ == Phase::kDone || phase_ == Phase::kFailed;

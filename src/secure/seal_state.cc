@@ -183,6 +183,7 @@ void SealState::OnStepped(std::unique_ptr<Handshaker> handshaker, Handshaker::Pr
   if (phase_ != Phase::kStepping) return;
   const std::shared_ptr<SealState> self = shared_from_this();
   handshaker_ = std::move(handshaker);
+  if (!failure_.ok()) return;  // Run is about to end this
   Advance(std::move(progress));
 }
 
@@ -223,6 +224,7 @@ void SealState::Read() {
 }
 
 void SealState::OnRead(absl::StatusOr<Buffer> data) {
+  if (!failure_.ok()) return;  // Run is about to end this
   const std::shared_ptr<SealState> self = shared_from_this();
   if (data.ok()) {
     rest_.append(data->data(), data->size());
@@ -300,6 +302,7 @@ void SealState::ReadAway() {
 }
 
 void SealState::OnDeadline() {
+  if (!failure_.ok()) return;  // Run is about to end this
   const std::shared_ptr<SealState> self = shared_from_this();
   if (phase_ == Phase::kTelling) return End(absl::CancelledError());
   seal_loop_.core().counters().deadlines.Add(1);

@@ -189,6 +189,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
   }
   void OnLoopGone() override {
     Close();
+    core_->AtEnd(loop_end_);
     core_ = nullptr;
   }
 
@@ -285,6 +286,17 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     int fd = -1;
     SocketAddress peer;
   };
+  // When every listener knows that the loop is going: destroys the callback unrun, which may
+  // destroy this listener or another one.
+  struct LoopEnd : Deferred {
+    explicit LoopEnd(SocketListener& owner)
+        : Deferred([](Deferred* node) {
+            const AcceptCallback unrun =
+                std::exchange(static_cast<LoopEnd*>(node)->listener.on_accept_, nullptr);
+          }),
+          listener(owner) {}
+    SocketListener& listener;
+  };
 
   LoopCore* core_;
   ListenOptions options_;
@@ -297,6 +309,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
   Hold hold_ = Hold::kEngine;
   uint8_t reasons_ = 0;
   bool* destroyed_ = nullptr;  // set while on_accept_ runs
+  LoopEnd loop_end_{*this};
   CallbackTimer retry_timer_;
   absl::Duration retry_after_ = kRetryMin;
 };

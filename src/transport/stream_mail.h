@@ -36,7 +36,10 @@ class StreamMail final : public std::enable_shared_from_this<StreamMail>, privat
  private:
   void OnLeave() override;
   absl::Status OnJoin(LoopCore& loop) override;
-  void OnLost() override { mailbox_.Close(); }
+  void OnLost() override {
+    const std::shared_ptr<StreamMail> self = shared_from_this();  // a task may own its mailbox
+    mailbox_.Close();
+  }
 
   void SetLoop(LoopCore* core);
   void SendToken();

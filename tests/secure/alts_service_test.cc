@@ -328,6 +328,31 @@ TEST(AltsService, FailsWhenTheServiceCannotBeReached) {
   EXPECT_TRUE(absl::IsUnavailable((*AltsServiceCredentials(options))->NewHandshaker({}).status()));
 }
 
+// Ends its call, and says so, when it is destroyed.
+class PartingChannel final : public AltsChannel {
+ public:
+  ~PartingChannel() override { on_response_(absl::CancelledError("the call was ended")); }
+  void Start(ResponseCallback on_response) override { on_response_ = std::move(on_response); }
+  void SendRequest(std::string) override {}
+
+ private:
+  ResponseCallback on_response_;
+};
+
+TEST(AltsService, AChannelMayReportItsEndWhileItGoes) {
+  AltsServiceOptions options;
+  options.open_channel = []() -> absl::StatusOr<std::unique_ptr<AltsChannel>> {
+    return std::make_unique<PartingChannel>();
+  };
+  auto client = (*AltsServiceCredentials(options))->NewHandshaker({});
+  ASSERT_TRUE(client.ok()) << client.status();
+  int wakes = 0;
+  (*client)->SetWake([&wakes] { ++wakes; });
+  EXPECT_EQ((*client)->Step({}).state, Handshaker::State::kWaiting);
+  client->reset();
+  EXPECT_EQ(wakes, 0);
+}
+
 TEST(AltsService, FailsWhenTheServiceSpeaksUnasked) {
   for (const absl::StatusOr<std::string>& word :
        {absl::StatusOr<std::string>("x"),
