@@ -8,7 +8,8 @@
 // Any stream will do, plain or sealed: over it the two sides agree on what they are and tell each
 // other when they are ready, and its end is the endpoint's end. When both have a device
 // (RdmaOptions::device), everything goes over it, by a queue pair of their own; when one has none,
-// or the device fails, the stream carries the data, without loss and without repetition, and
+// or the device fails, or the stream may be sealed and the device is not asked for all the same
+// (unsealed_lanes), the stream carries the data, without loss and without repetition, and
 // one-sided operations are carried out by the peer's loop, which checks the bounds of every one of
 // them before a byte is touched.
 //

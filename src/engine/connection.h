@@ -331,7 +331,7 @@ class Connection : private TimerNode {
   void ArmTimer();
   uint64_t NextDeadline() const;
 
-  // What a request touches comes first, down to pinned_ (SlotTable::Prefetch).
+  // What a request touches comes first, down to bytes_out_ (SlotTable::Prefetch).
   alignas(void*) unsigned char handle_storage_[kHandleSize];
   LoopCore* loop_;
   Engine* engine_;
@@ -360,8 +360,10 @@ class Connection : private TimerNode {
   bool received_little_ : 1 = false;  // the last receive, for its size
   uint32_t receive_size_;
   uint32_t receive_max_;
+  uint32_t send_queue_high_;
   uint32_t send_queue_max_;
 
+  uint64_t pinned_ = 0;
   BufferChain rx_;
   BufferChain tx_;
   std::unique_ptr<Extras> extras_;
@@ -371,7 +373,6 @@ class Connection : private TimerNode {
   absl::Status write_end_;  // not OK: how sending ended
   uint64_t bytes_in_ = 0;
   uint64_t bytes_out_ = 0;
-  uint64_t pinned_ = 0;
 
   Connection* next_ready_ = nullptr;
   Connection* next_ = nullptr;  // the loop's list of all its connections
@@ -388,7 +389,6 @@ class Connection : private TimerNode {
   uint32_t write_deadline_ms_;
   uint32_t idle_deadline_ms_;
   uint32_t send_queue_low_;
-  uint32_t send_queue_high_;
 };
 
 }  // namespace internal
