@@ -347,7 +347,7 @@ class FiguresTest(unittest.TestCase):
         records += [{"point": "write-64k", "perftest": theirs, "endpoint": 9.0}
                     for theirs in (10.0, 9.0, 4.5, None)]
         rows = rdma.table(records).splitlines()
-        self.assertEqual(rows[2], "| send-64-asleep | did not end | 3.0 us | |")
+        self.assertEqual(rows[2], "| send-64-asleep | no pair of runs ended | 3.0 us | |")
         self.assertEqual(rows[3], "| write-64k | 9.0 MiB/s | 9.0 MiB/s | 1.00 (0.90-2.00) |")
 
     def test_rdma_reads_the_last_row_of_perftest(self):

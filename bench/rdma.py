@@ -94,15 +94,18 @@ def baseline(point, args):
 
 
 def ours(point, program, args):
-    """The same of a pair of rdma_pingpong."""
+    """The same of a pair of rdma_pingpong; None when it does not end."""
     device = f"--gid-index={args.gid_index}"
     server = [program, "--listen=127.0.0.1:0", f"--device={args.device}", device,
               *[word for word in point.pingpong if word.startswith("--spin")]]
     with servers.Server("rdma_pingpong", server, None) as listening:
-        done = subprocess.run(
-            [program, f"--connect={listening.address}", f"--device={args.peer_device}", device,
-             *point.pingpong],
-            check=False, capture_output=True, text=True, timeout=args.patience)
+        try:
+            done = subprocess.run(
+                [program, f"--connect={listening.address}", f"--device={args.peer_device}", device,
+                 *point.pingpong],
+                check=False, capture_output=True, text=True, timeout=args.patience)
+        except subprocess.TimeoutExpired:
+            return None
     if done.returncode != 0:
         raise servers.BenchError(f"rdma_pingpong: {done.stderr.strip()}")
     figures = json.loads(done.stdout.splitlines()[-1])
@@ -116,11 +119,12 @@ def table(records):
     lines = ["| point | perftest | endpoint | ratio: median (least-greatest) |", "|---|---|---|---|"]
     for name in dict.fromkeys(record["point"] for record in records):
         rounds = [r for r in records if r["point"] == name]
-        both = [r for r in rounds if r["perftest"]]
+        ours_ended = [r["endpoint"] for r in rounds if r["endpoint"]]
+        both = [r for r in rounds if r["perftest"] and r["endpoint"]]
         unit = "MiB/s" if POINTS[name].more_is_better else "us"
-        mine = f"{statistics.median(r['endpoint'] for r in rounds):.1f} {unit}"
+        mine = f"{statistics.median(ours_ended):.1f} {unit}" if ours_ended else "did not end"
         if not both:
-            lines.append(f"| {name} | did not end | {mine} | |")
+            lines.append(f"| {name} | no pair of runs ended | {mine} | |")
             continue
         ratios = [r["endpoint"] / r["perftest"] for r in both]
         theirs = f"{statistics.median(r['perftest'] for r in both):.1f} {unit}"

@@ -524,6 +524,7 @@ class AcceptQueue {
   }
   void OnLoopGone() {
     link_ = nullptr;
+    const std::deque<StreamPtr> unwanted = std::exchange(streams_, {});
     if (!waiter_.has_value()) return;
     // The coroutine may destroy this queue.
     const detail::Ticket last = *std::move(waiter_);
@@ -549,12 +550,12 @@ inline AcceptWait::AcceptWait(AcceptQueue& queue, CancelToken token)
     : ResultWait(queue.loop_, std::move(token)), queue_(queue) {}
 inline bool AcceptWait::await_ready() {
   if (Wait::await_ready()) return true;
-  if (!queue_.streams_.empty()) {
-    SetResult(queue_.Pop());
-    return true;
-  }
   if (queue_.link_ == nullptr) {
     SetCancelled("the queue's loop has gone");
+    return true;
+  }
+  if (!queue_.streams_.empty()) {
+    SetResult(queue_.Pop());
     return true;
   }
   if (queue_.waiter_.has_value() && queue_.waiter_->active()) {

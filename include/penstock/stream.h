@@ -26,9 +26,9 @@
 //   while bytes from the peer lie unread in the kernel, and the peer may then lose the tail of
 //   ours.)
 // Bounds
-//   Beyond StreamOptions::send_queue_max a write is refused (RESOURCE_EXHAUSTED) without touching
-//   the stream. Above the high watermark writable() is false; NotifyWritable tells when the queue
-//   has fallen to the low one.
+//   Beyond StreamOptions::send_queue_max a write is refused (RESOURCE_EXHAUSTED), the stream left
+//   untouched if Write has a `done`. Above the high watermark writable() is false; NotifyWritable
+//   tells when the queue has fallen to the low one.
 #ifndef PENSTOCK_STREAM_H_
 #define PENSTOCK_STREAM_H_
 

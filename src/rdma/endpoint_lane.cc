@@ -35,7 +35,8 @@ LaneDevice* EndpointCore::Device() const {
 
 GateAction EndpointCore::AskToBringUp() {
   LaneDevice* const device = Device();
-  if (device == nullptr || gate_.peer_offer().lanes.empty()) return BringUp();
+  const bool unused = device == nullptr || gate_.peer_offer().lanes.empty();
+  if (unused || !device->HubFor(*core_).ok()) return BringUp();  // over the stream
   switch (device->admission().Ask(place_, [this] { OnAdmitted(); })) {
     case Admission::Answer::kAdmitted:
       return BringUp();
@@ -94,6 +95,7 @@ void EndpointCore::BringUpLane() {
 // While the peer does not count on it.
 void EndpointCore::GiveUpLane(std::string_view why) {
   const std::unique_ptr<Lane> gone = std::move(lane_);
+  place_.Leave();
   if (options_.device != nullptr && stats_.fallback.empty()) stats_.fallback = why;
 }
 

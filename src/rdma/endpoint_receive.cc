@@ -64,6 +64,8 @@ void EndpointCore::OnControl(const ControlMessage& message, std::string_view byt
 // Those that have a place in an open endpoint alone.
 void EndpointCore::OnOpenControl(const ControlMessage& message) {
   absl::Status status;
+  // A peer without READY is open for itself: whatever it says first shows it.
+  if (gate_.state() == GateState::kWaitData) Act(gate_.OnData(gate_.data_tag()));
   if (gate_.state() != GateState::kOpen) {
     status = Violation("a message of an open endpoint before it is open");
   } else if (const auto* region = std::get_if<ControlRegion>(&message)) {

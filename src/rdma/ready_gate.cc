@@ -27,6 +27,18 @@ absl::StatusCode CodeOf(RejectCode code) {
   }
 }
 
+// Of a passive side that ends before it has accepted.
+RejectCode RejectCodeOf(CloseCode code) {
+  switch (code) {
+    case CloseCode::kViolation:
+      return RejectCode::kMalformed;
+    case CloseCode::kDeadline:  // it waited in line too long: another attempt may fare better
+      return RejectCode::kShutdown;
+    default:
+      return RejectCode::kUnspecified;
+  }
+}
+
 CloseCode CloseCodeOf(const absl::Status& status) {
   switch (status.code()) {
     case absl::StatusCode::kInvalidArgument:
@@ -273,8 +285,7 @@ void ReadyGate::TellPeer(std::string_view reason, CloseCode code, RejectCode rej
 
 GateAction ReadyGate::End(absl::StatusCode status, std::string_view reason, CloseCode code) {
   status_ = ErrorOf(status, reason);
-  TellPeer(reason, code,
-           code == CloseCode::kViolation ? RejectCode::kMalformed : RejectCode::kUnspecified);
+  TellPeer(reason, code, RejectCodeOf(code));
   return Apply(GateEvent::kEnd);
 }
 

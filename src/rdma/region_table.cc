@@ -98,7 +98,8 @@ bool RegionTable::Has(uint64_t id, uint32_t epoch) const {
 absl::Status RegionTable::Free(Slot& slot) {
   slot.use = Use::kFree;
   slot.memory = {};
-  return slot.exposed.Withdraw();
+  slot.kept = slot.exposed.Withdraw();
+  return slot.kept;
 }
 
 absl::Status RegionTable::Forget(uint64_t id, uint32_t epoch) {
@@ -119,7 +120,7 @@ Fifo<RegionTable::Revoked> RegionTable::Clear() {
   Fifo<Revoked> waiting;
   for (Slot& slot : slots_) {
     if (slot.use == Use::kFree) continue;
-    slot.kept = Free(slot);
+    Free(slot).IgnoreError();  // Kept tells
     if (slot.revoked) waiting.push({std::exchange(slot.revoked, nullptr), slot.kept});
   }
   return waiting;

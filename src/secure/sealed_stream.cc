@@ -255,7 +255,7 @@ void SealedStream::FinishLinger() {
 }
 
 void SealedStream::Fail(absl::Status status) {
-  read_end_ = status;
+  if (read_end_.ok()) read_end_ = status;
   if (write_end_.ok()) write_end_ = std::move(status);
   below_->Abort();
 }

@@ -308,7 +308,6 @@ void FramedReader::Core::Run() {
 
 bool FramedReader::Core::Step() {
   if (done_ && cancelled_ && !reading_) {
-    cancelled_ = false;
     once_ = absl::OkStatus();
     Deliver(Explain(absl::StatusCode::kCancelled, "cancelled by CancelRead"));
   } else if (done_ && FrameReady()) {
@@ -328,6 +327,7 @@ bool FramedReader::Core::Step() {
 }
 
 void FramedReader::Core::Deliver(absl::StatusOr<Frame> result) {
+  cancelled_ = false;  // it was of the read that ends
   ReadCallback done = std::exchange(done_, nullptr);
   std::move(done)(std::move(result));
 }

@@ -69,7 +69,7 @@ TEST_P(LoopCoreTest, StartsNoThreadAndTakesNoSignal) {
   }
   StreamPair pair = Pair();
   Exchange(*pair.client, *pair.server, PatternBytes(1, 0, 1 << 20));
-  EXPECT_EQ(tasks(), before);
+  EXPECT_LE(tasks(), before);  // a thread that was joined may still have been listed
   EXPECT_EQ(handlers(), caught);
 }
 

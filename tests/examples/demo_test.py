@@ -47,8 +47,8 @@ class Demo(unittest.TestCase):
             self.assertIn("io_uring", figures["absent"])
 
     def test_an_engine_that_runs_is_not_absent(self):
-        if self.demo.uring_missing():
-            self.skipTest(self.demo.uring_missing())
+        if programs.uring_missing():
+            self.skipTest(programs.uring_missing())
         self.assertEqual(self.tour.uring_refused(), "")
 
     def test_an_engine_that_runs_out_of_memory_is_broken(self):

@@ -91,6 +91,14 @@ TEST_P(EndpointOpeningTest, APeerThatSendsFirstIsWaitedFor) {
   EXPECT_FALSE(sent.ended()) << "nobody has acknowledged it";
 }
 
+TEST_P(EndpointOpeningTest, ARegionShowsThatAPeerWithoutReadyIsOpen) {
+  AcceptOldPeer(RdmaReadyPolicy::kOpenOnFirstData);
+  ASSERT_TRUE(Drive([this] { return peer_->open(); }));
+  peer_->Send(EncodeControl(ControlRegion{.length = 64, .access = kRegionRead}));
+  const absl::Status status = Open(*endpoint_);
+  EXPECT_TRUE(status.ok()) << status;
+}
+
 TEST_P(EndpointOpeningTest, APeerThatNeverSendsIsNotWaitedForForEver) {
   RdmaOptions options = WithPolicy(RdmaReadyPolicy::kOpenOnFirstData);
   options.ready_deadline = absl::Milliseconds(20);
