@@ -17,8 +17,8 @@ Installs missing Debian packages (as root or through sudo; tests that need optio
 where it cannot), builds, tests, prints a summary.
   release  g++, optimised: every test, the installed package, the style checks
   clang    clang 14: everything compiles, the unit tests pass
-  asan     AddressSanitizer and UndefinedBehaviorSanitizer: every test
-  tsan     ThreadSanitizer: every test
+  asan     AddressSanitizer and UndefinedBehaviorSanitizer: every test of the library and the examples
+  tsan     ThreadSanitizer: the same
   demo     examples/demo.sh --quick, with a check of its figures
   vm       the engines, sockets and RDMA devices on Linux 6.1 and 6.12, in an emulated machine
 Without a STAGE all but vm run, in this order; --quick runs release alone.
