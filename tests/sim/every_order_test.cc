@@ -384,9 +384,12 @@ class EveryOrder : public ::testing::TestWithParam<Way> {
 };
 
 TEST_P(EveryOrder, LosesNothing) {
-  // The sanitizers see more in each story and take some ten times as long.
-  const bool few = GetParam().migrates || kSanitized;
-  for (const Cast& cast : std::span(kCasts).first(few ? kCastsOfMigrate : std::size(kCasts))) {
+  // Stories that migrate are longer; the sanitizers see more in each and take some ten times as
+  // long.
+  size_t casts = std::size(kCasts);
+  if (GetParam().migrates || kSanitized) casts = kCastsOfMigrate;
+  if (GetParam().migrates && kSanitized) casts = 1;
+  for (const Cast& cast : std::span(kCasts).first(casts)) {
     const uint64_t before = told_;
     const std::string wrong = TellAll(cast, SimMutant::kNone);
     EXPECT_EQ(wrong, "") << NameOf(cast);
