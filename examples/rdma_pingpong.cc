@@ -5,7 +5,8 @@
 // The listening side sends every message back and exposes memory; it does not know which operation
 // the other one measures. Messages go over an RDMA device when both have one
 // (common/rdma_device.h), and over the stream between them otherwise, which the program then says
-// on stderr. Reads and writes are carried out by the listening program's loop.
+// on stderr. Over a device reads and writes are the device's, over a stream the listening program's
+// loop carries them out.
 #include <penstock/connect.h>
 #include <penstock/loop.h>
 #include <penstock/rdma.h>

@@ -4,8 +4,9 @@
 //
 // The receiver exposes as much memory as the sender announces, the sender writes the file there,
 // the last write together with the message that it was the last (WriteThenSend), and the receiver
-// answers with the checksum of what it has. What they use of an RDMA device: see
-// common/rdma_device.h. The receiver's loop carries the writes out.
+// answers with the checksum of what it has. Over an RDMA device (common/rdma_device.h) the device
+// makes the writes; when one side has none the stream carries them and the receiver's loop makes
+// them, which the program then says on stderr.
 #include <fcntl.h>
 #include <penstock/connect.h>
 #include <penstock/listener.h>
@@ -90,6 +91,7 @@ class Side {
   explicit Side(Loop& loop) : loop_(loop) {}
   const absl::Status& status() const { return status_; }
   absl::Duration elapsed() const { return elapsed_; }
+  const penstock::RdmaStats& stats() const { return stats_; }
 
  protected:
   void End(absl::Status status) {
@@ -109,6 +111,7 @@ class Side {
   Loop& loop_;
   std::unique_ptr<RdmaEndpoint> endpoint_;
   absl::Duration elapsed_;
+  penstock::RdmaStats stats_;  // when everything had been written
 
  private:
   absl::Status status_;
@@ -169,6 +172,7 @@ class Sender : public Side {
     endpoint_->Receive([this](absl::StatusOr<BufferChain> message) {
       if (!message.ok()) return End(message.status());
       elapsed_ = examples::Monotonic() - began_;
+      stats_ = endpoint_->stats();
       const std::string answer = message->ToString();
       if (answer != absl::StrCat("stored ", Checksum(content_))) {
         return End(absl::DataLossError(absl::StrCat("the receiver answers: ", Quoted(*message))));
@@ -235,6 +239,7 @@ class Receiver : public Side {
   void AwaitLast() {
     endpoint_->Receive([this](absl::StatusOr<BufferChain> message) {
       if (!message.ok()) return End(message.status());
+      stats_ = endpoint_->stats();
       // The memory is read as soon as nobody can write it any more.
       region_.Revoke([this](absl::Status revoked) {
         if (!revoked.ok()) return End(std::move(revoked));
@@ -275,8 +280,9 @@ int Conclude(const Side& side, size_t bytes, std::string_view what) {
     return 1;
   }
   const double seconds = absl::ToDoubleSeconds(side.elapsed());
+  examples::TellCarrier(side.stats());
   examples::JsonLine()
-      .Add("transport", "stream")
+      .Add("transport", side.stats().over_device ? "device" : "stream")
       .Add("bytes", uint64_t{bytes})
       .Add("seconds", seconds)
       .Add("bytes_per_s", seconds > 0 ? static_cast<double>(bytes) / seconds : 0.0)

@@ -41,6 +41,10 @@ penstock::StreamPtr Transport::Apply(penstock::StreamPtr stream, bool listens,
     quiet.ping_interval = absl::InfiniteDuration();
     auto endpoint = listens ? penstock::RdmaEndpoint::Accept(std::move(stream), quiet)
                             : penstock::RdmaEndpoint::Connect(std::move(stream), quiet);
+    penstock::RdmaEndpoint& opening = *endpoint;  // which the stream keeps
+    endpoint->NotifyOpen([&opening](absl::Status opened) {
+      if (opened.ok()) TellCarrier(opening.stats());
+    });
     return penstock::AsStream(std::move(endpoint), options);
   }
 #endif

@@ -363,9 +363,9 @@ class PENSTOCK_EXPORT RdmaDial {
 //   - A write ends OK when the peer's endpoint has its last byte.
 //   - Destroying it with everything sent tells the peer's stream that this was all, and stays up to
 //     5 s for that. The end of the endpoint without it is a reset.
-//   - Of `options` the deadlines and bounds count; the deadlines are those of the stream's own
-//   bytes.
-//     Unread bytes are bounded by RdmaOptions::receive_depth.
+//   - Of `options` the deadlines and bounds count, the deadlines for the stream's own bytes.
+//   - Unread bytes are kept in memory, bounded by RdmaOptions::receive_depth; LoopSnapshot counts
+//     what the stream below `endpoint` holds, and not this.
 //   - It stays on its loop; connection() is null.
 PENSTOCK_EXPORT StreamPtr AsStream(std::unique_ptr<RdmaEndpoint> endpoint,
                                    const StreamOptions& options = {});

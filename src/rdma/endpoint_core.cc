@@ -378,7 +378,7 @@ void EndpointCore::Release() {
   released_ = true;
   const Leftovers unrun = TakeLeftovers();
   Deferred::Cancel();
-  state_ = EndpointState::kDead;
+  Apply(EndpointEvent::kEnd);
   place_.Leave();
   DropChannel();
   timer_.reset();
@@ -389,7 +389,7 @@ void EndpointCore::OnLoopEnd() {
   const auto self = shared_from_this();
   const Leftovers unrun = TakeLeftovers();
   Deferred::Cancel();
-  state_ = EndpointState::kDead;
+  Apply(EndpointEvent::kEnd);
   place_.Leave();
   DropChannel();
   timer_.reset();

@@ -91,6 +91,23 @@ enum class Carrier : uint8_t {
   kLane,
   kLeaving,  // the lane is gone, and the peer has not said yet what it had from it
 };
+inline constexpr size_t kCarriers = 3;
+
+enum class CarrierEvent : uint8_t {
+  kUp,     // the lane is connected
+  kTold,   // FALLBACK is on its way to the peer
+  kHeard,  // FALLBACK has come from the peer, and this side's has gone
+};
+inline constexpr size_t kCarrierEvents = 3;
+
+// The same again where the event means nothing. Nothing leads from the lane to the stream but by
+// both sides' FALLBACK.
+inline constexpr std::array<std::array<Carrier, kCarrierEvents>, kCarriers> kCarrierTransitions = {{
+    // The lane of an active side that did not come up is told of, too: the peer's is up.
+    /* kStream  */ {Carrier::kLane, Carrier::kLeaving, Carrier::kStream},
+    /* kLane    */ {Carrier::kLane, Carrier::kLeaving, Carrier::kLane},
+    /* kLeaving */ {Carrier::kLeaving, Carrier::kLeaving, Carrier::kStream},
+}};
 
 class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
                            private ControlChannel::Owner,
@@ -154,6 +171,9 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   void Apply(EndpointEvent event) {
     state_ = kEndpointTransitions[static_cast<size_t>(state_)][static_cast<size_t>(event)];
   }
+  void Apply(CarrierEvent event) {
+    carrier_ = kCarrierTransitions[static_cast<size_t>(carrier_)][static_cast<size_t>(event)];
+  }
 
   // --- endpoint_core.cc: life ---
   void Act(GateAction action);
@@ -209,6 +229,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   // --- endpoint_receive.cc: what the peer sends ---
   void OnControl(const ControlMessage& message, std::string_view bytes) override;
   void OnOpenControl(const ControlMessage& message);
+  void OnPong(const ControlPong& pong);
   void OnRevoke(const ControlRevoke& revoke);
   void OnDrain(const ControlDrain& drain);
   void OnPeerClose(const ControlClose& close);
@@ -277,6 +298,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   bool written_due_ = false;    // the peer's writes are to be acknowledged
   bool credit_waited_ = false;  // the first in the queue has been counted as waiting
   uint32_t pings_missed_ = 0;
+  uint64_t answered_ = 0;  // the last ping that the peer has answered
   ReadyGate gate_;
   Admission::Place place_;  // from HELLO until open; of the passive side with a device
   absl::Status end_;        // not OK: how it ended

@@ -83,7 +83,7 @@ void EndpointCore::BringUpLane() {
   }
   if (status.ok()) {
     lane_window_.Open(window_.depth(), terms.depth);
-    carrier_ = Carrier::kLane;
+    Apply(CarrierEvent::kUp);
   } else if (active) {
     // The peer's is up already: it hears of this before READY.
     LeaveLane(MessageOf(status), /*reply=*/false);
@@ -176,7 +176,7 @@ void EndpointCore::LeaveLane(std::string_view why, bool reply) {
 }
 
 void EndpointCore::SendFallback(ControlFallback fallback) {
-  carrier_ = Carrier::kLeaving;
+  Apply(CarrierEvent::kTold);
   fallback.received = lane_window_.received();
   channel_->Send(EncodeControl(fallback));
 }
@@ -196,7 +196,7 @@ void EndpointCore::OnFallback(const ControlFallback& fallback) {
                                : absl::StrCat("the peer has given up its lane: ", fallback.text),
               /*reply=*/true);
   }
-  carrier_ = Carrier::kStream;
+  Apply(CarrierEvent::kHeard);
   piece_max_ = kStreamPieceMax;
   window_.TellAgain();
   status = window_.OnHeader(window_.sent() + window_.available(), lane_window_.acknowledged());

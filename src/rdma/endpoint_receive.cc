@@ -6,6 +6,7 @@
 #include <variant>
 
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 #include "rdma/control_codec.h"
 #include "rdma/endpoint_core.h"
 
@@ -52,7 +53,7 @@ void EndpointCore::OnControl(const ControlMessage& message, std::string_view byt
                    channel_->Send(EncodeControl(ControlPong{.token = ping.token}));
                  },
                  [&](const ControlClose& close) { OnPeerClose(close); },
-                 [&](const ControlPong&) {},
+                 [&](const ControlPong& pong) { OnPong(pong); },
                  [&](const ControlFallback& fallback) { OnFallback(fallback); },
                  [&](const ControlSkipped&) {},
                  [&](const auto&) { OnOpenControl(message); },
@@ -78,6 +79,17 @@ void EndpointCore::OnOpenControl(const ControlMessage& message) {
     return OnDrain(*drain);
   }
   if (!status.ok()) End(Explain(status.code(), "RDMA endpoint to", MessageOf(status)));
+}
+
+// Each ping is answered once at most, in order.
+void EndpointCore::OnPong(const ControlPong& pong) {
+  if (pong.token > answered_ && pong.token <= stats_.pings) {
+    answered_ = pong.token;
+  } else {
+    End(Explain(absl::StatusCode::kInvalidArgument, "RDMA endpoint to",
+                absl::StrCat("PONG ", pong.token, " where ", answered_ + 1, " to ", stats_.pings,
+                             " can be")));
+  }
 }
 
 void EndpointCore::OnRevoke(const ControlRevoke& revoke) {
@@ -163,6 +175,8 @@ void EndpointCore::Take(MessageHeader header, BufferChain body, bool by_lane) {
   if (dead()) return;
   heard_ = true;
   const GateAction action = gate_.OnData(header.tag);
+  // Lanes come up within one call: nothing comes by one before the gate knows that it is up.
+  PENSTOCK_CHECK(action != GateAction::kHold, "data in the middle of a bring-up");
   if (action != GateAction::kNone) Act(action);
   if (!dead()) {
     absl::Status status = TakeHeader(header, by_lane);

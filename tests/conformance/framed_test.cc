@@ -105,6 +105,9 @@ class FramedTest : public Harness {
   }
 };
 
+// Of streams that leave to the kernel what nobody reads: endpoints keep it, up to their credits.
+class FramedMemoryTest : public FramedTest {};
+
 TEST_P(FramedTest, ASplitAtAnyByteChangesNothing) {
   const std::vector<std::string> bodies = {"", "hello", PatternBytes(1, 0, 90)};
   std::string wire;
@@ -128,7 +131,7 @@ TEST_P(FramedTest, ASplitAtAnyByteChangesNothing) {
   EXPECT_TRUE(collector.end().ok());
 }
 
-TEST_P(FramedTest, ADripPinsTwiceWhatCame) {
+TEST_P(FramedMemoryTest, ADripPinsTwiceWhatCame) {
   const std::string body = PatternBytes(2, 0, sealed() ? 300 : Scaled(4000));
   const std::string wire = Message(body);
   Ends ends = MakeEnds();
@@ -255,7 +258,7 @@ TEST_P(FramedTest, ACrowdOfHalfFramesHoldsLittleAndIdleOnesNothing) {
   expect_live(0);
 }
 
-TEST_P(FramedTest, WhatNobodyReadsStaysInTheKernel) {
+TEST_P(FramedMemoryTest, WhatNobodyReadsStaysInTheKernel) {
   Ends ends = MakeEnds();
   ends.peer->Write(Chain(Message("one") + Message(PatternBytes(7, 0, 10'000)) + Message("three")));
   Settle();
@@ -372,6 +375,14 @@ INSTANTIATE_TEST_SUITE_P(Environments, FramedTest, ::testing::ValuesIn(AllEnviro
 INSTANTIATE_TEST_SUITE_P(Moving, FramedTest, ::testing::ValuesIn(MovingEnvironments()),
                          EnvironmentName);
 INSTANTIATE_TEST_SUITE_P(Sealed, FramedTest, ::testing::ValuesIn(SealedEnvironments()),
+                         EnvironmentName);
+INSTANTIATE_TEST_SUITE_P(Rdma, FramedTest, ::testing::ValuesIn(RdmaStreamEnvironments()),
+                         EnvironmentName);
+INSTANTIATE_TEST_SUITE_P(Environments, FramedMemoryTest, ::testing::ValuesIn(AllEnvironments()),
+                         EnvironmentName);
+INSTANTIATE_TEST_SUITE_P(Moving, FramedMemoryTest, ::testing::ValuesIn(MovingEnvironments()),
+                         EnvironmentName);
+INSTANTIATE_TEST_SUITE_P(Sealed, FramedMemoryTest, ::testing::ValuesIn(SealedEnvironments()),
                          EnvironmentName);
 
 }  // namespace

@@ -66,6 +66,7 @@ class Rdma:
             self.assertIn(NOTICE, sent.stderr)
             self.assertIn(NOTICE, errors)
             self.assertEqual(json.loads(sent.stdout)["bytes"], size)
+            self.assertEqual(json.loads(sent.stdout)["transport"], "stream")
             self.assertEqual(target.read_bytes(), content)
 
     def test_put_of_too_much(self):

@@ -237,6 +237,26 @@ TEST_P(EndpointHostileTest, AWordOfThePeerKeepsItAlive) {
   EXPECT_TRUE(endpoint_->stats().open);
 }
 
+TEST_P(EndpointHostileTest, AnswersToNoPingOfOurs) {
+  // Nothing was asked; there is no ping 0.
+  for (const uint64_t token : {uint64_t{1}, uint64_t{0}}) {
+    OpenWith();
+    peer_->Send(EncodeControl(ControlPong{.token = token}));
+    ExpectViolation();
+  }
+}
+
+TEST_P(EndpointHostileTest, OnePingAnsweredTwice) {
+  RdmaOptions options = Quiet();
+  options.ping_interval = absl::Milliseconds(10);
+  options.pings_missed_max = 1000;
+  OpenWith(options);
+  ASSERT_TRUE(Drive([&] { return peer_->Last<ControlPing>() != nullptr; }));
+  peer_->Send(EncodeControl(ControlPong{.token = 1}));
+  peer_->Send(EncodeControl(ControlPong{.token = 1}));
+  ExpectViolation();
+}
+
 INSTANTIATE_TEST_SUITE_P(Environments, EndpointHostileTest, ::testing::ValuesIn(RdmaEnvironments()),
                          EnvironmentName);
 

@@ -361,6 +361,22 @@ TEST(EndpointTableTest, ADeadEndpointStaysDeadAndEveryStateCanEnd) {
   }
 }
 
+TEST(EndpointTableTest, OnlyTheWordOfBothSidesLeadsFromTheLaneToTheStream) {
+  using C = Carrier;
+  constexpr std::array<std::array<Carrier, kCarrierEvents>, kCarriers> kExpected = {{
+      // kUp, kTold, kHeard
+      {C::kLane, C::kLeaving, C::kStream},     // kStream
+      {C::kLane, C::kLeaving, C::kLane},       // kLane
+      {C::kLeaving, C::kLeaving, C::kStream},  // kLeaving
+  }};
+  for (size_t carrier = 0; carrier < kCarriers; ++carrier) {
+    for (size_t event = 0; event < kCarrierEvents; ++event) {
+      EXPECT_EQ(kCarrierTransitions[carrier][event], kExpected[carrier][event])
+          << carrier << ", " << event;
+    }
+  }
+}
+
 TEST(RdmaOutcomeTest, OnlyAStatusOfAnOperationCanSayNeverPosted) {
   EXPECT_EQ(OutcomeOf(absl::OkStatus()), RdmaOutcome::kDone);
   EXPECT_EQ(OutcomeOf(absl::CancelledError("x")), RdmaOutcome::kInDoubt);
