@@ -11,6 +11,10 @@ function(penstock_own_target target)
     target_compile_options(${target} PRIVATE -Werror)
   endif()
   target_link_options(${target} PRIVATE ${PENSTOCK_SANITIZE_FLAGS} ${PENSTOCK_COVERAGE_FLAGS})
+  get_target_property(type ${target} TYPE)
+  if(PENSTOCK_SANITIZE STREQUAL "thread" AND type STREQUAL "EXECUTABLE")
+    target_sources(${target} PRIVATE "${PROJECT_SOURCE_DIR}/tests/tsan_signals.cc")
+  endif()
   set_target_properties(${target} PROPERTIES
     CXX_EXTENSIONS OFF
     CXX_VISIBILITY_PRESET hidden

@@ -48,7 +48,10 @@ constexpr size_t kChunk = 64 * 1024;        // largest buffer of a request
 constexpr size_t kConnectingMax = 256;      // connects in flight, below any backlog
 constexpr uint64_t kComplaintsMax = 5;      // errors told in full, the rest are counted
 constexpr int64_t kInFlightMax = 64 << 20;  // bytes of one connection
-constexpr auto kRepliesWait = absl::Seconds(5);
+// Replies in flight are given up when nothing has come in so many looks, one each interval. Looks
+// and not a time, which passes as well while this program does not run.
+constexpr auto kLookInterval = absl::Milliseconds(500);
+constexpr int kLooksMax = 20;
 
 struct Config {
   SocketAddress address;
@@ -115,6 +118,9 @@ class Load {
   void ConnectMore();
   void Begin();
   void End();
+  // Calls `give_up` once replies have stopped coming.
+  void WatchReplies(void (Load::*give_up)());
+  void GiveUp();
 
   Loop& loop_;
   const Config& config_;
@@ -123,6 +129,8 @@ class Load {
   size_t connecting_ = 0;
   size_t open_ = 0;
   bool sending_ = false;
+  int looks_ = 0;            // since replies came
+  uint64_t bytes_seen_ = 0;  // by the last look
   absl::Duration began_;
   absl::Duration elapsed_;
   uint64_t requests_ = 0;
@@ -243,7 +251,11 @@ void Load::Begin() {
   if (open_ == 0) return loop_.Stop();
   sending_ = true;
   began_ = examples::Monotonic();
-  timer_.Arm(config_.idle ? kRepliesWait : config_.duration, [this] { End(); });
+  if (config_.idle) {
+    WatchReplies(&Load::End);
+  } else {
+    timer_.Arm(config_.duration, [this] { End(); });
+  }
   for (const auto& client : clients_) client->Send(config_.depth);
 }
 
@@ -251,12 +263,24 @@ void Load::Begin() {
 void Load::End() {
   sending_ = false;
   elapsed_ = examples::Monotonic() - began_;
-  timer_.Arm(config_.idle ? absl::ZeroDuration() : kRepliesWait, [this] {
-    for (const auto& client : clients_) client->GiveUp();
-    loop_.Stop();
-  });
-  if (config_.idle) return;
+  if (config_.idle) {
+    timer_.Arm(absl::ZeroDuration(), [this] { GiveUp(); });
+    return;
+  }
+  WatchReplies(&Load::GiveUp);
   for (const auto& client : clients_) client->FinishIfQuiet();
+}
+
+void Load::WatchReplies(void (Load::*give_up)()) {
+  looks_ = bytes_ == bytes_seen_ ? looks_ + 1 : 0;
+  bytes_seen_ = bytes_;
+  if (looks_ > kLooksMax) return (this->*give_up)();
+  timer_.Arm(kLookInterval, [this, give_up] { WatchReplies(give_up); });
+}
+
+void Load::GiveUp() {
+  for (const auto& client : clients_) client->GiveUp();
+  loop_.Stop();
 }
 
 void Load::OnReply(absl::Duration latency) {

@@ -19,7 +19,8 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 PROGRAMS = []  # folders, set by main()
-PATIENCE = 60  # seconds that anything may take on a slow machine
+# Seconds that anything may take on a machine that is slow, or that gives a process no turn for long.
+PATIENCE = 180
 
 
 def built(name):
@@ -76,13 +77,29 @@ class Running:
             self.errors.append(line)
 
     def line(self):
-        line = self.lines.get(timeout=PATIENCE)
+        try:
+            line = self.lines.get(timeout=PATIENCE)
+        except queue.Empty:
+            raise AssertionError(f"{self.process.args} says nothing for {PATIENCE} s; "
+                                 f"{self.what_it_does()}; stderr: {self.stderr()}") from None
         if line is None:
             self.process.wait(PATIENCE)
             self.threads[1].join(PATIENCE)
             raise AssertionError(f"{self.process.args} ended with {self.process.returncode}: "
                                  f"{self.stderr()}")
         return line.rstrip("\n")
+
+    def what_it_does(self):
+        """What the kernel says of each of its threads: state, system call, signals that wait."""
+        told = []
+        for task in sorted(Path(f"/proc/{self.process.pid}/task").glob("*")):
+            try:
+                status = [line for line in (task / "status").read_text().splitlines()
+                          if line.startswith(("State", "SigPnd", "ShdPnd", "SigBlk", "SigCgt"))]
+                told.append(", ".join([task.name, *status, (task / "syscall").read_text()]))
+            except OSError as error:  # it has ended, or keeps its secrets
+                told.append(f"{task.name}: {error}")
+        return "; ".join(told).replace("\t", " ").replace("\n", "")
 
     def stderr(self):
         return "".join(self.errors)
