@@ -61,6 +61,7 @@ class Watch {
 
   int fd = -1;
   uint32_t slot = 0;
+  uint32_t failures = 0;  // of the operation that waits for it, in a row
 };
 
 class Engine {

@@ -331,8 +331,10 @@ absl::Status UringEngine::AddWatch(Watch& watch) {
 }
 
 void UringEngine::RemoveWatch(uint32_t slot, int) {
-  // The slot is free when the poll has ended.
-  loop_.slots().at(slot).object = nullptr;
+  Slot& s = loop_.slots().at(slot);
+  // One that was given up has no poll; otherwise the slot is free when that has ended.
+  if (!(UringWordOf(s).armed & BitOf(RingOp::kWatch))) return loop_.slots().Free(slot);
+  s.object = nullptr;
   Cancel(slot, RingOp::kWatch);
 }
 
@@ -363,7 +365,7 @@ void UringEngine::OnWatch(const Completion& completion, Slot& slot) {
   }
   if (completion.result < 0 && completion.result != -ECANCELED) {
     Disarm(slot, RingOp::kWatch);
-    const bool again = ++watch_failures_ < kWatchFailuresMax;
+    const bool again = ++watch->failures < kWatchFailuresMax;
     loop_.Fault(absl::StrCat(
         ErrnoStatus(-completion.result, "io_uring: watch a descriptor", nullptr).ToString(),
         again ? "" : "; given up, for it fails every time: what is posted may not wake the loop"));
@@ -371,7 +373,7 @@ void UringEngine::OnWatch(const Completion& completion, Slot& slot) {
     if (again) Arm(completion.token.index(), RingOp::kWatch, watch->fd);
     return;
   }
-  watch_failures_ = 0;
+  watch->failures = 0;
   if (!(completion.flags & IORING_CQE_F_MORE)) {
     Disarm(slot, RingOp::kWatch);
     Arm(completion.token.index(), RingOp::kWatch, watch->fd);

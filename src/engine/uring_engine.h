@@ -135,8 +135,7 @@ class UringEngine : public SocketEngine {
   io_uring ring_{};
   int notify_fd_ = -1;  // readable when there is something to wait for; see RenewNotify
   bool made_ = false;
-  bool enabled_ = false;         // by the first wait, on the thread that will wait (SINGLE_ISSUER)
-  uint32_t watch_failures_ = 0;  // in a row
+  bool enabled_ = false;  // by the first wait, on the thread that will wait (SINGLE_ISSUER)
   BufferRing buffers_;
   // What did not fit the submission queue, in order.
   std::vector<Submission> backlog_;

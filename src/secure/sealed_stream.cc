@@ -280,8 +280,8 @@ void SealedStream::Service() {
   in_service_ = true;
   int steps = kSealedSteps;
   while (steps > 0 && Step()) --steps;
+  in_service_ = false;  // what a buffer's release in Settle asks for gets a turn of its own
   Settle();
-  in_service_ = false;
   if (steps == 0 && !released_) MarkReady();
   Drop();
 }

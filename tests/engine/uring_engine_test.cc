@@ -174,6 +174,31 @@ TEST_F(WatchFailureTest, OneThatNeverWorksIsReportedAndLeftAlone) {
   EXPECT_EQ(loop_->Snapshot().faults, 16u);
 }
 
+TEST_F(WatchFailureTest, OneThatWasGivenUpLeavesItsSlot) {
+  class Quiet : public Watch {
+   public:
+    void OnReadable() override {}
+  };
+  while (loop_->Poll()) {
+  }
+  Engine& engine = loop_->core().primary();
+  Quiet deaf, next;
+  deaf.fd = next.fd = sys_.EventFd();
+  ASSERT_TRUE(engine.AddWatch(deaf).ok());
+  sys_.failures = 1000;
+  const uint64_t one = 1;
+  sys_.Write(deaf.fd, &one, sizeof one);
+  while (loop_->Poll()) {
+  }
+  ASSERT_EQ(given_up_, 1);
+  sys_.failures = 0;
+  engine.RemoveWatch(deaf.slot, deaf.fd);
+  ASSERT_TRUE(engine.AddWatch(next).ok());
+  EXPECT_EQ(next.slot, deaf.slot);
+  loop_.reset();
+  sys_.Close(next.fd);
+}
+
 // One dispatch in a turn: of two completions that the queue holds, one waits while the move of its
 // stream begins. That one is late, and no other.
 TEST(UringEngine, CountsEveryReceiveThatCompletedAfterItsCancel) {

@@ -337,6 +337,20 @@ TEST_P(SealedStreamTest, ReleasingWhatWasReceivedMayDestroyTheStream) {
   }
 }
 
+// When a part of a record is put to rest, after which nothing else would have the stream look.
+TEST_P(SealedStreamTest, ReleasingWhatWasReceivedMayWrite) {
+  const std::string wire = Records(RecordMode::kGrpc, {PatternBytes(4, 0, 1000)}, false);
+  auto script = std::make_unique<ScriptedStream>(loop());
+  ScriptedStream& below = *script;
+  StreamPtr stream = Sealed(std::move(script), {.mode = RecordMode::kGrpc, .server = true});
+  Fate read;
+  stream->ReadReady(read.OnRead());
+  ASSERT_TRUE(Drive([&] { return below.reading(); }));
+  below.End(Buffer::FromExternal(wire.data(), wire.size() / 2,
+                                 [&] { stream->Write(Chain("an answer")); }));
+  EXPECT_TRUE(Drive([&] { return below.written() == 9 + kOverhead; }));
+}
+
 TEST_P(SealedStreamTest, ReleasingWhatWasSealedMayWriteMore) {
   StreamPair pair = HalfSealed(RecordMode::kGrpc);
   const std::string bytes = PatternBytes(5, 0, 1000);

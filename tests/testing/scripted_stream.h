@@ -8,6 +8,7 @@
 #include <penstock/export.h>
 #include <penstock/stream.h>
 
+#include <cstdint>
 #include <string_view>
 #include <utility>
 
@@ -26,7 +27,7 @@ class ScriptedStream final : public Stream {
     done_ = std::move(done);
   }
   void CancelRead() override { cancelled_ = true; }
-  void Write(BufferChain, DoneCallback) override {}
+  void Write(BufferChain data, DoneCallback) override { written_ += data.size(); }
   bool writable() const override { return true; }
   void NotifyWritable(DoneCallback) override {}
   void ShutdownWrite(DoneCallback) override {}
@@ -46,6 +47,8 @@ class ScriptedStream final : public Stream {
   bool cancelled() const { return cancelled_; }
   // So far.
   int reads() const { return reads_; }
+  // Bytes so far, none of which is ever told to have left.
+  uint64_t written() const { return written_; }
 
   // End the pending read.
   void End(absl::StatusOr<Buffer> result) {
@@ -60,6 +63,7 @@ class ScriptedStream final : public Stream {
   ReadCallback done_;
   bool cancelled_ = false;
   int reads_ = 0;
+  uint64_t written_ = 0;
 };
 
 }  // namespace internal
