@@ -21,7 +21,7 @@ import time
 import servers
 
 FILES_SPARED = 100
-SETTLE_SECONDS = 30
+SETTLE_SECONDS = 180
 STEADY_READINGS = 5
 READING_INTERVAL_SECONDS = 0.1
 POOL_KEYS = ["pool_live_bytes", "pool_mapped_bytes", "idle_connections"]

@@ -57,7 +57,7 @@ BARE_US = {64: (0.225, 0.204), 1024: (0.369, 0.344), 16384: (2.732, 2.650),
            65536: (4 * 2.732, 4 * 2.650)}
 
 TRANSFER_MIB = 256
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 180
 
 # Field -> what the program is called.
 PROGRAMS = {"server": "echo_server", "client": "echo_client", "grpc": "grpc_alts_echo",

@@ -26,8 +26,8 @@ TABLE = {
 
 # Where a program may lie below the directory given as --bin-dir.
 SUBDIRECTORIES = ["", "bench", "examples", "bin"]
-START_SECONDS = 10
-STOP_SECONDS = 10
+START_SECONDS = 180
+STOP_SECONDS = 180
 
 
 class BenchError(Exception):

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 MIB = 1 << 20
+PATIENCE = 300  # seconds that a step may take on a machine that is slow
 ENGINES = ("epoll", "uring")
 
 
@@ -49,7 +50,7 @@ class Server:
 
     def _line(self, what):
         try:
-            line = self.lines.get(timeout=30)
+            line = self.lines.get(timeout=PATIENCE)
         except queue.Empty:
             line = None
         if line is None:
@@ -74,7 +75,7 @@ class Server:
         """Drains the server; returns its last line."""
         self.process.send_signal(signal.SIGTERM)
         last = json.loads(self._line("its last line"))
-        status = self.process.wait(timeout=30)
+        status = self.process.wait(timeout=PATIENCE)
         if status != 0:
             raise Broken(f"{self.process.args[0]} ended with status {status}")
         return last
@@ -235,7 +236,7 @@ class Tour:
             started = time.monotonic()
             sender = subprocess.run([program, "send", source, f"--connect={receiver.address}"],
                                     stdout=self.log, stderr=self.log, check=False, timeout=300)
-            status = receiver.process.wait(timeout=60)
+            status = receiver.process.wait(timeout=PATIENCE)
             seconds = time.monotonic() - started
         if sender.returncode != 0 or status != 0:
             raise Broken(f"send ended with status {sender.returncode}, receive with {status}")
@@ -316,7 +317,7 @@ class Tour:
     def need_sealing(self):
         asked = subprocess.run([self.programs / "echo_client", "--seal=psk", "--connect=unix:@none"],
                                text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                               check=False, timeout=30)
+                               check=False, timeout=PATIENCE)
         if "without sealed streams" in asked.stderr:
             raise Absent("this Penstock was built without sealed streams")
         if shutil.which("openssl") is None:
@@ -335,27 +336,27 @@ class Tour:
             # what a few handshakes at once need.
             self.client(server, f"--connections={500 if sealing else 1}", "--size=16384",
                         "--depth=1", "--duration=100ms", *sealing)
-            first = wait_until(lambda: self.none_left(server), 30, "the first client's end")
+            first = wait_until(lambda: self.none_left(server), PATIENCE, "the first client's end")
             before = server.resident()
             # It stays until its standard input ends.
             client = subprocess.Popen(
                 [self.programs / "echo_client", f"--connect={server.address}", f"--idle={count}",
-                 "--size=1024", "--duration=120s", *sealing],
+                 "--size=1024", "--duration=1h", *sealing],
                 stdin=subprocess.PIPE, stdout=self.log, stderr=self.log)
             try:
-                wait_until(lambda: self.all_served(server, first, count), 60,
+                wait_until(lambda: self.all_served(server, first, count), PATIENCE,
                            f"{count} connections served")
                 # Figures of one snapshot may be a few operations apart; nothing moves any more now.
                 idle = server.snapshot()
                 # What a handshake needed, and the cipher contexts in use, go after a second.
                 resident = self.settled(server) if sealing else server.resident()
                 client.stdin.close()
-                if client.wait(timeout=60) != 0:
+                if client.wait(timeout=PATIENCE) != 0:
                     raise Broken(f"echo_client --idle ended with status {client.returncode}")
             finally:
                 client.kill()
                 client.wait()
-            wait_until(lambda: self.none_left(server), 60, "their end")
+            wait_until(lambda: self.none_left(server), PATIENCE, "their end")
             after = self.settled(server)
             last = server.stop()
         each = (resident - before) / count

@@ -33,6 +33,9 @@ ABSL_FLAG(absl::Duration, duration, absl::Seconds(5),
 ABSL_FLAG(int32_t, idle, 0,
           "instead of loading, hold this many connections idle after one request each, until "
           "--duration has passed or stdin, when it is a terminal or a pipe, is closed");
+ABSL_FLAG(absl::Duration, patience, absl::Minutes(1),
+          "how long to wait for replies while none comes; also for the first, when --duration has "
+          "passed without any");
 ABSL_FLAG(std::string, engine, "auto", "auto, epoll or uring");
 
 namespace {
@@ -48,10 +51,9 @@ constexpr size_t kChunk = 64 * 1024;        // largest buffer of a request
 constexpr size_t kConnectingMax = 256;      // connects in flight, below any backlog
 constexpr uint64_t kComplaintsMax = 5;      // errors told in full, the rest are counted
 constexpr int64_t kInFlightMax = 64 << 20;  // bytes of one connection
-// Replies in flight are given up when nothing has come in so many looks, one each interval. Looks
-// and not a time, which passes as well while this program does not run.
-constexpr auto kLookInterval = absl::Milliseconds(500);
-constexpr int kLooksMax = 20;
+// --patience has passed after so many looks in which nothing had come. Looks and not a time, which
+// passes as well while this program does not run.
+constexpr int kLooksMax = 50;
 
 struct Config {
   SocketAddress address;
@@ -59,6 +61,7 @@ struct Config {
   size_t size;
   size_t depth;
   absl::Duration duration;
+  absl::Duration patience;
   bool idle;
   examples::Sealing sealing;
 };
@@ -129,6 +132,7 @@ class Load {
   size_t connecting_ = 0;
   size_t open_ = 0;
   bool sending_ = false;
+  bool overdue_ = false;     // the load ends with the next reply
   int looks_ = 0;            // since replies came
   uint64_t bytes_seen_ = 0;  // by the last look
   absl::Duration began_;
@@ -254,7 +258,11 @@ void Load::Begin() {
   if (config_.idle) {
     WatchReplies(&Load::End);
   } else {
-    timer_.Arm(config_.duration, [this] { End(); });
+    timer_.Arm(config_.duration, [this] {
+      if (requests_ > 0) return End();
+      overdue_ = true;  // without a reply nothing was measured
+      WatchReplies(&Load::End);
+    });
   }
   for (const auto& client : clients_) client->Send(config_.depth);
 }
@@ -275,7 +283,7 @@ void Load::WatchReplies(void (Load::*give_up)()) {
   looks_ = bytes_ == bytes_seen_ ? looks_ + 1 : 0;
   bytes_seen_ = bytes_;
   if (looks_ > kLooksMax) return (this->*give_up)();
-  timer_.Arm(kLookInterval, [this, give_up] { WatchReplies(give_up); });
+  timer_.Arm(config_.patience / kLooksMax, [this, give_up] { WatchReplies(give_up); });
 }
 
 void Load::GiveUp() {
@@ -287,7 +295,7 @@ void Load::OnReply(absl::Duration latency) {
   if (!sending_) return;
   ++requests_;
   latencies_.Record(latency);
-  if (config_.idle && requests_ == open_) End();
+  if (overdue_ || (config_.idle && requests_ == open_)) End();
 }
 
 void Load::OnEnd() {
@@ -364,11 +372,16 @@ Config ConfigFromFlags() {
   if (duration <= absl::ZeroDuration()) {
     examples::Fail("--duration: only durations above zero are accepted, such as 500ms, 10s or 2m");
   }
+  const absl::Duration patience = absl::GetFlag(FLAGS_patience);
+  if (patience <= absl::ZeroDuration()) {
+    examples::Fail("--patience: only durations above zero are accepted, such as 500ms, 10s or 2m");
+  }
   return {examples::AddressOrFail("connect", absl::GetFlag(FLAGS_connect)),
           static_cast<size_t>(connections),
           static_cast<size_t>(size),
           static_cast<size_t>(depth),
           duration,
+          patience,
           idle > 0,
           examples::Sealing::FromFlags(false)};
 }

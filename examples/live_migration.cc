@@ -64,7 +64,7 @@ constexpr size_t kLoops = 2;
 constexpr size_t kChunk = 16 * 1024;
 constexpr size_t kConnectingMax = 64;   // on each loop
 constexpr uint64_t kComplaintsMax = 5;  // errors told in full, the rest are counted
-constexpr auto kEndPatience = absl::Seconds(20);
+constexpr auto kEndPatience = absl::Minutes(2);
 
 // What all threads count in.
 struct Tally {

@@ -17,8 +17,10 @@ namespace {
 
 constexpr int kEventsMax = 256;
 constexpr size_t kReadSize = 64 * 1024;
-constexpr absl::Duration kDrainMax = absl::Seconds(5);
 constexpr int kIdleWaitMilliseconds = 10;  // how late a phase may end when no reply comes
+// Waits in a row in which nothing came, until replies are given up: a minute. Waits and not a time,
+// which passes as well while this program does not run.
+constexpr int kIdleWaitsMax = 6000;
 constexpr int64_t kNanosecondsPerMillisecond = 1'000'000;
 
 int64_t Now() {
@@ -96,9 +98,10 @@ LoadResult LoadGenerator::Run() {
       if (connection.blocked && (events[i].events & EPOLLOUT) != 0) Flush(connection);
       if (connection.fd >= 0 && (events[i].events & ~EPOLLOUT) != 0) OnReadable(connection);
     }
+    idle_waits_ = count == 0 ? idle_waits_ + 1 : 0;
     now = Now();
     if (now >= phase_end_ || alive_ == 0 || (phase_ == Phase::kDrain && outstanding_ == 0)) {
-      NextPhase(now);
+      NextPhase();
     }
   }
   return std::move(result_);
@@ -112,7 +115,7 @@ LoadGenerator::Mark LoadGenerator::TakeMark() const {
   return mark;
 }
 
-void LoadGenerator::NextPhase(int64_t now) {
+void LoadGenerator::NextPhase() {
   switch (phase_) {
     case Phase::kWarmUp:
       phase_ = Phase::kMeasure;
@@ -120,9 +123,11 @@ void LoadGenerator::NextPhase(int64_t now) {
       phase_end_ = begin_.time_ns + absl::ToInt64Nanoseconds(options_.duration);
       return;
     case Phase::kMeasure: {
+      // A window without a reply measures nothing.
+      if (result_.requests == 0 && alive_ > 0 && idle_waits_ < kIdleWaitsMax) return;
       Mark end = TakeMark();
       phase_ = Phase::kDrain;
-      phase_end_ = now + absl::ToInt64Nanoseconds(kDrainMax);
+      idle_waits_ = 0;
       result_.window = absl::Nanoseconds(end.time_ns - begin_.time_ns);
       result_.own = end.own - begin_.own;
       if (begin_.watched.has_value() && end.watched.has_value()) {
@@ -131,6 +136,7 @@ void LoadGenerator::NextPhase(int64_t now) {
       return;
     }
     case Phase::kDrain:
+      if (outstanding_ > 0 && alive_ > 0 && idle_waits_ < kIdleWaitsMax) return;
       for (Connection& connection : connections_) {
         if (connection.outstanding > 0) Fail(connection, "a reply never came");
       }

@@ -83,7 +83,7 @@ class LoadGenerator {
   };
 
   Mark TakeMark() const;
-  void NextPhase(int64_t now);
+  void NextPhase();
   int WaitMilliseconds(int64_t now) const;
   void IssueDue(int64_t now);
   void Issue(Connection& connection, int count, int64_t start);
@@ -101,6 +101,7 @@ class LoadGenerator {
   int epoll_fd_ = -1;
   Phase phase_ = Phase::kWarmUp;
   int64_t phase_end_ = 0;
+  int idle_waits_ = 0;    // in a row
   int64_t next_due_ = 0;  // with a rate
   double interval_ns_ = 0;
   size_t next_connection_ = 0;

@@ -47,6 +47,9 @@ penstock::RdmaOptions WithDevice(penstock::Loop& loop, penstock::RdmaOptions opt
   thread_local Opened opened;
   if (opened.loop != &loop) opened = {&loop, OpenDevice(loop)};
   options.device = opened.device;
+  // The peer is a program that a machine may give no turn for a while.
+  options.open_deadline = options.ready_deadline = absl::Seconds(30);
+  options.ping_interval = absl::Seconds(15);
   return options;
 }
 

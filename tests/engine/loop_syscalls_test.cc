@@ -74,7 +74,7 @@ TEST_P(LoopSyscallsTest, AnEchoTakesAWaitAReceiveAndASendAtMost) {
   const auto echo = [&] {
     char answer[64];
     EXPECT_EQ(client.Send(std::string(64, 'e')), 64);
-    EXPECT_TRUE(PatientPoll(client.fd(), POLLIN, 10'000));
+    EXPECT_TRUE(PatientPoll(client.fd(), POLLIN, 300'000));
     EXPECT_EQ(client.Receive(answer, sizeof answer), 64);
   };
   // What has been done for one echo is done when the next one is back.

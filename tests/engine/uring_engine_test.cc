@@ -54,7 +54,7 @@ TEST(UringEngine, LosesNoneOfMoreCompletionsThanItsQueueHolds) {
   ASSERT_TRUE(loop.ok()) << loop.status();
   const auto poll_until = [&](auto done) {
     while (!done()) {
-      if (!(*loop)->Poll() && !done() && !PatientPoll((*loop)->fd(), POLLIN, 10'000)) return false;
+      if (!(*loop)->Poll() && !done() && !PatientPoll((*loop)->fd(), POLLIN, 300'000)) return false;
     }
     return true;
   };
@@ -148,7 +148,7 @@ TEST_F(WatchFailureTest, AWatchThatFailsIsArmedAgain) {
   const auto answers = [&] {
     auto answered = std::make_shared<std::promise<void>>();
     loop_->Post([answered] { answered->set_value(); });
-    return answered->get_future().wait_for(std::chrono::seconds(20)) == std::future_status::ready;
+    return answered->get_future().wait_for(std::chrono::minutes(5)) == std::future_status::ready;
   };
   // One less than are in a row before a watch is given up, and then one that may follow at once.
   for (const int failures : {0, 1, 5, 0, 14, 1}) {
@@ -190,7 +190,8 @@ TEST_F(WatchFailureTest, OneThatWasGivenUpLeavesItsSlot) {
   sys_.Write(deaf.fd, &one, sizeof one);
   while (loop_->Poll()) {
   }
-  ASSERT_EQ(given_up_, 1);
+  ASSERT_EQ(deaf.failures, 16u);
+  EXPECT_GE(given_up_, 1);
   sys_.failures = 0;
   engine.RemoveWatch(deaf.slot, deaf.fd);
   ASSERT_TRUE(engine.AddWatch(next).ok());

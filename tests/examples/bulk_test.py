@@ -156,7 +156,7 @@ class Bulk:
         self.receives(header((1 << 64) - 1), verdict=3, says=str((1 << 64) - 1))
 
     def test_receiver_gives_a_stalled_sender_up(self):
-        self.receives(header(100) + b"x" * 50, "--timeout=200ms", verdict=2, says="no byte for")
+        self.receives(header(100) + b"x" * 50, "--timeout=2s", verdict=2, says="no byte for")
 
     def test_receiver_accepts_what_the_format_says(self):
         with self.receiver() as receiver, receiver.connect() as peer:
@@ -213,7 +213,12 @@ class Bulk:
         self.assertIn("200 ms", self.sends(serve, "--timeout=200ms", content=None))
 
     def test_sender_gives_an_answer_that_does_not_come_up(self):
-        self.assertIn("no byte for", self.sends(receive_all, "--timeout=20ms"))
+        # The limit is the connecting's, too, which a busy machine may not make at first.
+        for limit in ("20ms", "500ms", "10s"):
+            said = self.sends(receive_all, f"--timeout={limit}")
+            if "no answer" not in said:
+                break
+        self.assertIn("no byte for", said)
 
     def test_sender_tells_why_the_receiver_gave_up(self):
         self.sparse_source()

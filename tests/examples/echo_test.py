@@ -232,9 +232,11 @@ class Echo:
     def test_client_tells_of_an_idle_connection_that_dies(self):
         with self.server() as server:
             with Running("echo_client", f"--connect={server.address}", "--idle=3",
-                         f"--engine={self.engine}", "--duration=2s") as client:
+                         f"--engine={self.engine}", "--duration=1h", stdin=subprocess.PIPE) as client:
                 self.assertEqual(json.loads(client.line())["errors"], 0)
                 server.process.kill()
+                wait_until(lambda: "read from" in client.stderr(), "what the client says of it")
+                client.process.stdin.close()
                 self.assertEqual(client.end(), 1)
 
     def against(self, serve, *words):
@@ -254,7 +256,7 @@ class Echo:
             thread = threading.Thread(target=accept)
             thread.start()
             done = run("echo_client", f"--connect=127.0.0.1:{listener.getsockname()[1]}",
-                       f"--engine={self.engine}", "--size=100", "--duration=300ms", *words)
+                       f"--engine={self.engine}", "--size=100", "--duration=1h", *words)
             thread.join()
         self.assertEqual(done.returncode, 1, done)
         self.assertEqual(json.loads(done.stdout)["errors"], 1)
@@ -279,7 +281,8 @@ class Echo:
         self.assertRegex(self.against(serve), "byte 100 came back wrong|more came back")
 
     def test_client_counts_replies_that_never_come(self):
-        self.assertIn("100 bytes did not come back", self.against(receive_all))
+        self.assertIn("100 bytes did not come back", self.against(
+            receive_all, "--duration=100ms", "--patience=200ms"))
 
     def test_client_tells_of_an_early_end(self):
         self.assertIn("end of stream", self.against(

@@ -35,7 +35,8 @@ BAD_VALUES = {
     "connections": (["0"], ["1 to"]), "seconds": (["0"], ["1 to"]), "moves": (["-1"], ["0 to"]),
     "size": (["-1", "100000000"], [" to ", "is accepted"]), "depth": (["0"], ["1 to"]),
     "iters": (["0"], ["1 to"]), "idle": (["-1"], ["0 to"]),
-    "duration": (["5"], ["'5'", "500ms, 10s or 2m"]), "timeout": (["soon"], ["500ms, 10s or 2m"]),
+    "duration": (["5"], ["'5'", "500ms, 10s or 2m"]), "patience": (["0", "-1s"], ["above zero"]),
+    "timeout": (["soon"], ["500ms, 10s or 2m"]),
     "max-bytes": (["-1"], [" to ", "is accepted"]), "op": (["swap"], ["send, write, read"]),
     "transport": (["ib"], ["tcp, rdma"]), "spin": NUMBER, "gid-index": NUMBER, "max-frame": NUMBER,
     "seal": (["magic"], ["'magic'", "none, tls, psk and static are accepted"]),
@@ -74,7 +75,7 @@ class Flags(Case):
                                "switch-every", "move-every", "adaptive", "balance"),
                 "live_migration": ("connections", "seconds", "moves", "switch-every", "move-every", "seal",
                                    "json"),
-                "echo_client": ("connect", "connections", "size", "depth", "duration", "idle",
+                "echo_client": ("connect", "connections", "size", "depth", "duration", "idle", "patience",
                                 "engine"),
                 "bulk_transfer": ("connect", "listen", "timeout", "max-bytes", "engine")}.items():
             for word in ("--help", "-h"):
@@ -110,7 +111,7 @@ class Flags(Case):
         said = []
         for start in starts:
             try:
-                done = run(name, *start, *SEALED_BY.get(flag, []), *words, timeout=20)
+                done = run(name, *start, *SEALED_BY.get(flag, []), *words, timeout=programs.PATIENCE)
             except subprocess.TimeoutExpired:
                 continue  # it listens, and the flag says nothing to it
             said.append(done.stderr)

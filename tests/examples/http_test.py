@@ -199,7 +199,7 @@ class Http:
     def test_wrk(self):
         if not shutil.which("wrk"):
             self.skipTest("wrk is not installed")
-        done = subprocess.run(["wrk", "-t1", "-c32", "-d1s", f"http://{self.server.address}/"],
+        done = subprocess.run(["wrk", "-t1", "-c32", "-d1s", "--timeout", "180s", f"http://{self.server.address}/"],
                               capture_output=True, text=True, timeout=PATIENCE, check=False)
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertNotIn("errors", done.stdout)

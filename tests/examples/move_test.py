@@ -48,7 +48,7 @@ class Servers(MovingCase):
     def check_echo(self, words, seal=()):
         with Server("echo_server", "--listen=127.0.0.1:0", *words, *seal) as server:
             done = run("echo_client", f"--connect={server.address}", "--connections=16",
-                       "--size=20000", "--depth=4", "--duration=700ms", *seal)
+                       "--size=20000", "--depth=4", "--duration=1500ms", *seal)
             self.assertEqual(done.returncode, 0, done.stderr)
             client = json.loads(done.stdout)
             last = server.stop()
@@ -133,7 +133,8 @@ class Servers(MovingCase):
 
     def test_stops_in_order_while_they_move(self):
         """What was received before SIGTERM is answered, whatever is on its way."""
-        with Server("echo_server", "--listen=127.0.0.1:0", "--loops=2", "--move-every=1ms") as server:
+        with Server("echo_server", "--listen=127.0.0.1:0", "--loops=2", "--move-every=1ms",
+                    "--grace=10m") as server:
             peers = [server.connect() for _ in range(20)]
             for peer in peers:
                 peer.sendall(b"x" * 1000)
@@ -190,8 +191,9 @@ class LiveMigration(MovingCase):
             self.fail("live_migration is not built")
         self.need_uring()
 
-    def check_json(self, *words, **options):
-        done = run("live_migration", "--json", "--seconds=1", *words, **options)
+    def check_json(self, *words, moves=400, **options):
+        done = run("live_migration", "--json", "--seconds=5000", f"--moves={moves}", *words,
+                   **options)
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertEqual(done.stdout.count("\n"), 1, done.stdout)
         figures = json.loads(done.stdout)
@@ -208,11 +210,11 @@ class LiveMigration(MovingCase):
         self.assertGreater(figures["bytes_carried"], 0)
 
     def test_sealed(self):
-        figures = self.check_json("--connections=20", *self.psk())
+        figures = self.check_json("--connections=20", *self.psk(), moves=200)
         self.assertGreater(figures["loop_moves"], 40)
 
     def check_many_moves(self, *words):
-        figures = self.check_json("--seconds=5000", f"--moves={MOVES // 2}", *words, timeout=5500)
+        figures = self.check_json(*words, moves=MOVES // 2, timeout=5500)
         self.assertGreaterEqual(figures["engine_switches"] + figures["loop_moves"], MOVES // 2)
 
     def test_many_moves_plain(self):
@@ -222,8 +224,8 @@ class LiveMigration(MovingCase):
         self.check_many_moves(*self.psk())
 
     def test_one_kind_of_move_alone(self):
-        self.assertEqual(self.check_json("--move-every=0")["loop_moves"], 0)
-        self.assertEqual(self.check_json("--switch-every=0")["engine_switches"], 0)
+        self.assertEqual(self.check_json("--move-every=0", moves=100)["loop_moves"], 0)
+        self.assertEqual(self.check_json("--switch-every=0", moves=100)["engine_switches"], 0)
 
     def test_plain_lines_without_a_terminal(self):
         done = run("live_migration", "--seconds=2", "--connections=10")

@@ -346,7 +346,7 @@ TEST_P(SealedStreamTest, ReleasingWhatWasReceivedMayWrite) {
   Fate read;
   stream->ReadReady(read.OnRead());
   ASSERT_TRUE(Drive([&] { return below.reading(); }));
-  below.End(Buffer::FromExternal(wire.data(), wire.size() / 2,
+  below.End(Buffer::FromExternal(wire.data(), kRecordHeaderSize + 4,
                                  [&] { stream->Write(Chain("an answer")); }));
   EXPECT_TRUE(Drive([&] { return below.written() == 9 + kOverhead; }));
 }

@@ -19,7 +19,7 @@ namespace internal {
 namespace {
 
 // Reached by hung tests alone.
-std::chrono::seconds Patience() { return std::chrono::seconds(IsSlow() ? 120 : 30); }
+std::chrono::seconds Patience() { return std::chrono::seconds(120); }
 
 // Waits until a descriptor of `loops` is readable; false after `limit`.
 bool AwaitReadable(std::span<Loop* const> loops, std::chrono::milliseconds limit) {

@@ -40,7 +40,9 @@ class ScriptedStream final : public Stream {
   SocketAddress local() const override { return {}; }
   Loop& loop() const override { return loop_; }
   StreamStats stats() const override { return {}; }
-  SendBounds send_bounds() const override { return {}; }
+  SendBounds send_bounds() const override {
+    return {.low = 1 << 10, .high = 1 << 16, .max = 1 << 20};
+  }
 
   // A read is pending; CancelRead was called since.
   bool reading() const { return done_ != nullptr; }
