@@ -13,7 +13,7 @@ function(penstock_own_target target)
   target_link_options(${target} PRIVATE ${PENSTOCK_SANITIZE_FLAGS} ${PENSTOCK_COVERAGE_FLAGS})
   get_target_property(type ${target} TYPE)
   if(PENSTOCK_SANITIZE STREQUAL "thread" AND type STREQUAL "EXECUTABLE")
-    target_sources(${target} PRIVATE "${PROJECT_SOURCE_DIR}/tests/tsan_signals.cc")
+    target_sources(${target} PRIVATE "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/../tests/tsan_signals.cc")
   endif()
   set_target_properties(${target} PROPERTIES
     CXX_EXTENSIONS OFF
