@@ -7,7 +7,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
-#include "secure/openssl_wipe.h"
+#include "secure/wipe.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {

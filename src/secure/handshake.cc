@@ -8,7 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/error.h"
-#include "secure/openssl_wipe.h"
+#include "secure/wipe.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 

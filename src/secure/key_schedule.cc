@@ -5,7 +5,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
-#include "secure/openssl_wipe.h"
+#include "secure/wipe.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -96,9 +96,10 @@ const AeadKey* KeySchedule::Key(RecordCrypto& crypto) {
   message[6] = 1;
   std::array<uint8_t, 32> block;
   key_epoch_ = kNoEpoch;
-  if (!crypto.HmacSha256(secret_, message, block)) return nullptr;
-  std::memcpy(key_.data(), block.data(), key_.size());
+  const bool derived = crypto.HmacSha256(secret_, message, block);
+  if (derived) std::memcpy(key_.data(), block.data(), key_.size());
   WipeSecret(block.data(), block.size());
+  if (!derived) return nullptr;
   key_epoch_ = epoch();
   return &key_;
 }

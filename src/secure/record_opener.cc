@@ -8,7 +8,7 @@
 #include "base/error.h"
 #include "buffer/block.h"
 #include "secure/chain_cursor.h"
-#include "secure/openssl_wipe.h"
+#include "secure/wipe.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {

@@ -10,9 +10,9 @@
 #include "absl/strings/str_cat.h"
 #include "base/absl_view.h"
 #include "secure/openssl_error.h"
-#include "secure/openssl_wipe.h"
 #include "secure/tls_alert.h"
 #include "secure/tls_identity.h"
+#include "secure/wipe.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {

@@ -4,6 +4,7 @@
 #include <openssl/pem.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <functional>
 #include <string_view>
 
@@ -81,6 +82,9 @@ absl::Status UseCertificateChain(SSL_CTX* context, const PemSource& source) {
 absl::Status UsePrivateKey(SSL_CTX* context, const PemSource& source) {
   absl::StatusOr<BioPtr> bio = OpenPem("key", source);
   if (!bio.ok()) return bio.status();
+  if (FILE* file = nullptr; source.is_file() && BIO_get_fp(bio->get(), &file) == 1) {
+    setvbuf(file, nullptr, _IONBF, 0);  // no copy of the key in a buffer that is freed unwiped
+  }
   const KeyPtr key(PEM_read_bio_PrivateKey(bio->get(), nullptr, NoPassphrase, nullptr));
   if (key == nullptr) return PemError("key", source, TakeOpenSslError().text);
   if (SSL_CTX_use_PrivateKey(context, key.get()) != 1 || SSL_CTX_check_private_key(context) != 1) {

@@ -9,8 +9,8 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "base/absl_view.h"
-#include "secure/openssl_wipe.h"
 #include "secure/tls_context.h"
+#include "secure/wipe.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {

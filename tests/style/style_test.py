@@ -30,6 +30,9 @@ FOREIGN = [
     (re.compile(r"infiniband/|rdma/(?:rdma|rsocket|ib_)"), re.compile(r"src/rdma/verbs_")),
     (re.compile(r"openssl/"), re.compile(r"src/secure/(openssl|tls)_")),
 ]
+# The record codec names no cryptographic library, nor the files that do.
+CODEC = re.compile(r"src/secure/(aead|chain_cursor|cipher_contexts|key_schedule|record_\w+|wipe)\.")
+CRYPTOGRAPHY = re.compile(r"secure/(openssl|tls)_")
 
 SYSCALLS = """
 socket socketpair bind listen accept accept4 connect shutdown send sendto sendmsg sendmmsg sendfile
@@ -129,6 +132,8 @@ class Tree:
                 for header, place in FOREIGN:
                     if header.match(target) and not place.match(self.name(path)):
                         offences.append(f"{self.name(path)}: <{target}> belongs in {place.pattern}")
+                if CRYPTOGRAPHY.match(target) and CODEC.match(self.name(path)):
+                    offences.append(f"{self.name(path)}: the codec may not include {target}")
         return offences
 
     def raw_calls(self):
@@ -262,6 +267,8 @@ OFFENCES = [
      "transport may not include secure"),
     ("foreign_headers", "src/engine/loop.cc", "#include <liburing.h>\n", "belongs in"),
     ("foreign_headers", "src/secure/record_opener.cc", "#include <openssl/evp.h>\n", "belongs in"),
+    ("foreign_headers", "src/secure/record_opener.cc", '#include "secure/openssl_aead.h"\n',
+     "the codec may not include"),
     ("foreign_headers", "include/penstock/a.h", "#include <openssl/evp.h>\n", "belongs in"),
     ("foreign_headers", "src/rdma/pump.cc", "#include <infiniband/verbs.h>\n", "belongs in"),
     ("foreign_headers", "src/rdma/pump.cc", "#include <rdma/rdma_cma.h>\n", "belongs in"),

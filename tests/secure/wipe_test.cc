@@ -1,4 +1,4 @@
-#include "secure/openssl_wipe.h"
+#include "secure/wipe.h"
 
 #include <string>
 
