@@ -3,7 +3,8 @@
 //
 // Owns its stream, plain or sealed; write through stream(). Loop's thread. Like the stream, it
 // holds no buffer before the first byte and between frames (I1), and at most
-// max(256, 2 x the bytes received) while a frame is half received, whatever length it announces.
+// max(256, 2 x the bytes received) while a frame is half received, whatever length it announces. A
+// sealed stream below holds as much again, at most, of a record that is half received.
 // Bodies are windows onto the buffers they came in: nothing is copied but half-received frames,
 // once. An announced length beyond the bound is refused as soon as the header is in.
 //

@@ -84,7 +84,8 @@ struct PENSTOCK_EXPORT PeerIdentity {
 
   // DER, the peer's own certificate first, then what the peer sent along.
   std::vector<std::string> chain;
-  // Of the peer's own certificate: subject (RFC 2253) and subject alternative names, in its order.
+  // Of the peer's own certificate: its subject (RFC 2253), and of its subject alternative names
+  // those of these three kinds, in its order. Others (mail addresses, say) are in `chain` only.
   std::string subject;
   std::vector<std::string> dns_names;
   std::vector<std::string> uris;

@@ -39,10 +39,8 @@ enum class RecordMode : uint8_t {
   // marked unauthenticated, inside one a truncation. Both directions share one key.
   kGrpc,
   // Between two Penstocks. An empty record is the authenticated end of its direction; the end of
-  // the
-  // stream below without it is a truncation, a byte that comes with it an error (what comes later
-  // is
-  // not read). Each direction has a key of its own, and records may be larger.
+  // the stream below without it is a truncation, a byte that comes with it an error (what comes
+  // later is not read). Each direction has a key of its own, and records may be larger.
   kNative,
 };
 
@@ -55,9 +53,10 @@ PENSTOCK_EXPORT size_t RecordKeySize(RecordProtocol protocol);
 // Bytes of a record that are not payload: length, type and tag.
 inline constexpr uint32_t kRecordOverhead = 24;
 // Bounds on whole records in bytes, length field included. The largest has a length field of 1 MiB,
-// which is what gRPC's implementations accept. Native mode keeps to it too: plaintext waits for the
-// tag at its record's end, so a larger record is more unverified memory and more delay for nothing,
-// since sealing is as fast at 64 KiB as at 1 MiB.
+// which is what gRPC's Go and the plain protector of its C++ accept (the zero-copy one of C++ would
+// take 16 MiB, and nobody sends that unless asked to). Native mode keeps to it too: plaintext waits
+// for the tag at its record's end, so a larger record is more unverified memory and more delay for
+// nothing, since sealing is as fast at 64 KiB as at 1 MiB.
 inline constexpr uint32_t kRecordFrameMin = 1024;
 inline constexpr uint32_t kRecordFrameMax = (1u << 20) + 4;
 // What a stream sends unless the peer takes less: 16 KiB in all, as gRPC's C++ does; or 64 KiB of

@@ -15,8 +15,8 @@ namespace {
 
 // Callbacks and records one stream may have before the next one's turn (I9).
 constexpr int kSealedSteps = 32;
-// Bytes of records handed down at once: enough for one large send, and still in the processor's
-// cache when that sends them.
+// Bytes of records handed down at once, if one record is not larger: enough for one large send, and
+// still in the processor's cache when that sends them.
 constexpr size_t kBatchMax = 4 * kRecordFrameNative;
 // While others wait for room in the pool: what is sealed lies in it until the peer takes it.
 constexpr size_t kBatchMin = kRecordFrameGrpc;
@@ -97,7 +97,7 @@ void SealedStream::Write(BufferChain data, DoneCallback done) {
                      " queued exceed send_queue_max ", bounds_.max));
   } else {
     written_ += data.size();
-    plain_.Append(std::move(data));
+    QueuePlain(std::move(data));
   }
   if (!refusal.ok() && !done && write_end_.ok() && !data.empty()) {
     Fail(std::move(refusal));  // nobody would learn that bytes of the stream are missing
@@ -147,7 +147,7 @@ void SealedStream::Abort() {
   below_->Abort();
   MarkReady();
   // Destroyed last: releasing an external buffer runs the caller's code.
-  const BufferChain unsent = std::exchange(plain_, {});
+  const BufferChain unsent = TakePlain();
   DropReceived();
 }
 
@@ -156,7 +156,7 @@ StreamStats SealedStream::stats() const {
   stats.bytes_in = bytes_in_;
   stats.bytes_out = bytes_out_;
   stats.queued_bytes = queued();
-  stats.sealed_pinned_bytes = plain_.block_bytes() + PinnedForReads();
+  stats.sealed_pinned_bytes = plain_blocks_ + PinnedForReads();
   return stats;
 }
 
@@ -179,7 +179,7 @@ void SealedStream::ReleaseOwner() {
   const Callbacks unrun = TakeCallbacks();
   Connection* const below = connection();
   const auto unmoved = below ? below->TakeMoveCallbacks() : Connection::MoveCallbacks();
-  const BufferChain unsent = std::exchange(plain_, {});
+  const BufferChain unsent = TakePlain();
   released_ = true;
   if (EndsInOrder()) {
     // As a socket that is closed: everything was sent, so the peer may know that it was all.
@@ -210,7 +210,7 @@ void SealedStream::EndWithLoop() {
   Hold();
   {
     const Callbacks unrun = TakeCallbacks();
-    const BufferChain unsent = std::exchange(plain_, {});
+    const BufferChain unsent = TakePlain();
     Cancel();
     DropReceived();
     UpdatePinned();
@@ -289,7 +289,7 @@ void SealedStream::Service() {
 bool SealedStream::Step() {
   if (released_) return false;
   if (!write_end_.ok()) {
-    const BufferChain unsent = std::exchange(plain_, {});
+    const BufferChain unsent = TakePlain();
     if (write_side_ == WriteSide::kShutdownQueued) FinishShutdown(write_end_);
   }
   // Each gets its turn: neither a flood of records nor a writer that feeds itself keeps the others
@@ -423,7 +423,7 @@ void SealedStream::Settle() {
   if (sending && !write_end_.ok()) seal_loop_->core().Defer(*this);  // those who wait hear of it
   if (released_) return;
   const bool at_rest = !read_done_ || hungry_;
-  if (at_rest && opener_.has_value()) {
+  if (at_rest && opener_.has_value() && !pinned_buffer_) {
     WithOpener([](RecordOpener& opener) { opener.Rest(); });
     if (released_) return;
   }
@@ -481,17 +481,19 @@ void SealedStream::Pump() {
 
 void SealedStream::SealQueued(BufferChain& wire) {
   // Taken out, for releasing what was sealed may run code that writes more.
-  BufferChain plain = std::exchange(plain_, {});
+  BufferChain plain = TakePlain();
   const size_t before = plain.size();
-  const size_t batch_max = seal_loop_->core().waiting_for_room() ? kBatchMin : kBatchMax;
+  const size_t batch_max = seal_loop_->core().waiting_for_room()
+                               ? kBatchMin
+                               : std::max<size_t>(kBatchMax, sealer_->frame_max());
   // The stream below takes a batch whole or not at all, and the end record may join it.
   const size_t room_below = bounds_.max - std::min(bounds_.max, kRecordOverhead);
   const RecordSealer::Result result = sealer_->Seal(plain, wire, std::min(batch_max, room_below));
   seal_loop_->OnUse();
   batch_ = before - plain.size();
   if (released_) return;
-  plain.Append(std::exchange(plain_, {}));
-  plain_ = std::move(plain);
+  plain.Append(TakePlain());
+  QueuePlain(std::move(plain));
   // What was sealed has left without room; but nobody shall take more than a little while others
   // need some to receive.
   if (sealer_->short_of_room()) seal_loop_->WaitForRoom(*this);
@@ -587,7 +589,7 @@ size_t SealedStream::PinnedForReads() const {
 
 void SealedStream::UpdatePinned() {
   if (seal_loop_ == nullptr) return;
-  const uint64_t pinned = plain_.size() + PinnedForReads();
+  const uint64_t pinned = plain_blocks_ + PinnedForReads();
   if (pinned == pinned_) return;
   seal_loop_->core().counters().sealed_pinned_bytes.Add(pinned - std::exchange(pinned_, pinned));
 }

@@ -26,6 +26,7 @@
 #include <new>
 #include <optional>
 #include <string_view>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -50,6 +51,12 @@ class SealedStream final : public Stream, private SealMember, private Deferred, 
   // What `delete` of a StreamPtr comes to; the object goes with its last hold.
   static void operator delete(SealedStream* self, std::destroying_delete_t) {
     self->ReleaseOwner();
+  }
+
+  // For tests of the last counters: those of the next records.
+  void SetCounters(uint64_t send, uint64_t receive) {
+    sealer_->keys().SetCounter(send);
+    opener_->keys().SetCounter(receive);
   }
 
   void ReadReady(ReadCallback done) override;
@@ -151,6 +158,14 @@ class SealedStream final : public Stream, private SealMember, private Deferred, 
   void AddWrite(DoneCallback&& done, absl::Status refusal);
   absl::Status Refusal(std::string_view operation, std::string_view reason) const;
   absl::Status Explain(const absl::Status& status, std::string_view operation) const;
+  void QueuePlain(BufferChain data) {
+    plain_blocks_ += data.block_bytes();
+    plain_.Append(std::move(data));
+  }
+  BufferChain TakePlain() {
+    plain_blocks_ = 0;
+    return std::exchange(plain_, {});
+  }
   // Plaintext written and not yet taken by the stream below.
   uint64_t queued() const;
   size_t PinnedForReads() const;
@@ -177,8 +192,11 @@ class SealedStream final : public Stream, private SealMember, private Deferred, 
   bool opening_ : 1 = false;  // the opener is at work
 
   SendBounds bounds_;
-  BufferChain plain_;       // written and not yet sealed
-  Buffer pinned_buffer_;    // StreamOptions::pinned_reads: held for nothing
+  BufferChain plain_;  // written and not yet sealed
+  // Bytes of its blocks. A sum, because the queue may be long; a block that two writes share counts
+  // for each until one of them is sealed.
+  uint64_t plain_blocks_ = 0;
+  Buffer pinned_buffer_;    // StreamOptions::pinned_reads: held for nothing, and nothing compacted
   uint64_t written_ = 0;    // plaintext ever queued
   uint64_t batch_ = 0;      // of it, in the batch on its way
   uint64_t bytes_out_ = 0;  // of it, in those before

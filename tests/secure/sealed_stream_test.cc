@@ -2,6 +2,7 @@
 // in pieces; and how it batches and waits. Its contract as a stream is tested in conformance/.
 #include "secure/sealed_stream.h"
 
+#include <penstock/framed_reader.h>
 #include <penstock/seal.h>
 
 #include <algorithm>
@@ -41,6 +42,12 @@ class SealedStreamTest : public Harness {
     StreamPair pair = Pair(client, server);
     pair.server = Sealed(std::move(pair.server), {.mode = mode, .server = true});
     return pair;
+  }
+
+  // What a plain peer sees when the sealed one gave up.
+  void ExpectCutOff(Stream& plain) {
+    const absl::Status end = ReadToEnd(plain).end;
+    EXPECT_TRUE(IsReset(end) || (is_unix() && IsEof(end))) << end;
   }
 
   // Cipher contexts in use on the loop.
@@ -123,8 +130,98 @@ TEST_P(SealedStreamTest, AForgedRecordEndsTheStreamForGood) {
   EXPECT_EQ(writable.status(), received.end);
   EXPECT_EQ(shutdown.status(), received.end);
   EXPECT_EQ(pair.server->stats().sealed_pinned_bytes, 0u);
-  const Received rest = ReadToEnd(*pair.client);
-  EXPECT_TRUE(IsReset(rest.end) || (is_unix() && IsEof(rest.end))) << rest.end;
+  ExpectCutOff(*pair.client);
+}
+
+TEST_P(SealedStreamTest, RecordsOutOfTheirOrderEndTheStream) {
+  const std::vector<std::string> payloads = {"first", "second", "third"};
+  const std::vector<size_t> orders[] = {{0, 0}, {0, 2}, {0, 2, 1}, {1}, {0, 1, 0}};
+  for (RecordMode mode : {RecordMode::kNative, RecordMode::kGrpc}) {
+    const std::string wire = Records(mode, payloads, false);
+    std::vector<std::string> records;
+    size_t at = 0;
+    for (const std::string& payload : payloads) {
+      records.push_back(wire.substr(at, payload.size() + kOverhead));
+      at += records.back().size();
+    }
+    for (const std::vector<size_t>& order : orders) {
+      std::string sent, good;
+      for (size_t i = 0; i < order.size(); ++i) {
+        if (order[i] == i && sent == wire.substr(0, sent.size())) good += payloads[i];
+        sent += records[order[i]];
+      }
+      StreamPair pair = HalfSealed(mode);
+      pair.client->Write(Chain(sent));
+      const Received received = ReadToEnd(*pair.server);
+      EXPECT_EQ(received.data, good);
+      EXPECT_TRUE(absl::IsUnauthenticated(received.end)) << received.end;
+      ExpectCutOff(*pair.client);
+    }
+    // Sent back: whoever has no key can do that.
+    StreamPair pair = HalfSealed(mode);
+    ASSERT_TRUE(Write(*pair.server, "its own").ok());
+    pair.client->Write(Chain(ReadUpTo(*pair.client, 7 + kOverhead).data));
+    EXPECT_TRUE(absl::IsUnauthenticated(Read(*pair.server).status()));
+    ExpectCutOff(*pair.client);
+  }
+}
+
+// The records that there are counters for are sent; then nothing is, not even the end that is owed,
+// and the peer does not take that for one.
+TEST_P(SealedStreamTest, TheLastCounterEndsSendingForGood) {
+  for (RecordProtocol protocol : {RecordProtocol::kGcmAes128, RecordProtocol::kGcmAes128Rekey}) {
+    const uint64_t last =
+        protocol == RecordProtocol::kGcmAes128 ? (uint64_t{1} << 40) - 1 : UINT64_MAX;
+    for (int how = 0; how < 3; ++how) {
+      StreamPair pair = Pair();
+      pair.client = Sealed(std::move(pair.client), {.protocol = protocol});
+      pair.server = Sealed(std::move(pair.server), {.protocol = protocol, .server = true});
+      for (Stream* stream : {pair.client.get(), pair.server.get()}) {
+        static_cast<SealedStream*>(stream)->SetCounters(last - 2, last - 2);
+      }
+      Exchange(*pair.server, *pair.client, "the last but two");
+      Exchange(*pair.server, *pair.client, "and the last but one");
+      if (how == 0) {
+        const absl::Status refused = Write(*pair.server, "no more");
+        EXPECT_TRUE(absl::IsResourceExhausted(refused)) << refused;
+        EXPECT_EQ(Write(*pair.server, "and no more"), refused);
+      } else if (how == 1) {
+        EXPECT_TRUE(absl::IsResourceExhausted(Shutdown(*pair.server)));
+      } else {
+        pair.server.reset();
+      }
+      const absl::Status end = Read(*pair.client).status();
+      EXPECT_TRUE(IsReset(end) || (is_unix() && absl::IsDataLoss(end))) << how << ": " << end;
+    }
+  }
+}
+
+TEST_P(SealedStreamTest, ASecretPoolKeepsNoPlaintext) {
+  LoopOptions options;
+  options.pool_options.secret = true;
+  RemakeLoop(std::move(options));
+  const std::string text = "in the clear at both ends, and nowhere afterwards";
+  {
+    StreamPair pair = Pair();
+    pair.client = Sealed(std::move(pair.client), {});
+    pair.server = Sealed(std::move(pair.server), {.server = true});
+    for (size_t times : {1, 100, 2000}) {
+      std::string many;
+      for (size_t i = 0; i < times; ++i) many += text;
+      Exchange(*pair.client, *pair.server, many);
+      Exchange(*pair.server, *pair.client, many);
+    }
+  }
+  Settle();
+  for (size_t size = 256; size <= 128 * 1024; size *= 2) {
+    std::vector<Buffer> blocks;
+    for (int i = 0; i < 8; ++i) {
+      blocks.push_back(loop().pool().TryAllocate(size));
+      ASSERT_TRUE(blocks.back());
+      blocks.back().Extend(size);
+      EXPECT_EQ(blocks.back().view().find(text.substr(0, 16)), std::string_view::npos) << size;
+    }
+  }
 }
 
 TEST_P(SealedStreamTest, WhatIsNoRecordIsRefusedAtItsHeader) {
@@ -173,6 +270,26 @@ TEST_P(SealedStreamTest, WhatIsWrittenTogetherIsOneRecord) {
   EXPECT_EQ(pair.server->stats().bytes_out, 120u);
 }
 
+TEST_P(SealedStreamTest, RecordsAreAsLargeAsWasAgreed) {
+  StreamPair pair = Pair();
+  pair.server =
+      Sealed(std::move(pair.server),
+             {.mode = RecordMode::kGrpc, .server = true, .send_frame_max = kRecordFrameMax});
+  constexpr size_t kPayloadMax = kRecordFrameMax - kOverhead;
+  const size_t rest = 900'000;  // of a third record, larger than the usual batch as well
+  pair.server->Write(Chain(PatternBytes(8, 0, 2 * kPayloadMax + rest)));
+  const size_t total = 2 * kRecordFrameMax + rest + kOverhead;
+  const std::string wire = ReadUpTo(*pair.client, total).data;
+  ASSERT_EQ(wire.size(), total);
+  std::vector<uint32_t> records;
+  for (size_t at = 0; at < wire.size(); at += records.back()) {
+    uint32_t length = 0;
+    for (int i = 3; i >= 0; --i) length = length << 8 | static_cast<uint8_t>(wire[at + i]);
+    records.push_back(4 + length);
+  }
+  EXPECT_EQ(records, (std::vector<uint32_t>{kRecordFrameMax, kRecordFrameMax, rest + kOverhead}));
+}
+
 TEST_P(SealedStreamTest, AWriteThatFillsTheBoundIsSentAndItsEndToo) {
   StreamOptions options;
   options.send_queue_max = 64 * 1024;
@@ -209,6 +326,45 @@ TEST_P(SealedStreamTest, ARecordThatDripsPinsAtMostTwiceWhatCame) {
   EXPECT_EQ(received, payload);
   Settle();
   EXPECT_EQ(pair.server->stats().sealed_pinned_bytes, 0u);
+}
+
+// The bound holds in each layer: for the record that drips, and for the half frame in the one
+// before.
+TEST_P(SealedStreamTest, AHalfFrameInARecordThatDripsPinsLittleInEachLayer) {
+  const std::string body = PatternBytes(7, 0, 9000);
+  std::string frame(5, '\0');
+  frame[3] = static_cast<char>(body.size() >> 8);
+  frame[4] = static_cast<char>(body.size());
+  frame += body;
+  const std::vector<std::string> parts = {frame.substr(0, 4000), frame.substr(4000)};
+  const std::string wire = Records(RecordMode::kNative, parts, false);
+  const size_t first = parts[0].size() + kOverhead;
+  StreamPair pair = HalfSealed(RecordMode::kNative);
+  FramedReader reader(std::move(pair.server), FrameFormat::Grpc());
+  std::string received;
+  reader.ReadFrame([&](absl::StatusOr<Frame> got) {
+    ASSERT_TRUE(got.ok()) << got.status();
+    received = got->body.ToString();
+  });
+  size_t sent = 0;
+  for (size_t piece = 3; sent + piece < wire.size(); piece = piece % 97 + 41) {
+    // The first record ends with a piece, so that the reader alone holds something then.
+    const size_t n = sent < first ? std::min(piece, first - sent) : piece;
+    ASSERT_TRUE(Write(*pair.client, wire.substr(sent, n)).ok());
+    sent += n;
+    Settle();
+    const size_t of_record = sent < first ? sent : sent - first;
+    const size_t of_frame = sent < first ? 0 : parts[0].size();
+    EXPECT_LE(reader.stream().stats().sealed_pinned_bytes, std::max<size_t>(256, 2 * of_record));
+    EXPECT_LE(reader.pinned_bytes(), std::max<size_t>(256, 2 * of_frame));
+    if (sent == first) {
+      EXPECT_EQ(reader.stream().stats().sealed_pinned_bytes, 0u);
+      EXPECT_GE(reader.pinned_bytes(), of_frame - 5);
+    }
+  }
+  ASSERT_TRUE(Write(*pair.client, wire.substr(sent)).ok());
+  ASSERT_TRUE(Drive([&] { return !received.empty(); }));
+  EXPECT_EQ(received, body);
 }
 
 // However the stream below ends for good, nothing is kept of a record that will never be whole.

@@ -115,19 +115,30 @@ TEST_F(SealedTurnsTest, ManyRecordsLeaveInOneVectoredSend) {
   sends_.Take();
 
   constexpr size_t kPayload = kRecordFrameMin - kRecordOverhead;
-  constexpr size_t kRecords = 100;
-  Fate written;
-  // In two parts, which are sealed together.
-  const std::string bytes = PatternBytes(1, 0, kRecords * kPayload);
-  stream->Write(*loop_->pool().Copy(bytes.substr(0, 33'333)));
-  stream->Write(*loop_->pool().Copy(bytes.substr(33'333)), written.OnDone());
-  ASSERT_TRUE(DriveLoops(loops, [&] { return written.ended(); }));
-  EXPECT_TRUE(written.status().ok()) << written.status();
-  const std::vector<SendLog::Call> calls = sends_.Take();
-  ASSERT_EQ(calls.size(), 1u);
-  EXPECT_EQ(calls[0].bytes, kRecords * kRecordFrameMin);
-  // As many records to a block as fit one of 64 KiB.
-  EXPECT_EQ(calls[0].parts, 2u);
+  constexpr size_t kBatchMax = 256 * 1024 / kRecordFrameMin;
+  std::string drained(1 << 20, '\0');
+  for (const size_t records : {size_t{100}, kBatchMax, kBatchMax + 50}) {
+    Fate written;
+    // In two parts, which are sealed together.
+    const std::string bytes = PatternBytes(1, 0, records * kPayload);
+    stream->Write(*loop_->pool().Copy(bytes.substr(0, 33'333)));
+    stream->Write(*loop_->pool().Copy(bytes.substr(33'333)), written.OnDone());
+    ASSERT_TRUE(DriveLoops(loops, [&] {
+      peer.Receive(drained.data(), drained.size());
+      return written.ended();
+    }));
+    EXPECT_TRUE(written.status().ok()) << written.status();
+    const std::vector<SendLog::Call> calls = sends_.Take();
+    // What the kernel does not take at once is sent again; the first send shows all of a batch.
+    const size_t batch = std::min(records, kBatchMax);
+    ASSERT_FALSE(calls.empty());
+    EXPECT_EQ(calls[0].bytes, batch * kRecordFrameMin);
+    // As many records to a block as fit one of 64 KiB.
+    EXPECT_EQ(calls[0].parts, (batch + 63) / 64);
+    if (records == 100) {
+      EXPECT_EQ(calls.size(), 1u);
+    }
+  }
 }
 
 // (I9) A stream that has much to deliver leaves the others their turns.
