@@ -114,6 +114,8 @@ CredentialsPtr StaticKey() {
                       " takes ", penstock::RecordKeySize(options.protocol)));
   }
   options.key = [key] { return key; };
+  static const auto used = std::make_shared<penstock::UsedKeys>();
+  options.used = used;
   options.unsafe_allow_key_reuse = absl::GetFlag(FLAGS_unsafe_key_reuse);
   return ValueOrFail("seal=static", penstock::StaticKeyCredentials(std::move(options)));
 }

@@ -59,8 +59,11 @@ struct SealLimiterStats {
 // queue. Share one between loops; any thread.
 class PENSTOCK_EXPORT SealLimiter {
  public:
+  static constexpr uint32_t kRunningMax = 64;
+  static constexpr uint32_t kWaitingMax = 4096;
+
   // `running_max` at least 1.
-  SealLimiter(uint32_t running_max, uint32_t waiting_max);
+  explicit SealLimiter(uint32_t running_max = kRunningMax, uint32_t waiting_max = kWaitingMax);
   ~SealLimiter();
   SealLimiter(const SealLimiter&) = delete;
   SealLimiter& operator=(const SealLimiter&) = delete;
@@ -93,8 +96,11 @@ struct SealOptions {
   // Where to run the steps of the handshake, which sign and verify for a millisecond or so; null:
   // on the loop, as where Handshaker::MayStepElsewhere says no. Must outlive the handshakes.
   Executor* executor = nullptr;
-  // Null: no bound.
+  // Null: Seal bounds nothing, and SealAccepted makes one with the usual bounds for what it
+  // accepts.
   std::shared_ptr<SealLimiter> limiter;
+  // SealAccepted without a limiter takes any number of handshakes at once.
+  bool unlimited_handshakes = false;
 };
 
 using SealCallback = absl::AnyInvocable<void(absl::StatusOr<StreamPtr>) &&>;

@@ -49,18 +49,21 @@ class PENSTOCK_EXPORT UsedKeys {
 struct StaticKeyOptions {
   RecordProtocol protocol = RecordProtocol::kGcmAes128Rekey;
   // The key of one connection, RecordKeySize(protocol) bytes. Called by every NewHandshaker, on its
-  // thread, and must then give a fresh key; its error is NewHandshaker's. Both ends must come to
-  // the same key by means of their own.
+  // thread, and must then give a fresh key; its error is NewHandshaker's. Must not wait for it:
+  // Seal calls on the loop, where a request to a key service would hold every stream up. Fetch the
+  // key first and seal then. Both ends must come to the same key by means of their own.
   std::function<absl::StatusOr<SecretKey>()> key;
-  // Where used keys are remembered; empty: among these credentials only.
+  // Where used keys are remembered: one for the whole process, unless it is certain that no other
+  // credentials meet the same key. Required, but for the next option.
   std::shared_ptr<UsedKeys> used = {};
-  // Takes a key again and again. Whoever records two of its connections can read both and forge
-  // more: for tests against other implementations, never for data that matters.
+  // Takes a key again and again, and remembers none. Whoever records two of its connections can
+  // read both and forge more: for tests against other implementations, never for data that matters.
   bool unsafe_allow_key_reuse = false;
 };
 
-// InvalidArgument when there is no key function. A handshaker's options: InvalidArgument when the
-// key or a frame size does not fit; FailedPrecondition or ResourceExhausted as UsedKeys::Use says.
+// InvalidArgument when there is no key function, or nowhere to remember used keys. A handshaker's
+// options: InvalidArgument when the key or a frame size does not fit; FailedPrecondition or
+// ResourceExhausted as UsedKeys::Use says.
 PENSTOCK_EXPORT absl::StatusOr<CredentialsPtr> StaticKeyCredentials(StaticKeyOptions options);
 
 PENSTOCK_END_NAMESPACE

@@ -60,6 +60,9 @@ SealAttempt Seal(StreamPtr plain, CredentialsPtr credentials, HandshakeOptions h
 Listener::AcceptCallback SealAccepted(CredentialsPtr credentials, HandshakeOptions handshake,
                                       SealOptions options, SealedAcceptCallback on_sealed) {
   handshake.server = true;
+  if (options.limiter == nullptr && !options.unlimited_handshakes) {
+    options.limiter = std::make_shared<SealLimiter>();
+  }
   return [credentials = std::move(credentials), handshake = std::move(handshake),
           options = std::move(options),
           on_sealed =

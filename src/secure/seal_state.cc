@@ -121,8 +121,7 @@ void SealState::Run() {
       return Begin();
     case Phase::kAuthorizing:
       if (!verdict_.has_value()) return;
-      shown_ = false;
-      return Advance(handshaker_->Authorize(*verdict_));
+      return OnAuthorized(handshaker_->Authorize(*verdict_));
     case Phase::kWaiting:
       if (std::exchange(woken_, false)) Step();
       return;
@@ -242,10 +241,7 @@ void SealState::OnRead(absl::StatusOr<Buffer> data) {
 void SealState::Ask() {
   phase_ = Phase::kAuthorizing;
   verdict_.reset();
-  if (!options_.authorize) {
-    shown_ = false;
-    return Advance(handshaker_->Authorize(absl::OkStatus()));
-  }
+  if (!options_.authorize) return OnAuthorized(handshaker_->Authorize(absl::OkStatus()));
   options_.authorize(handshaker_->peer(), *plain_, VerdictGiver(weak_from_this()));
 }
 
@@ -253,6 +249,17 @@ void SealState::OnVerdict(absl::Status verdict) {
   if (phase_ != Phase::kAuthorizing || verdict_.has_value()) return;
   verdict_ = std::move(verdict);
   seal_loop_.core().Defer(*this);
+}
+
+void SealState::OnAuthorized(Handshaker::Progress progress) {
+  shown_ = false;
+  if (progress.state != Handshaker::State::kFailed || !progress.out.empty()) {
+    return Advance(std::move(progress));
+  }
+  // This handshake has no words for a refusal, and the peer may be done with it: an orderly end
+  // would look like one of the stream, so there is none.
+  plain_->Abort();
+  End(Explain(progress.error));
 }
 
 void SealState::OnWake() {

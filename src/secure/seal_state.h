@@ -100,6 +100,7 @@ class SealState final : public std::enable_shared_from_this<SealState>,
   void Read();
   void OnRead(absl::StatusOr<Buffer> data);
   void Ask();
+  void OnAuthorized(Handshaker::Progress progress);
   void Send(std::string bytes);
   void Finish();
   void Tell(absl::Status error);

@@ -99,9 +99,7 @@ class StaticKeyHandshaker final : public Handshaker {
 
 class StaticKeys final : public Credentials {
  public:
-  explicit StaticKeys(StaticKeyOptions options) : options_(std::move(options)) {
-    if (options_.used == nullptr) options_.used = std::make_shared<UsedKeys>();
-  }
+  explicit StaticKeys(StaticKeyOptions options) : options_(std::move(options)) {}
 
   absl::StatusOr<std::unique_ptr<Handshaker>> NewHandshaker(
       const HandshakeOptions& options) const override {
@@ -139,6 +137,12 @@ class StaticKeys final : public Credentials {
 
 absl::StatusOr<CredentialsPtr> StaticKeyCredentials(StaticKeyOptions options) {
   if (!options.key) return absl::InvalidArgumentError("static key: no key function was given");
+  if (options.used == nullptr && !options.unsafe_allow_key_reuse) {
+    return absl::InvalidArgumentError(
+        "static key: no UsedKeys was given to remember keys in; share one wherever the same key "
+        "may "
+        "turn up");
+  }
   return std::make_shared<const StaticKeys>(std::move(options));
 }
 

@@ -18,24 +18,13 @@
 #include "testing/handshake_pair.h"
 #include "testing/harness.h"
 #include "testing/pattern.h"
+#include "testing/seal_outcome.h"
 #include "testing/sealed_environment.h"
 
 namespace penstock::internal {
 namespace {
 
-// What a Seal came to.
-struct Outcome {
-  bool ended = false;
-  absl::StatusOr<StreamPtr> stream = absl::UnknownError("the callback has not run");
-  SealCallback Done() {
-    return [this](absl::StatusOr<StreamPtr> sealed) {
-      EXPECT_FALSE(ended);
-      ended = true;
-      stream = std::move(sealed);
-    };
-  }
-  absl::Status status() const { return stream.status(); }
-};
+using Outcome = SealOutcome;
 
 class SealTest : public Harness {
  protected:

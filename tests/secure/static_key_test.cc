@@ -16,7 +16,7 @@ namespace {
 const std::string kRekeyKey(44, 'k');
 
 StaticKeyOptions AlwaysKey(const std::string& key = kRekeyKey) {
-  return {.key = [key] { return SecretKey(key); }};
+  return {.key = [key] { return SecretKey(key); }, .used = std::make_shared<UsedKeys>()};
 }
 
 CredentialsPtr KeysOf(StaticKeyOptions options) {
@@ -79,8 +79,16 @@ TEST(StaticKey, ARegistryIsSharedByCredentials) {
   EXPECT_TRUE(KeysOf(options)->NewHandshaker({}).ok());
   EXPECT_FALSE(KeysOf(options)->NewHandshaker({}).ok());
   EXPECT_EQ(used->size(), 1u);
-  // Others do not know of it.
-  EXPECT_TRUE(KeysOf(AlwaysKey())->NewHandshaker({}).ok());
+}
+
+// No credentials remember for themselves alone, where others could not see it.
+TEST(StaticKey, WithoutARegistryThereAreNone) {
+  StaticKeyOptions options = AlwaysKey();
+  options.used = nullptr;
+  const absl::Status refused = StaticKeyCredentials(options).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(refused)) << refused;
+  options.unsafe_allow_key_reuse = true;
+  EXPECT_TRUE(StaticKeyCredentials(options).ok());
 }
 
 TEST(StaticKey, ReuseMustBeAskedForByName) {
@@ -122,7 +130,7 @@ TEST(StaticKey, RefusesWhatDoesNotFit) {
   EXPECT_EQ(size.message(), "static key: it has 5 bytes; ALTSRP_GCM_AES128_REKEY takes 44");
   EXPECT_TRUE(absl::IsInvalidArgument(
       KeysOf(AlwaysKey())->NewHandshaker({.send_frame_max = 1000}).status()));
-  StaticKeyOptions absent;
+  StaticKeyOptions absent = AlwaysKey();
   absent.key = []() -> absl::StatusOr<SecretKey> { return absl::UnavailableError("no service"); };
   EXPECT_TRUE(absl::IsUnavailable(KeysOf(absent)->NewHandshaker({}).status()));
 }
