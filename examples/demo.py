@@ -160,11 +160,11 @@ class Tour:
         if missing:
             raise Absent(missing)
 
-    def server(self, engine, *options):
+    def server(self, engine, *options, log=None):
         if engine == "uring":
             self.need_uring()
         return Server([self.programs / "echo_server", "--listen=127.0.0.1:0", f"--engine={engine}",
-                       *options], self.log)
+                       *options], log or self.log)
 
     def client(self, server, *options):
         """Runs the echo client and returns its line."""
@@ -304,15 +304,20 @@ class Tour:
         ours, theirs = self.certificates("ours"), self.certificates("theirs")
         # It does trust our server, so that it is the server who refuses.
         words = self.tls(theirs, "client")[:-2] + [f"--ca={ours}/ca.pem", "--verify-name=localhost"]
-        with self.server("auto", *self.tls(ours, "server")) as server:
-            stranger = self.run_client(server, *words, "--duration=100ms")
-            plain = self.run_client(server, "--duration=100ms", "--size=4096")
-            last = server.stop()
+        with open(self.scratch / "refusals", "w+", encoding="utf-8") as log:
+            with self.server("auto", *self.tls(ours, "server"), log=log) as server:
+                stranger = self.run_client(server, *words, "--duration=100ms")
+                plain = self.run_client(server, "--duration=100ms", "--size=4096")
+                last = server.stop()
+            server_said = Path(log.name).read_text(encoding="utf-8", errors="replace")
+        self.log.write(server_said)
         for who, done in (("a certificate of another authority", stranger), ("no seal", plain)):
             said = done.stderr.strip().splitlines() or ["nothing"]
             print(f"  {who}: echo_client ended with status {done.returncode}: {said[0]}")
+        for line in server_said.strip().splitlines():
+            print(f"  and {line}")
         return {"stranger_status": stranger.returncode, "stranger_said": stranger.stderr,
-                "plain_status": plain.returncode, "server": last}
+                "plain_status": plain.returncode, "server": last, "server_said": server_said}
 
     def need_sealing(self):
         asked = subprocess.run([self.programs / "echo_client", "--seal=psk", "--connect=unix:@none"],

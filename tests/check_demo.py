@@ -47,6 +47,9 @@ def check_stranger(figures):
         yield f"{who} refused", figures[f"{who}_status"] == 1, figures[f"{who}_status"]
     said = figures["stranger_said"]
     yield "the stranger is told", "alert" in said, said
+    said = figures["server_said"]
+    yield "the server says why", "issuer certificate" in said, said
+    yield "and of each refusal", len(said.strip().splitlines()) == 2, said
     yield "errors", figures["server"]["errors"] == 0, figures["server"]
 
 

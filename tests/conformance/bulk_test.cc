@@ -126,6 +126,7 @@ TEST_P(BulkTest, APoolThatIsTooSmallSlowsStreamsDownAndFailsNone) {
 
 // The engine began to wait while it had no buffer at all, and had some when the bytes came.
 TEST_P(BulkTest, BytesThatCameToADryPoolAreToldOfWhenThereIsRoom) {
+  if (GetParam().name.ends_with("Tls")) GTEST_SKIP() << "a handshake needs room of its own";
   LoopOptions options;
   options.pool_options.bytes_max = 1 << 20;
   RemakeLoop(std::move(options));

@@ -1,7 +1,8 @@
 // One end of a TLS handshake against bytes from a real peer that have been tampered with.
 //
 // The input of a fuzz target is a program:
-//   byte 0       0xff: the rest is given to the end as it is, after its own first bytes
+//   byte 0       0xff: the rest, but for a byte that chooses certificates or a PSK as this one does
+//                otherwise, is given to the end as it is, after the end's own first bytes
 //                else: bit 0 chooses certificates or a PSK, bits 1.. how many bytes are given at
 //                once (0: all)
 //   4 bytes each an edit of the stream towards the end: what to do, where (u16, little endian), by
@@ -97,13 +98,14 @@ inline int RunHandshakeMutation(std::string_view input, bool of_server) {
   if (input.empty()) return 0;
   const auto first = static_cast<uint8_t>(input[0]);
   input.remove_prefix(1);
-  const bool uses_psk = (first & 1) != 0;
+  const bool raw = first == 0xff && !input.empty();
+  const bool uses_psk = ((raw ? input[0] : first) & 1) != 0;
   HandshakePump pump(uses_psk ? ClientOf(psk, {}) : ClientOf(ClientCredentials()),
                      ServerOf(uses_psk ? psk : ServerCredentials()));
   PumpEnd& end = of_server ? pump.server : pump.client;
-  if (first == 0xff) {
+  if (raw) {
     end.Give({});
-    end.Give(input);
+    end.Give(input.substr(1));
     Require(!end.done());
     CheckEnd(end);
     return 0;

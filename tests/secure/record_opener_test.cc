@@ -18,6 +18,7 @@
 #include "testing/allocations.h"
 #include "testing/pattern.h"
 #include "testing/record_kit.h"
+#include "testing/sealed_allocations.h"
 
 namespace {
 
@@ -492,9 +493,13 @@ TEST(RecordOpener, AllocatesNothingPerRecord) {
     wires.push_back(Records(kit, sizes, {.counter = sizes.size() * static_cast<uint64_t>(i)}));
   }
   int64_t before = 0;
+  uint64_t openssl_before = 0;
   size_t bytes = 0;
   for (int i = 0; i < kRounds; ++i) {
-    if (i == 2) before = penstock::internal::AllocationsOnThisThread();
+    if (i == 2) {
+      before = penstock::internal::AllocationsOnThisThread();
+      openssl_before = penstock::internal::SealedAllocations();
+    }
     // Whole, and in pieces with rests between.
     const std::string_view wire = wires[static_cast<size_t>(i)];
     for (size_t at = 0; at < wire.size(); at += i % 2 == 0 ? wire.size() : 1500) {
@@ -510,6 +515,7 @@ TEST(RecordOpener, AllocatesNothingPerRecord) {
     }
   }
   EXPECT_EQ(penstock::internal::AllocationsOnThisThread() - before, 0);
+  EXPECT_EQ(penstock::internal::SealedAllocations() - openssl_before, 0u);
   EXPECT_EQ(bytes, kRounds * size_t{22'518});
 }
 

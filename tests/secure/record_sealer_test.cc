@@ -16,6 +16,7 @@
 #include "testing/pattern.h"
 #include "testing/record_kit.h"
 #include "testing/record_vectors.h"
+#include "testing/sealed_allocations.h"
 
 namespace {
 
@@ -306,8 +307,10 @@ TEST(RecordSealer, AllocatesNothingPerRecord) {
   };
   seal();
   const int64_t before = penstock::internal::AllocationsOnThisThread();
+  const uint64_t openssl_before = penstock::internal::SealedAllocations();
   for (int i = 0; i < 100; ++i) seal();
   EXPECT_EQ(penstock::internal::AllocationsOnThisThread() - before, 0);
+  EXPECT_EQ(penstock::internal::SealedAllocations() - openssl_before, 0u);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "testing/sealed_environment.h"
 
 #include <penstock/seal.h>
+#include <penstock/tls_handshake.h>
 
 #include <span>
 #include <string_view>
@@ -44,8 +45,9 @@ class InstantHandshake final : public Handshaker {
 
 class SealedEnvironment final : public Environment {
  public:
-  SealedEnvironment(std::unique_ptr<Environment> below, RecordMode mode)
-      : below_(std::move(below)), mode_(mode) {}
+  // By a handshake with `credentials`, or with the keys of every test where these are null.
+  SealedEnvironment(std::unique_ptr<Environment> below, RecordMode mode, CredentialsPtr credentials)
+      : below_(std::move(below)), mode_(mode), credentials_(std::move(credentials)) {}
 
   std::string missing() override { return below_->missing(); }
   absl::StatusOr<std::unique_ptr<Loop>> NewLoop(LoopOptions options) override {
@@ -60,8 +62,14 @@ class SealedEnvironment final : public Environment {
     return mode_ == RecordMode::kNative ? kRecordFrameNative : kRecordFrameGrpc;
   }
   void Wrap(StreamPtr stream, bool server, StreamCallback done) override {
-    Seal(std::move(stream), InstantHandshaker({.mode = mode_, .server = server}), {},
-         std::move(done));
+    if (credentials_ == nullptr) {
+      Seal(std::move(stream), InstantHandshaker({.mode = mode_, .server = server}), {},
+           std::move(done));
+      return;
+    }
+    HandshakeOptions handshake;
+    handshake.server = server;
+    Seal(std::move(stream), credentials_, handshake, {}, std::move(done));
   }
   bool Drive(std::span<Loop* const> loops, absl::FunctionRef<bool()> done) override {
     return below_->Drive(loops, done);
@@ -71,11 +79,23 @@ class SealedEnvironment final : public Environment {
  private:
   std::unique_ptr<Environment> below_;
   const RecordMode mode_;
+  const CredentialsPtr credentials_;
 };
 
 EnvironmentCase Sealed(const EnvironmentCase& below, RecordMode mode) {
   return {absl::StrCat(below.name, mode == RecordMode::kNative ? "Native" : "Grpc"),
-          [make = below.make, mode] { return std::make_unique<SealedEnvironment>(make(), mode); }};
+          [make = below.make, mode] {
+            return std::make_unique<SealedEnvironment>(make(), mode, nullptr);
+          }};
+}
+
+// After TLS by a shared key, the handshake that costs least.
+EnvironmentCase SealedByTls(const EnvironmentCase& below) {
+  return {absl::StrCat(below.name, "Tls"), [make = below.make] {
+            return std::make_unique<SealedEnvironment>(
+                make(), RecordMode::kNative,
+                *TlsPskCredentials({{.identity = "pump", .key = SecretKey(std::string(32, 'k'))}}));
+          }};
 }
 
 std::vector<EnvironmentCase> InBothModes(const std::vector<EnvironmentCase>& below) {
@@ -129,7 +149,10 @@ std::vector<EnvironmentCase> SealedEnvironments() {
     const bool unix_alone = which.name == "EpollUnix" || which.name == "UringUnix";
     if (unix_alone || absl::StartsWith(which.name, "Simulated")) below.push_back(which);
   }
-  return InBothModes(below);
+  std::vector<EnvironmentCase> cases = InBothModes(below);
+  // And one whose keys a handshake has agreed on, with what that leaves in the stream below.
+  cases.push_back(SealedByTls(KernelEngines().front()));
+  return cases;
 }
 
 }  // namespace internal
