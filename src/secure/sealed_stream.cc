@@ -480,20 +480,34 @@ void SealedStream::Pump() {
 }
 
 void SealedStream::SealQueued(BufferChain& wire) {
-  // Taken out, for releasing what was sealed may run code that writes more.
-  BufferChain plain = TakePlain();
-  const size_t before = plain.size();
   const size_t batch_max = seal_loop_->core().waiting_for_room()
                                ? kBatchMin
                                : std::max<size_t>(kBatchMax, sealer_->frame_max());
   // The stream below takes a batch whole or not at all, and the end record may join it.
   const size_t room_below = bounds_.max - std::min(bounds_.max, kRecordOverhead);
+  // Taken out, for releasing what was sealed may run code that writes more; and of a long queue no
+  // more than this batch is looked at.
+  uint64_t rest_blocks = plain_blocks_;
+  BufferChain rest = TakePlain();
+  BufferChain plain;
+  if (rest.size() <= batch_max) {
+    plain = std::move(rest);
+    rest_blocks = 0;
+  } else {
+    while (plain.size() < batch_max) plain.Append(rest.PopFront());
+    rest_blocks -= std::min<uint64_t>(rest_blocks, plain.block_bytes());
+  }
+  const size_t before = plain.size();
   const RecordSealer::Result result = sealer_->Seal(plain, wire, std::min(batch_max, room_below));
   seal_loop_->OnUse();
   batch_ = before - plain.size();
   if (released_) return;
-  plain.Append(TakePlain());
+  const uint64_t later_blocks = plain_blocks_;
+  BufferChain later = TakePlain();
   QueuePlain(std::move(plain));
+  plain_.Append(std::move(rest));
+  plain_.Append(std::move(later));
+  plain_blocks_ += rest_blocks + later_blocks;
   // What was sealed has left without room; but nobody shall take more than a little while others
   // need some to receive.
   if (sealer_->short_of_room()) seal_loop_->WaitForRoom(*this);
