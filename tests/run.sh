@@ -6,7 +6,7 @@ set -u -o pipefail
 tree=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 build_root=${PENSTOCK_BUILD_ROOT:-$tree/build}
 default_stages=(release clang asan tsan demo)
-all_stages=("${default_stages[@]}" vm)
+all_stages=("${default_stages[@]}" fuzz vm)
 stages=()
 
 usage() {
@@ -20,8 +20,9 @@ where it cannot), builds, tests, prints a summary.
   asan     AddressSanitizer and UndefinedBehaviorSanitizer: every test of the library and the examples
   tsan     ThreadSanitizer: the same
   demo     examples/demo.sh --quick, with a check of its figures
+  fuzz     libFuzzer goes on from each corpus, a minute at most
   vm       the engines, sockets and RDMA devices on Linux 6.1 and 6.12, in an emulated machine
-Without a STAGE all but vm run, in this order; --quick runs release alone.
+Without a STAGE all but fuzz and vm run, in this order; --quick runs release alone.
 Builds go to \$PENSTOCK_BUILD_ROOT, build/ in the tree unless set.
 USAGE
 }
@@ -172,6 +173,14 @@ stage_vm() {
       "$tests/penstock_rdma_tests" --gtest_filter='LaneScenarioTest.*Machine' --gtest_brief=1 \
       "--gtest_output=xml:$results/linux-$kernel-lossy.xml"
   done
+}
+
+stage_fuzz() {
+  if ! command -v clang++-14 >/dev/null; then
+    record_skip fuzz "clang-14 is not installed"
+    return
+  fi
+  build_stage fuzz && test_stage fuzz -- -L fuzz
 }
 
 stage_demo() {

@@ -75,8 +75,9 @@ class PENSTOCK_EXPORT SealLimiter {
 };
 
 // Answers an authorization: OK admits the peer. Any other status refuses it: Seal ends with
-// PermissionDenied and that status's message here, and with PermissionDenied, without it, at the
-// peer. Loop's thread; at once or later. Destroyed without a call, it refuses.
+// PermissionDenied and that status's message here, and with PermissionDenied, without it, at a peer
+// that speaks TLS; other handshakes have no words for it, and the peer sees a reset, of its stream
+// if it has that by then. Loop's thread; at once or later. Destroyed without a call, it refuses.
 using AuthorizeAnswer = absl::AnyInvocable<void(absl::Status verdict) &&>;
 
 // Asked about every peer that has proved who it is. `below` is the stream that will be sealed, for
@@ -122,8 +123,8 @@ class PENSTOCK_EXPORT SealAttempt {
 // given up, with Unauthenticated, PermissionDenied (either side's authorization), InvalidArgument
 // (the peer speaks no handshake of ours), DataLoss or Unavailable (the peer has left),
 // DeadlineExceeded, Cancelled, ResourceExhausted (a bound), Unimplemented (no AES-GCM here), each
-// naming the peer. A peer that is refused is told so before the end: for that the connection stays
-// up to 2 s longer, and counts as open.
+// naming the peer. A peer that is refused is told so before the end, where its handshake has words
+// for that: the connection stays up to 2 s longer, and counts as open.
 //
 // `done` is destroyed unrun when the loop goes first.
 PENSTOCK_EXPORT SealAttempt Seal(StreamPtr plain, std::unique_ptr<Handshaker> handshaker,
