@@ -204,8 +204,6 @@ void SealedStream::ReleaseBelow() {
   below_ = nullptr;
 }
 
-void SealedStream::OnLoopGone() { EndWithLoop(); }
-
 void SealedStream::EndWithLoop() {
   Hold();
   {
@@ -245,8 +243,6 @@ absl::Status SealedStream::OnJoin(LoopCore& loop) {
   MarkReady();
   return absl::OkStatus();
 }
-
-void SealedStream::OnLost() { EndWithLoop(); }
 
 void SealedStream::FinishLinger() {
   lingering_ = false;
@@ -557,11 +553,6 @@ void SealedStream::FinishShutdown(absl::Status status) {
 
 // --- Helpers ---
 
-SealedStream::Extras& SealedStream::extras() {
-  if (extras_ == nullptr) extras_ = std::make_unique<Extras>();
-  return *extras_;
-}
-
 SealedStream::Callbacks SealedStream::TakeCallbacks() {
   return Callbacks{std::exchange(read_done_, nullptr), std::exchange(first_write_, {}),
                    std::move(extras_)};
@@ -594,11 +585,6 @@ uint64_t SealedStream::queued() const {
   if (batch_ == 0) return waiting;
   // The part of the batch that the stream below has already passed on is no longer queued.
   return waiting - batch_ + std::min(batch_, below_->stats().queued_bytes);
-}
-
-size_t SealedStream::PinnedForReads() const {
-  const size_t received = opener_.has_value() ? opener_->pinned_bytes() : 0;
-  return received + (pinned_buffer_ ? pinned_buffer_.block_size() : 0);
 }
 
 void SealedStream::UpdatePinned() {

@@ -114,10 +114,10 @@ class SealedStream final : public Stream, private SealMember, private Deferred, 
   void ReleaseOwner();
   bool EndsInOrder() const;
   void OnRoom() override { MarkReady(); }
-  void OnLoopGone() override;
+  void OnLoopGone() override { EndWithLoop(); }
   void OnLeave() override;
   absl::Status OnJoin(LoopCore& loop) override;
-  void OnLost() override;
+  void OnLost() override { EndWithLoop(); }
   void ReleaseBelow();
   // Ends without a loop: callbacks are destroyed unrun.
   void EndWithLoop();
@@ -153,7 +153,10 @@ class SealedStream final : public Stream, private SealMember, private Deferred, 
   // The peer, or our own codec, broke the protocol: nothing can be believed or sent any more.
   void Fail(absl::Status status);
 
-  Extras& extras();
+  Extras& extras() {
+    if (extras_ == nullptr) extras_ = std::make_unique<Extras>();
+    return *extras_;
+  }
   Callbacks TakeCallbacks();
   void AddWrite(DoneCallback&& done, absl::Status refusal);
   absl::Status Refusal(std::string_view operation, std::string_view reason) const;
@@ -168,7 +171,10 @@ class SealedStream final : public Stream, private SealMember, private Deferred, 
   }
   // Plaintext written and not yet taken by the stream below.
   uint64_t queued() const;
-  size_t PinnedForReads() const;
+  size_t PinnedForReads() const {
+    const size_t received = opener_.has_value() ? opener_->pinned_bytes() : 0;
+    return received + (pinned_buffer_ ? pinned_buffer_.block_size() : 0);
+  }
   void UpdatePinned();
 
   SealLoop* seal_loop_;  // null once the loop is gone
