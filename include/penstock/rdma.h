@@ -169,6 +169,10 @@ struct RdmaOptions {
   uint32_t receive_depth = 64;
   // Reads that the peer may have outstanding; 1 to 1,024.
   uint32_t read_depth = 16;
+  // Over a device, messages of more bytes than this are not sent but offered: the peer's device
+  // reads them where they lie, as far as that is in blocks of 32 KiB and more of a pool. What is
+  // offered is registered with the device until it has been read. UINT32_MAX: none are.
+  uint32_t rendezvous_min = 256 * 1024;
 };
 
 // What the peer may do with exposed memory.
@@ -238,6 +242,7 @@ struct RdmaStats {
   uint64_t refused = 0;            // operations, for a full queue
   uint64_t expired = 0;            // operations, before they were posted
   uint64_t pings = 0;              // sent
+  uint64_t offers = 0;             // parts of messages, of up to 8 blocks, for the peer to read
   uint32_t late = 0;               // messages of an attempt to open that came too late to matter
 };
 

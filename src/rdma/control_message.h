@@ -53,6 +53,7 @@ std::string ControlTypeName(ControlType type);
 inline constexpr uint64_t kFeatureReady = 1 << 0;     // the active side sends READY
 inline constexpr uint64_t kFeatureFallback = 1 << 1;  // the control stream can carry the data
 inline constexpr uint64_t kFeatureOneSided = 1 << 2;  // regions can be read and written
+inline constexpr uint64_t kFeatureOffers = 1 << 3;    // offered messages are fetched
 
 using Bytes16 = std::array<uint8_t, 16>;
 

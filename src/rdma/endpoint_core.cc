@@ -31,7 +31,7 @@ GateOptions OptionsOfGate(GateRole role, const RdmaOptions& options, const Socke
   return {.role = role,
           .self = NewAttempt(),
           .nonce = RandomBytes(),
-          .features = kFeatureReady | kFeatureFallback | kFeatureOneSided,
+          .features = kFeatureReady | kFeatureFallback | kFeatureOneSided | kFeatureOffers,
           .policy = options.ready_policy,
           .handshake_deadline = options.open_deadline,
           .ready_deadline = options.ready_deadline,
@@ -260,6 +260,7 @@ void EndpointCore::FailAll() {
     while (!out->empty()) {
       WorkList one;
       one.splice(one.end(), *out, out->begin());
+      if (one.front().kind == Work::Kind::kFetch) continue;
       Finish(std::move(one), end_, RdmaOutcome::kInDoubt);
     }
   }
@@ -282,6 +283,10 @@ void EndpointCore::FailAll() {
   }
   // Only whole messages are delivered.
   partial_ = Message();
+  fetches_.clear();
+  behind_.clear();
+  WithdrawOffers();
+  offers_out_.clear();
   while (!serving_.empty()) serving_.pop();
   served_.reset();
 }
@@ -367,6 +372,10 @@ EndpointCore::Leftovers EndpointCore::TakeLeftovers() {
   left.revocations = regions_.Clear();
   left.ready = std::move(ready_);
   left.partial = std::exchange(partial_, {});
+  left.works.splice(left.works.end(), fetches_);
+  left.behind = std::exchange(behind_, {});
+  WithdrawOffers();
+  left.offers = std::exchange(offers_out_, {});
   left.sent = std::exchange(lane_window_, {});
   calls_ = {};
   open_waiters_ = {};

@@ -10,6 +10,10 @@
 // exactly one list from its start to its callback: the queue, one of those that are out, those that
 // are finished.
 //
+// A large message is offered: the peer reads it from where it lies, and tells when it has. What
+// comes behind an offer waits there (`behind_`) until that is fetched, so that messages are
+// delivered in order, and whole.
+//
 // The carrier is a Lane when both sides have a device, and the ControlChannel otherwise. It changes
 // once at most, from the lane to the channel: each side that has given up its lane tells by
 // FALLBACK how many messages it had from it, and sends on the channel what the peer has not, when
@@ -21,11 +25,15 @@
 #include <penstock/rdma.h>
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
+#include <list>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -38,6 +46,7 @@
 #include "rdma/control_channel.h"
 #include "rdma/control_message.h"
 #include "rdma/credit_window.h"
+#include "rdma/exposed_memory.h"
 #include "rdma/lane.h"
 #include "rdma/lane_device.h"
 #include "rdma/lane_window.h"
@@ -109,6 +118,15 @@ inline constexpr std::array<std::array<Carrier, kCarrierEvents>, kCarriers> kCar
     /* kLeaving */ {Carrier::kLeaving, Carrier::kLeaving, Carrier::kStream},
 }};
 
+// A piece of a message that is not whole, or is behind one that is not: in the order of coming.
+struct Arrival {
+  BufferChain data;
+  size_t parts = 0;      // that are still to be fetched
+  uint64_t offered = 0;  // bytes, of what is fetched
+  uint32_t message = 0;  // that it belongs to, counted
+  bool last = false;     // of its message
+};
+
 class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
                            private ControlChannel::Owner,
                            private Lane::Owner,
@@ -146,7 +164,18 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   // Some or all of a message.
   struct Message {
     BufferChain data;
-    uint32_t held = 0;  // pieces whose room has not been given back
+    uint32_t held = 0;     // pieces whose room has not been given back
+    uint64_t fetched = 0;  // bytes that came by this side's reads
+  };
+  // What the peer is to read by itself, in memory that its device can reach.
+  struct OfferedPart {
+    Buffer bytes;
+    ExposedMemory exposed;
+  };
+  struct Offered {
+    uint32_t number = 0;  // from 1 on
+    uint64_t size = 0;
+    std::vector<OfferedPart> parts;
   };
   // A read of the peer that is being answered.
   struct ServedRead {
@@ -164,6 +193,8 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
     Fifo<RegionTable::Revoked> revocations;
     Fifo<Message> ready;
     Message partial;
+    std::list<Arrival> behind;
+    std::list<Offered> offers;
     LaneWindow sent;
   };
 
@@ -212,13 +243,13 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
                 BufferChain payload);
   bool PostNext();
   bool PostPieceOfMessage(Work& work);
+  void EndPiece(Work& work);
   bool PostPieceOfWrite(Work& work);
   void BeginWrite(Work& work);
   void PostWriteByLane(Work& work, const LaneTarget& target);
   void EndWrite(Work& work, WorkList& out);
   bool PostRead(Work& work);
   LaneTarget TargetOf(const Work& work) const;
-  bool ServeRead();
   void Announce();
   void DrainOut();
   MessageHeader Header(MessageType type, uint32_t sequence, bool last);
@@ -238,6 +269,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   absl::Status TakeHeader(MessageHeader& header, bool by_lane);
   absl::Status TakeData(const MessageHeader& header, BufferChain body);
   absl::Status TakePiece(const MessageHeader& header, BufferChain body);
+  void AddPiece(Arrival piece);
   absl::Status TakeWrite(const MessageHeader& header, BufferChain body);
   absl::Status TakeWritten(uint32_t number);
   absl::Status TakeRead(const MessageHeader& header, const BufferChain& body);
@@ -246,6 +278,27 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   void FinishFirst(WorkList& out);
   void OnChannelRoom() override { Service(); }
   void OnChannelEnd(absl::Status status) override;
+
+  // --- endpoint_offer.cc: what the other side reads by itself ---
+  bool OffersAgreed() const;
+  // Null when there is none.
+  LaneHub* Hub() const;
+  bool WantsOffer(const Work& work) const;
+  bool OffersFull() const;
+  Offered MakeOffer(Work& work);
+  bool PostOffer(Work& work);
+  void Withdraw(Offered& offer);
+  void WithdrawOffers();
+  absl::Status TakeFetched(uint32_t number);
+  absl::Status TakeOffer(const MessageHeader& header, const BufferChain& body);
+  Arrival& Arrive(const MessageHeader& header, uint64_t size);
+  void CountArriving(uint64_t size, bool last);
+  bool MayFetch(const Work& work) const;
+  bool PostFetch();
+  void FinishFetch(WorkList one);
+  void ReturnReads();
+  absl::StatusOr<std::span<char>> FindToRead(const AccessPrefix& access, uint64_t size) const;
+  bool ServeRead();
 
   // --- endpoint_lane.cc: the lane, and from it to the stream ---
   // For the peer's device to reach; none when there is no lane, or the device does not take it.
@@ -296,6 +349,8 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   bool receive_cancelled_ = false;
   bool heard_ = false;          // of the peer, since the last look
   bool written_due_ = false;    // the peer's writes are to be acknowledged
+  bool fetched_due_ = false;    // and its offers
+  bool fetch_first_ = true;     // by turns with the reads that were asked for
   bool credit_waited_ = false;  // the first in the queue has been counted as waiting
   uint32_t pings_missed_ = 0;
   uint64_t answered_ = 0;  // the last ping that the peer has answered
@@ -322,10 +377,22 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   uint32_t writes_done_ = 0;
   uint32_t reads_begun_ = 0;
   PeerRegions peer_regions_;
+  std::list<Offered> offers_out_;  // not fetched
+  uint64_t offered_bytes_ = 0;     // of these
+  uint32_t offers_begun_ = 0;
+  uint32_t offers_fetched_ = 0;
 
   // The peer's.
   Message partial_;
   Fifo<Message> ready_;
+  std::list<Arrival> behind_;    // the first of which is to be fetched
+  WorkList fetches_;             // not posted, for `behind_`
+  uint64_t arriving_ = 0;        // bytes of the message that is arriving
+  uint64_t fetched_bytes_ = 0;   // or being fetched, of messages that are not delivered
+  uint32_t messages_begun_ = 0;  // that have come to their last piece
+  uint32_t messages_whole_ = 0;
+  uint32_t offers_taken_ = 0;
+  uint32_t fetched_ = 0;  // offers
   RegionTable regions_;
   Fifo<ServedRead> serving_;
   std::optional<ServedRead> served_;  // the one being answered

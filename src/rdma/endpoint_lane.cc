@@ -171,6 +171,7 @@ void EndpointCore::LeaveLane(std::string_view why, bool reply) {
   const std::string reason(why);
   // The loops do again what the devices may not have done: from here on the devices do none of it.
   if (lane_ != nullptr) lane_->Stop();
+  WithdrawOffers();
   SendFallback({.reply = reply, .text = reason.substr(0, kControlTextMax)});
   GiveUpLane(reason);
 }
@@ -213,7 +214,7 @@ void EndpointCore::OnFallback(const ControlFallback& fallback) {
   writes_out_.merge(lane_writes_, [](const Work& one, const Work& other) {
     return !SequenceReached(other.number, one.number);
   });
-  queue_.Return(std::exchange(lane_reads_, {}));
+  ReturnReads();
 }
 
 // True: something has been seen to; before all of it has, nothing new may be posted.
@@ -230,6 +231,10 @@ bool EndpointCore::Resend() {
   if (sent->header.type == MessageType::kCredit) return true;
   if (sent->header.type == MessageType::kWritten) {
     written_due_ = true;
+    return true;
+  }
+  if (sent->header.type == MessageType::kFetched) {
+    fetched_due_ = true;
     return true;
   }
   const bool last = (sent->header.flags & kMessageLast) != 0;

@@ -201,6 +201,10 @@ absl::Status EndpointCore::TakeData(const MessageHeader& header, BufferChain bod
       return TakeRead(header, body);
     case MessageType::kReadData:
       return TakeReadData(header, std::move(body));
+    case MessageType::kOffer:
+      return TakeOffer(header, body);
+    case MessageType::kFetched:
+      return TakeFetched(header.sequence);
     default:
       return absl::OkStatus();
   }
@@ -208,18 +212,32 @@ absl::Status EndpointCore::TakeData(const MessageHeader& header, BufferChain bod
 
 absl::Status EndpointCore::TakePiece(const MessageHeader& header, BufferChain body) {
   if (absl::Status status = window_.OnPiece(header.sequence); !status.ok()) return status;
-  if (partial_.data.size() + body.size() > options_.message_max) {
+  if (body.size() > options_.message_max - arriving_) {
     return Violation(absl::StrCat("a message of more than message_max ", options_.message_max));
   }
-  partial_.data.Append(std::move(body));
+  if (!behind_.empty()) {
+    const uint64_t size = body.size();
+    Arrive(header, size).data = std::move(body);
+    return absl::OkStatus();
+  }
+  const bool last = (header.flags & kMessageLast) != 0;
+  CountArriving(body.size(), last);
+  AddPiece({.data = std::move(body), .last = last});
+  return absl::OkStatus();
+}
+
+// Everything before it is there.
+void EndpointCore::AddPiece(Arrival piece) {
+  partial_.data.Append(std::move(piece.data));
+  partial_.fetched += piece.offered;
   ++partial_.held;
-  if ((header.flags & kMessageLast) != 0) {
+  if (piece.last) {
+    ++messages_whole_;
     ready_.push(std::exchange(partial_, {}));
   } else if (ready_.empty()) {
     // The next to be delivered: it must come whole, however many pieces that takes.
     window_.Release(std::exchange(partial_.held, 0));
   }
-  return absl::OkStatus();
 }
 
 absl::Status EndpointCore::TakeWrite(const MessageHeader& header, BufferChain body) {
@@ -255,7 +273,7 @@ absl::Status EndpointCore::TakeRead(const MessageHeader& header, const BufferCha
   if (serving_.size() + (served_.has_value() ? 1 : 0) >= options_.read_depth) {
     return Violation(absl::StrCat("more than read_depth ", options_.read_depth, " reads at once"));
   }
-  const absl::Status status = regions_.Find(access, access.size, RdmaAccess::kRead).status();
+  const absl::Status status = FindToRead(access, access.size).status();
   if (status.ok()) serving_.push({.number = header.sequence, .access = access});
   return status;
 }
@@ -280,7 +298,8 @@ absl::Status EndpointCore::TakeReadData(const MessageHeader& header, BufferChain
 
 void EndpointCore::FinishAcknowledged() {
   while (!sends_out_.empty() &&
-         SequenceReached(sends_out_.front().number, window_.acknowledged())) {
+         SequenceReached(sends_out_.front().number, window_.acknowledged()) &&
+         SequenceReached(sends_out_.front().offers, offers_fetched_)) {
     FinishFirst(sends_out_);
   }
   while (!writes_out_.empty() && SequenceReached(writes_out_.front().number, writes_done_)) {
@@ -292,6 +311,7 @@ void EndpointCore::FinishFirst(WorkList& out) {
   WorkList one;
   one.splice(one.end(), out, out.begin());
   const Work& work = one.front();
+  if (work.kind == Work::Kind::kFetch) return FinishFetch(std::move(one));
   switch (work.kind) {
     case Work::Kind::kRead:
       ++stats_.reads;

@@ -95,6 +95,7 @@ bool EndpointCore::RunReceive() {
   if (!ready_.empty()) {
     Message message = ready_.pop();
     window_.Release(message.held);
+    fetched_bytes_ -= message.fetched;
     // What is being received goes on, as it is the next to be delivered.
     if (ready_.empty()) window_.Release(std::exchange(partial_.held, 0));
     ++stats_.messages_received;
@@ -143,7 +144,10 @@ void EndpointCore::Pump() {
     bool did = Resend();
     if (!did) {
       did = ServeRead();
+      const bool fetch_first = fetch_first_;
+      if (fetch_first) did |= !dead() && PostFetch();
       did |= !dead() && PostNext();
+      if (!fetch_first) did |= !dead() && PostFetch();
     }
     if (!did) return;
     if (channel_->unsent() >= kFlushSize && !channel_->Flush()) return;
@@ -201,14 +205,24 @@ bool EndpointCore::PostPieceOfMessage(Work& work) {
     return false;
   }
   credit_waited_ = false;
+  if (WantsOffer(work)) {
+    if (OffersFull()) return false;
+    if (PostOffer(work)) return true;
+  }
   work.posted = true;
   BufferChain piece = work.data.SplitFront(std::min(work.data.size(), piece_max_));
   queue_.OnPosted(piece.size());
-  const bool last = work.data.empty();
   work.number = window_.TakeNext();
-  PostData(Header(MessageType::kMessage, work.number, last), std::nullopt, std::move(piece));
-  if (last) sends_out_.splice(sends_out_.end(), queue_.TakeFront());
+  PostData(Header(MessageType::kMessage, work.number, work.data.empty()), std::nullopt,
+           std::move(piece));
+  EndPiece(work);
   return true;
+}
+
+void EndpointCore::EndPiece(Work& work) {
+  if (!work.data.empty()) return;
+  work.offers = offers_begun_;
+  sends_out_.splice(sends_out_.end(), queue_.TakeFront());
 }
 
 bool EndpointCore::PostPieceOfWrite(Work& work) {
@@ -260,6 +274,7 @@ bool EndpointCore::PostRead(Work& work) {
   if (target.address != 0 && messaged_writes_ > 0) return false;
   work.posted = true;
   work.number = ++reads_begun_;
+  fetch_first_ = true;
   if (!std::exchange(work.on_region, true)) peer_regions_.OnPosted(work.region.id);
   if (target.address != 0) {
     lane_->Read(kReadToken | work.number, target, work.size);
@@ -275,41 +290,21 @@ bool EndpointCore::PostRead(Work& work) {
   return true;
 }
 
-bool EndpointCore::ServeRead() {
-  if (!served_.has_value()) {
-    if (serving_.empty()) return false;
-    served_ = serving_.pop();
-  }
-  AccessPrefix& access = served_->access;
-  const uint64_t size = std::min<uint64_t>(access.size, piece_max_);
-  // Looked up anew: the region may have gone since the last piece.
-  const absl::StatusOr<std::span<char>> memory = regions_.Find(access, size, RdmaAccess::kRead);
-  if (!memory.ok()) {
-    End(Explain(absl::StatusCode::kInvalidArgument, "RDMA endpoint to",
-                MessageOf(memory.status())));
-    return false;
-  }
-  access.offset += size;
-  access.size -= size;
-  const bool last = access.size == 0;
-  BufferChain bytes;
-  if (size > 0) bytes.Append(channel_->Copy({memory->data(), memory->size()}));
-  PostData(Header(MessageType::kReadData, served_->number, last), std::nullopt, std::move(bytes));
-  stats_.bytes_out += size;
-  if (last) served_.reset();
-  return true;
-}
-
 void EndpointCore::Announce() {
   if (dead() || !gate_.MayPost(gate_.self().attempt) || carrier_ == Carrier::kLeaving) return;
   // A stream takes these at any time, a lane when it has room; the last of that is for news alone.
   const bool by_lane = carrier_ == Carrier::kLane;
-  if (!by_lane || HasRoom()) {
-    if (std::exchange(written_due_, false)) {
-      PostData(Header(MessageType::kWritten, written_, true), std::nullopt, {});
-    } else if (window_.NewsDue()) {
-      PostData(Header(MessageType::kCredit, 0, true), std::nullopt, {});
-    }
+  const auto may_tell = [&] { return !by_lane || HasRoom(); };
+  if (written_due_ && may_tell()) {
+    written_due_ = false;
+    PostData(Header(MessageType::kWritten, written_, true), std::nullopt, {});
+  }
+  if (fetched_due_ && may_tell()) {
+    fetched_due_ = false;
+    PostData(Header(MessageType::kFetched, fetched_, true), std::nullopt, {});
+  }
+  if (window_.NewsDue() && may_tell()) {
+    PostData(Header(MessageType::kCredit, 0, true), std::nullopt, {});
   }
   if (by_lane && lane_window_.NewsDue() && lane_window_.HasCreditRoom()) {
     PostData(Header(MessageType::kCredit, 0, true), std::nullopt, {});
@@ -321,7 +316,9 @@ void EndpointCore::DrainOut() {
   if (carrier_ != Carrier::kLane && !lane_window_.empty()) return;
   for (const WorkList* out :
        {&sends_out_, &writes_out_, &reads_out_, &lane_writes_, &lane_reads_}) {
-    if (!out->empty()) return;
+    for (const Work& work : *out) {
+      if (work.kind != Work::Kind::kFetch) return;
+    }
   }
   Apply(EndpointEvent::kSent);
   channel_->Send(EncodeControl(ControlDrain{.sequence = window_.sent()}));
@@ -377,9 +374,12 @@ RdmaStats EndpointCore::stats() const {
   stats.over_device = stats.open && carrier_ == Carrier::kLane;
   stats.operations_queued = static_cast<uint32_t>(queue_.size());
   stats.bytes_queued = queue_.bytes();
-  stats.operations_posted =
-      static_cast<uint32_t>(sends_out_.size() + writes_out_.size() + reads_out_.size() +
-                            lane_writes_.size() + lane_reads_.size());
+  for (const WorkList* out :
+       {&sends_out_, &writes_out_, &reads_out_, &lane_writes_, &lane_reads_}) {
+    for (const Work& work : *out) {
+      stats.operations_posted += work.kind == Work::Kind::kFetch ? 0 : 1;
+    }
+  }
   stats.credits = dead() ? 0 : window_.available();
   stats.late = gate_.counts().late;
   return stats;

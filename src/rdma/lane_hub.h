@@ -33,6 +33,7 @@
 #include <memory>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -98,6 +99,11 @@ class LaneHub final : private CompletionSink {
   absl::StatusOr<ExposedMemory> Expose(std::span<char> memory, RdmaAccess access) {
     return ExposedMemory::Create(device_, memory, access);
   }
+  // Memory of the pool that the device has not let go of, though it was asked to: stays with it.
+  void Keep(ExposedMemory memory, Buffer bytes) {
+    kept_.push_back({std::move(bytes), std::move(memory)});
+  }
+  size_t kept() const { return kept_.size(); }
   CompletionPump& pump() { return *pump_; }
 
   // --- For lanes ---
@@ -162,6 +168,10 @@ class LaneHub final : private CompletionSink {
     int64_t since_ns = 0;
     End end = End::kWorks;  // kFailed: the marker waits for a slot
   };
+  struct Kept {
+    Buffer bytes;
+    ExposedMemory memory;  // goes first
+  };
   // Of a queue pair that is destroyed.
   struct Rest {
     uint64_t empties = 0;  // PumpStats::empties by then
@@ -210,7 +220,8 @@ class LaneHub final : private CompletionSink {
   std::unique_ptr<FabricSrq> srq_;
   std::unique_ptr<char[]> bank_;  // the receives, one after the other
   FabricMemory bank_memory_;
-  absl::Status lost_;  // not OK: there are no new lanes
+  std::vector<Kept> kept_;  // until there are no queue pairs
+  absl::Status lost_;       // not OK: there are no new lanes
   uint32_t posted_ = 0;
   uint32_t granted_ = 0;
   uint32_t read_depth_ = 0;

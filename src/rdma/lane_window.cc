@@ -44,7 +44,8 @@ void LaneWindow::OnWriteSent(const AccessPrefix& access, uint32_t number, Buffer
 void LaneWindow::Acknowledge(uint64_t count) {
   acknowledged_ += count;
   for (; count > 0; --count) {
-    if (sent_.pop().header.type == MessageType::kMessage) ++pieces_acknowledged_;
+    const MessageType type = sent_.pop().header.type;
+    if (type == MessageType::kMessage || type == MessageType::kOffer) ++pieces_acknowledged_;
   }
 }
 

@@ -41,7 +41,7 @@ absl::StatusOr<MessageHeader> DecodeMessageHeader(std::string_view bytes) {
   MessageHeader header;
   const auto type = LoadNumber<uint8_t>(at);
   if (type < static_cast<uint8_t>(MessageType::kMessage) ||
-      type > static_cast<uint8_t>(MessageType::kReadData)) {
+      type > static_cast<uint8_t>(MessageType::kFetched)) {
     return absl::InvalidArgumentError(absl::StrCat("a message of the unknown type ", int{type}));
   }
   header.type = static_cast<MessageType>(type);
@@ -69,6 +69,22 @@ AccessPrefix DecodeAccessPrefix(std::string_view bytes) {
   prefix.size = LoadNumber<uint64_t>(at);
   prefix.epoch = LoadNumber<uint32_t>(at);
   return prefix;
+}
+
+void EncodeOfferPart(const OfferPart& part, std::span<char, kOfferPartSize> out) {
+  char* at = out.data();
+  at = StoreNumber(at, part.address);
+  at = StoreNumber(at, part.size);
+  StoreNumber(at, part.key);
+}
+
+OfferPart DecodeOfferPart(std::string_view bytes) {
+  const char* at = bytes.data();
+  OfferPart part;
+  part.address = LoadNumber<uint64_t>(at);
+  part.size = LoadNumber<uint64_t>(at);
+  part.key = LoadNumber<uint32_t>(at);
+  return part;
 }
 
 MessageFront::MessageFront(const MessageHeader& header, const std::optional<AccessPrefix>& access)

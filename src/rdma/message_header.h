@@ -24,12 +24,14 @@ inline constexpr size_t kMessageHeaderSize = 16;
 inline constexpr size_t kStreamPieceMax = 64 * 1024;
 
 enum class MessageType : uint8_t {
-  kMessage = 1,   // a piece of a message; the only type that needs a credit
+  kMessage = 1,   // a piece of a message; needs a credit, as kOffer and no other type does
   kCredit = 2,    // nothing but the header
   kWrite = 3,     // an AccessPrefix, and the bytes to write; header's sequence: the write
   kWritten = 4,   // header's sequence: every write up to this number is done
   kRead = 5,      // an AccessPrefix; header's sequence: the read
   kReadData = 6,  // header's sequence: the read; bytes
+  kOffer = 7,     // a piece of a message as well: OfferParts, where the peer is to read its bytes
+  kFetched = 8,   // header's sequence: offers up to this one have been read, counted from 1 on
 };
 inline constexpr uint8_t kMessageLast = 1;  // flag: the last piece
 
@@ -40,7 +42,8 @@ struct MessageHeader {
   uint16_t received = 0;
   // Tells the attempt to open that this belongs to: ReadyGate::data_tag.
   uint32_t tag = 0;
-  // kMessage: pieces sent so far, this one included. One-sided: the number of the operation.
+  // kMessage, kOffer: pieces sent so far, this one included. One-sided: the number of the
+  // operation.
   uint32_t sequence = 0;
   // Pieces that the sender lets the peer send, since the endpoint opened, modulo 2^32.
   uint32_t credits = 0;
@@ -71,6 +74,28 @@ inline constexpr size_t kAccessPrefixSize = 28;
 void EncodeAccessPrefix(const AccessPrefix& prefix, std::span<char, kAccessPrefixSize> out);
 // `bytes` has kAccessPrefixSize at least.
 AccessPrefix DecodeAccessPrefix(std::string_view bytes);
+
+// Bytes of a message, where the sender's device has them.
+struct OfferPart {
+  uint64_t address = 0;
+  uint64_t size = 0;
+  uint32_t key = 0;
+
+  bool operator==(const OfferPart&) const = default;
+};
+inline constexpr size_t kOfferPartSize = 20;
+inline constexpr size_t kOfferPartsMax = 8;  // of one offer
+
+void EncodeOfferPart(const OfferPart& part, std::span<char, kOfferPartSize> out);
+// `bytes` has kOfferPartSize at least.
+OfferPart DecodeOfferPart(std::string_view bytes);
+
+// The region, in an access, that a part of offer `number` is. Regions that are exposed have not
+// this bit.
+inline constexpr uint64_t kOfferRegion = uint64_t{1} << 63;
+inline uint64_t OfferRegion(uint32_t number, size_t part) {
+  return kOfferRegion | uint64_t{number} << 3 | part;
+}
 
 // What stands in front of a payload: a header, and behind it the access, if there is one.
 class MessageFront {

@@ -19,27 +19,37 @@
 #include <optional>
 
 #include "absl/status/status.h"
+#include "rdma/message_header.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 
+struct Arrival;  // endpoint_core.h
+
 struct Work {
-  enum class Kind : uint8_t { kSend, kWrite, kRead };
+  // kFetch: a read of what the peer has offered; nobody has started it.
+  enum class Kind : uint8_t { kSend, kWrite, kRead, kFetch };
   static constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 
   Kind kind = Kind::kSend;
   bool posted = false;     // some of it
   bool on_region = false;  // counted as posted to `region`
   bool messaged = false;   // a write that the peer's loop carries out
+  bool in_pieces = false;  // a message that cannot be offered
   uint64_t size = 0;       // of the whole operation, in bytes
   BufferChain data;        // still to be sent; of a read: what has come
-  // kWrite, kRead.
+  // kWrite, kRead, kFetch.
   RdmaRemoteRegion region;
   uint64_t offset = 0;
   // kWrite: is sent afterwards, when this turns into a kSend.
   std::optional<BufferChain> then;
   // kSend: of its last piece. Others: its own.
   uint32_t number = 0;
+  // kSend: offers begun when its last piece was posted.
+  uint32_t offers = 0;
+  // kFetch.
+  OfferPart part;
+  Arrival* into = nullptr;
   int64_t deadline_ns = kNever;
   RdmaEndpoint::DoneCallback done;
   RdmaEndpoint::ReadCallback read_done;

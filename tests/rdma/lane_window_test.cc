@@ -45,7 +45,7 @@ TEST_F(LaneWindowTest, TheLastReceivesAreForNewsAlone) {
 TEST_F(LaneWindowTest, AcknowledgementsOfAllAreToldOnAsThoseOfPieces) {
   Send(MessageType::kMessage, 1);
   Send(MessageType::kWrite, 1);
-  Send(MessageType::kMessage, 2);
+  Send(MessageType::kOffer, 2);
   Send(MessageType::kCredit);
   uint16_t pieces = 0;
   ASSERT_TRUE(Told(2, &pieces).ok());

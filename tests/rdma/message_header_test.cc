@@ -29,7 +29,7 @@ TEST(MessageHeaderTest, GoldenBytesBothWays) {
 TEST(MessageHeaderTest, TypesThatAreNotKnownAndShortOnesAreRefused) {
   std::array<char, kMessageHeaderSize> bytes;
   EncodeMessageHeader(kHeader, bytes);
-  for (const int type : {0, 7, 255}) {
+  for (const int type : {0, 9, 255}) {
     bytes[0] = static_cast<char>(type);
     EXPECT_TRUE(absl::IsInvalidArgument(DecodeMessageHeader({bytes.data(), bytes.size()}).status()))
         << type;
@@ -46,6 +46,21 @@ TEST(MessageHeaderTest, AccessPrefixHasGoldenBytesBothWays) {
       "\x01\0\0\0\0\0\0\0\x03\x02\0\0\0\0\0\0\0\0\0\0\0\0\0\x04\x08\x07\x06\x05", 28);
   EXPECT_EQ(std::string_view(bytes.data(), bytes.size()), kExpected);
   EXPECT_EQ(DecodeAccessPrefix(kExpected), access);
+}
+
+TEST(MessageHeaderTest, OfferPartsHaveGoldenBytesBothWays) {
+  const OfferPart part = {
+      .address = 0x0102030405060708, .size = uint64_t{3} << 32 | 5, .key = 0x0a0b0c0d};
+  std::array<char, kOfferPartSize> bytes;
+  EncodeOfferPart(part, bytes);
+  constexpr std::string_view kExpected(
+      "\x08\x07\x06\x05\x04\x03\x02\x01\x05\0\0\0\x03\0\0\0\x0d\x0c\x0b\x0a", 20);
+  EXPECT_EQ(std::string_view(bytes.data(), bytes.size()), kExpected);
+  EXPECT_EQ(DecodeOfferPart(kExpected), part);
+  EXPECT_EQ(static_cast<int>(MessageType::kOffer), 7);
+  EXPECT_EQ(static_cast<int>(MessageType::kFetched), 8);
+  EXPECT_EQ(OfferRegion(1, 0), 0x8000000000000008);
+  EXPECT_EQ(OfferRegion(UINT32_MAX, 7), 0x80000007ffffffff);
 }
 
 TEST(MessageFrontTest, IsTheHeaderAndThenTheAccess) {

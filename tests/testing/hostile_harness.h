@@ -31,10 +31,11 @@ class HostileHarness : public RdmaHarness {
     RdmaHarness::TearDown();
   }
   // The endpoint is open with a peer that gives this answer.
-  void OpenWithAnswer(RawPeer::Answer answer, RdmaOptions options = Quiet()) {
+  void OpenWithAnswer(RawPeer::Answer answer, RdmaOptions options = Quiet(),
+                      uint64_t features = 0) {
     StreamPair streams = Pair();
     endpoint_ = RdmaEndpoint::Connect(std::move(streams.client), options);
-    peer_ = std::make_unique<RawPeer>(std::move(streams.server), std::move(answer));
+    peer_ = std::make_unique<RawPeer>(std::move(streams.server), std::move(answer), features);
     ASSERT_TRUE(Open(*endpoint_).ok());
     ASSERT_TRUE(Drive([this] { return peer_->open(); }));
   }

@@ -33,8 +33,9 @@ class RawPeer {
 
   RawPeer(StreamPtr stream, GateOffer offer)
       : RawPeer(std::move(stream), [offer](const ControlHello&) { return offer; }) {}
-  RawPeer(StreamPtr stream, Answer answer)
-      : stream_(std::move(stream)), gate_(Options(), 0), answer_(std::move(answer)) {
+  // `features`: that it has besides those of Options.
+  RawPeer(StreamPtr stream, Answer answer, uint64_t features = 0)
+      : stream_(std::move(stream)), gate_(Options(features), 0), answer_(std::move(answer)) {
     Read();
   }
   // kMute: does not go on after ACCEPT.
@@ -59,6 +60,11 @@ class RawPeer {
     offer.terms = {.depth = 4, .size = 512, .read_depth = 2};
     return std::make_unique<RawPeer>(std::move(stream), Options(GateRole::kActive), offer,
                                      Opening::kMute);
+  }
+  static GateOptions Options(uint64_t features) {
+    GateOptions options = Options();
+    options.features |= features;
+    return options;
   }
   // What this side can do, when it is not told otherwise.
   static GateOptions Options(GateRole role = GateRole::kPassive) {
