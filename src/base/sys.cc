@@ -127,9 +127,7 @@ int Sys::PeerName(int fd, sockaddr* address, socklen_t* length) {
 // Never repeated: Linux frees the descriptor even when close(2) says EINTR.
 int Sys::Close(int fd) { return OrErrno(::close(fd)); }
 
-int Sys::OpenReserve() {
-  return Retry([] { return ::open("/dev/null", O_RDONLY | O_CLOEXEC); });
-}
+int Sys::OpenReserve() { return OrErrno(::eventfd(0, EFD_CLOEXEC)); }
 
 int Sys::Unlink(const char* path) { return OrErrno(::unlink(path)); }
 

@@ -41,7 +41,7 @@ class Sys {
   virtual int LocalName(int fd, sockaddr* address, socklen_t* length);
   virtual int PeerName(int fd, sockaddr* address, socklen_t* length);
   virtual int Close(int fd);
-  virtual int OpenReserve();  // /dev/null, read-only
+  virtual int OpenReserve();  // of no use but to be closed; needs no file system
   virtual int Unlink(const char* path);
   // Whether `path` itself, not what it links to, is a socket (lstat(2)).
   virtual bool IsSocketFile(const char* path);

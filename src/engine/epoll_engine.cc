@@ -36,7 +36,9 @@ constexpr uint32_t kEndingEvents = EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI;
 absl::StatusOr<std::unique_ptr<Engine>> EpollEngine::Create(LoopCore& loop) {
   const int epoll = loop.sys().EpollCreate();
   if (epoll < 0) return ErrnoStatus(-epoll, "epoll_create1 for a loop", nullptr);
-  return std::unique_ptr<Engine>(new EpollEngine(loop, epoll));
+  std::unique_ptr<EpollEngine> engine(new EpollEngine(loop, epoll));
+  if (absl::Status status = engine->HasReserve(); !status.ok()) return status;
+  return engine;
 }
 
 EpollEngine::EpollEngine(LoopCore& loop, int epoll)

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
+#include "buffer/size_class.h"
 #include "engine/engine_choice.h"
 
 PENSTOCK_BEGIN_NAMESPACE
@@ -84,6 +85,9 @@ absl::Status CheckOptions(const LoopOptions& options) {
   if (options.turn_events_max < 1) return bad("turn_events_max must be at least 1");
   if (options.turn_tasks_max < 1) return bad("turn_tasks_max must be at least 1");
   if (options.connections_max < 1) return bad("connections_max must be at least 1");
+  if (options.pool == nullptr && options.pool_options.bytes_max < kBlockSizes[0]) {
+    return bad("pool_options.bytes_max must be at least 256, the smallest block");
+  }
   if (options.busy_poll < absl::ZeroDuration()) return bad("busy_poll must not be negative");
   if (options.idle_trim < absl::ZeroDuration()) return bad("idle_trim must not be negative");
   return absl::OkStatus();

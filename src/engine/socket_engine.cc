@@ -33,6 +33,11 @@ struct OptionRow {
 SocketEngine::SocketEngine(LoopCore& loop)
     : Engine(loop), sys_(loop.sys()), direct_(&sys_ == &RealSys()), reserve_(sys_.OpenReserve()) {}
 
+absl::Status SocketEngine::HasReserve() const {
+  if (reserve_ >= 0) return absl::OkStatus();
+  return ErrnoStatus(-reserve_, "open a descriptor in reserve for a loop", nullptr);
+}
+
 SocketEngine::~SocketEngine() {
   if (reserve_ >= 0) sys_.Close(reserve_);
 }
@@ -71,7 +76,9 @@ absl::Status SocketEngine::SetOptions(int fd, const SocketAddress& address,
 absl::StatusOr<int> SocketEngine::OpenListener(const SocketAddress& address,
                                                const SocketSetup& setup) {
   if (address.family() == AF_UNSPEC) {
-    return absl::InvalidArgumentError("listen: the address is empty");
+    return absl::InvalidArgumentError(
+        "listen: the address is empty; SocketAddress::Parse() reads 127.0.0.1:0, [::1]:80 or "
+        "unix:/run/service.sock");
   }
   const int fd = sys_.Socket(address.family(), SOCK_STREAM, 0);
   if (fd < 0) return ErrnoStatus(-fd, "open a socket to listen on", &address);
@@ -121,7 +128,9 @@ absl::StatusOr<int> SocketEngine::OpenConnecting(const SocketAddress& address,
                                                  const SocketAddress& local,
                                                  const SocketSetup& setup, bool* connected) {
   if (address.family() == AF_UNSPEC) {
-    return absl::InvalidArgumentError("connect: the address is empty");
+    return absl::InvalidArgumentError(
+        "connect: the address is empty; SocketAddress::Parse() reads 127.0.0.1:80, [::1]:80 or "
+        "unix:/run/service.sock");
   }
   const int fd = sys_.Socket(address.family(), SOCK_STREAM, 0);
   if (fd < 0) return ErrnoStatus(-fd, "open a socket to connect to", &address);

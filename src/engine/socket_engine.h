@@ -59,6 +59,9 @@ class SocketEngine : public Engine {
   // One accept(2), whose failure is reported; false when no connection waits.
   bool AcceptOnce(Acceptor& acceptor);
   SocketAddress PeerAddress(int fd);
+  // Not OK: there was no descriptor to keep in reserve, and a loop would not be able to turn peers
+  // away once the others have gone.
+  absl::Status HasReserve() const;
 
   Sys& sys_;
   // With the real kernel the calls of every request skip the seam's virtual dispatch.

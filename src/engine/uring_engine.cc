@@ -60,6 +60,7 @@ absl::StatusOr<std::unique_ptr<Engine>> UringEngine::Create(LoopCore& loop) {
 }
 
 absl::Status UringEngine::Start() {
+  if (absl::Status status = HasReserve(); !status.ok()) return status;
   absl::StatusOr<UringFeatures> features = ProbeUring(sys_);
   if (!features.ok()) return features.status();
   features_ = *features;

@@ -62,22 +62,28 @@ class TestRing {
   }
   io_uring* get() { return &ring_; }
 
-  // Submits what was prepared and returns the next completion of `token`.
-  bool Await(uint64_t token, io_uring_cqe* out) {
+  // Submits what was prepared and waits for the next completion of `token`: 0, or the -errno of the
+  // wait.
+  int Await(uint64_t token, io_uring_cqe* out) {
     for (int i = 0; i < 4; ++i) {
+      if (const int refused = sys_.RingEnter(); refused < 0) return WaitError(refused);
       io_uring_cqe* cqe = nullptr;
       __kernel_timespec patience = kPatience;
       const int result = io_uring_submit_and_wait_timeout(&ring_, &cqe, 1, &patience, nullptr);
       if (result == -EINTR) continue;
-      if (result < 0 || cqe == nullptr) return false;
+      if (result < 0) return WaitError(result);
+      if (cqe == nullptr) break;
       *out = *cqe;
       io_uring_cqe_seen(&ring_, cqe);
-      if (out->user_data == token) return true;
+      if (out->user_data == token) return 0;
     }
-    return false;
+    return -ETIME;
   }
 
  private:
+  // io_uring_enter(2): EAGAIN is a kernel out of memory or other resources.
+  static int WaitError(int result) { return result == -EAGAIN ? -ENOMEM : result; }
+
   Sys& sys_;
   io_uring ring_{};
   bool made_ = false;
@@ -87,6 +93,11 @@ class TestRing {
 // that the features behind it cannot be shown to work.
 bool Exhausted(int64_t result) {
   return result == -EMFILE || result == -ENFILE || result == -ENOMEM || result == -ENOBUFS;
+}
+
+absl::Status IfExhausted(int64_t result) {
+  if (!Exhausted(result)) return absl::OkStatus();
+  return ErrnoStatus(static_cast<int>(-result), "io_uring: try its features", nullptr);
 }
 
 // A listening socket with an abstract name the kernel picks (unix(7), autobind), and its address.
@@ -111,15 +122,18 @@ int TryMultishotAccept(TestRing& ring, int listener, bool* multishot) {
   io_uring_prep_multishot_accept(sqe, listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
   sqe->user_data = kAcceptToken;
   io_uring_cqe cqe;
-  if (!ring.Await(kAcceptToken, &cqe)) return -EIO;
+  if (const int error = ring.Await(kAcceptToken, &cqe); error < 0) return error;
   *multishot = cqe.res >= 0 && (cqe.flags & IORING_CQE_F_MORE);
   return cqe.res;
 }
 
-void TestReceive(Sys& sys, TestRing& ring, int from, int to, UringFeatures* features) {
+// OK as well where the features do not work; what ran out is passed on.
+absl::Status TestReceive(Sys& sys, TestRing& ring, int from, int to, UringFeatures* features) {
   BufferRing buffers(sys);
   alignas(16) char memory[2][64];
-  if (!buffers.Register(ring.get(), 8, SIZE_MAX).ok()) return;
+  if (absl::Status status = buffers.Register(ring.get(), 8, SIZE_MAX); !status.ok()) {
+    return absl::IsResourceExhausted(status) ? status : absl::OkStatus();
+  }
   features->buffer_ring = true;
   buffers.AddRaw(memory[0], sizeof memory[0], 0);
   buffers.AddRaw(memory[1], sizeof memory[1], 1);
@@ -130,31 +144,33 @@ void TestReceive(Sys& sys, TestRing& ring, int from, int to, UringFeatures* feat
   sqe->buf_group = BufferRing::kGroup;
   sqe->user_data = kReceiveToken;
   io_uring_submit(ring.get());
-  if (sys.Send(from, "x", 1) != 1) return;
+  if (const int64_t sent = sys.Send(from, "x", 1); sent != 1) return IfExhausted(sent);
   io_uring_cqe cqe;
-  features->multishot_receive = ring.Await(kReceiveToken, &cqe) && cqe.res == 1 &&
-                                (cqe.flags & IORING_CQE_F_BUFFER) &&
-                                (cqe.flags & IORING_CQE_F_MORE);
+  if (const int error = ring.Await(kReceiveToken, &cqe); error < 0) return IfExhausted(error);
+  // ENOBUFS is no exhaustion here: the kernel does not take the buffers it was lent.
+  if (cqe.res < 0 && cqe.res != -ENOBUFS) return IfExhausted(cqe.res);
+  features->multishot_receive =
+      cqe.res == 1 && (cqe.flags & IORING_CQE_F_BUFFER) && (cqe.flags & IORING_CQE_F_MORE);
+  return absl::OkStatus();
 }
 
-// 0, or the -errno of a resource that ran out.
-int TestSockets(Sys& sys, TestRing& ring, UringFeatures* features) {
+// OK as well where features do not work; what ran out is passed on.
+absl::Status TestSockets(Sys& sys, TestRing& ring, UringFeatures* features) {
   sockaddr_un address;
   socklen_t length;
   UniqueFd listener(sys, ListenAnywhere(sys, &address, &length));
-  if (listener.get() < 0) return Exhausted(listener.get()) ? listener.get() : 0;
+  if (listener.get() < 0) return IfExhausted(listener.get());
   UniqueFd client(sys, sys.Socket(AF_UNIX, SOCK_STREAM, 0));
-  if (client.get() < 0) return Exhausted(client.get()) ? client.get() : 0;
+  if (client.get() < 0) return IfExhausted(client.get());
   const int connected = sys.Connect(client.get(), reinterpret_cast<sockaddr*>(&address), length);
-  if (connected < 0) return Exhausted(connected) ? connected : 0;
+  if (connected < 0) return IfExhausted(connected);
   bool multishot = false;
   UniqueFd accepted(sys, TryMultishotAccept(ring, listener.get(), &multishot));
-  if (Exhausted(accepted.get())) return accepted.get();
+  if (Exhausted(accepted.get())) return IfExhausted(accepted.get());
   features->multishot_accept = multishot;
   if (accepted.get() < 0) accepted = UniqueFd(sys, sys.Accept(listener.get(), nullptr, nullptr));
-  if (accepted.get() < 0) return Exhausted(accepted.get()) ? accepted.get() : 0;
-  TestReceive(sys, ring, client.get(), accepted.get(), features);
-  return 0;
+  if (accepted.get() < 0) return IfExhausted(accepted.get());
+  return TestReceive(sys, ring, client.get(), accepted.get(), features);
 }
 
 }  // namespace
@@ -200,9 +216,8 @@ absl::StatusOr<UringFeatures> ProbeUring(Sys& sys) {
     status = ring.Make(SetupFlags(features));
     if (absl::IsResourceExhausted(status)) return status;
     if (!status.ok()) continue;
-    if (const int error = TestSockets(sys, ring, &features); error < 0) {
-      return ErrnoStatus(-error, "io_uring: try its features", nullptr);
-    }
+    status = TestSockets(sys, ring, &features);
+    if (!status.ok()) return status;
     if (Disabled("multishot_accept")) features.multishot_accept = false;
     if (Disabled("multishot_receive")) features.multishot_receive = false;
     return features;

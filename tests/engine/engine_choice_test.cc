@@ -44,6 +44,23 @@ class NoRingSys : public Sys {
   int error_;
 };
 
+// A kernel on which one call of the self-test fails: that for the memory of a buffer ring, or each
+// wait; or on which a loop gets no descriptor to keep in reserve.
+class FailingSys : public Sys {
+ public:
+  void* Map(size_t size, int flags, int* error) override {
+    if (map_error == 0) return Sys::Map(size, flags, error);
+    *error = -map_error;
+    return nullptr;
+  }
+  int RingEnter() override { return -enter_error; }
+  int OpenReserve() override { return reserve_error == 0 ? Sys::OpenReserve() : -reserve_error; }
+
+  int map_error = 0;
+  int enter_error = 0;
+  int reserve_error = 0;
+};
+
 absl::StatusOr<std::unique_ptr<Loop>> MakeLoop(EngineKind kind, Sys* sys = nullptr) {
   LoopOptions options;
   options.engine = kind;
@@ -81,6 +98,49 @@ TEST(EngineChoice, ExhaustionIsAnErrorAndNoReasonToFallBack) {
     NoRingSys sys(error);
     EXPECT_TRUE(absl::IsResourceExhausted(MakeLoop(EngineKind::kAuto, &sys).status()));
     EXPECT_TRUE(absl::IsResourceExhausted(MakeLoop(EngineKind::kUring, &sys).status()));
+  }
+}
+
+TEST(EngineChoice, WhatRunsOutWhileFeaturesAreTriedIsAnErrorToo) {
+  const ScopedEnv env("PENSTOCK_ENGINE", "");
+  {
+    absl::StatusOr<std::unique_ptr<Loop>> loop = MakeLoop(EngineKind::kAuto);
+    ASSERT_TRUE(loop.ok());
+    if ((*loop)->engine() != EngineKind::kUring) GTEST_SKIP() << (*loop)->engine_reason();
+  }
+  const auto says = [](EngineKind kind, FailingSys& sys) {
+    const absl::Status status = MakeLoop(kind, &sys).status();
+    EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+    return std::string(status.message());
+  };
+  for (EngineKind kind : {EngineKind::kAuto, EngineKind::kUring}) {
+    FailingSys no_memory;
+    no_memory.map_error = ENOMEM;
+    EXPECT_NE(says(kind, no_memory).find("buffer ring"), std::string::npos);
+    for (int error : {ENOMEM, EAGAIN}) {  // io_uring_enter(2): both mean memory
+      FailingSys no_wait;
+      no_wait.enter_error = error;
+      EXPECT_NE(says(kind, no_wait).find("ENOMEM"), std::string::npos);
+    }
+  }
+  // What merely does not work is a reason to fall back.
+  FailingSys broken;
+  broken.map_error = EINVAL;
+  absl::StatusOr<std::unique_ptr<Loop>> loop = MakeLoop(EngineKind::kAuto, &broken);
+  ASSERT_TRUE(loop.ok()) << loop.status();
+  EXPECT_EQ((*loop)->engine(), EngineKind::kEpoll);
+  EXPECT_NE((*loop)->engine_reason().find("buffer rings"), std::string::npos)
+      << (*loop)->engine_reason();
+}
+
+TEST(EngineChoice, NoLoopIsMadeWithoutADescriptorInReserve) {
+  for (EngineKind kind : {EngineKind::kEpoll, EngineKind::kUring}) {
+    if (kind == EngineKind::kUring && !MakeLoop(kind).ok()) continue;
+    FailingSys sys;
+    sys.reserve_error = EMFILE;
+    const absl::Status status = MakeLoop(kind, &sys).status();
+    EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+    EXPECT_NE(status.message().find("in reserve"), absl::string_view::npos) << status;
   }
 }
 

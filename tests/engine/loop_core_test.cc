@@ -33,6 +33,8 @@ TEST_P(LoopCoreTest, EveryOptionThatMakesNoSenseIsNamedWithWhatIsAccepted) {
        "loop options: turn_tasks_max must be at least 1"},
       {[](LoopOptions& o) { o.connections_max = 0; },
        "loop options: connections_max must be at least 1"},
+      {[](LoopOptions& o) { o.pool_options.bytes_max = 255; },
+       "loop options: pool_options.bytes_max must be at least 256, the smallest block"},
       {[](LoopOptions& o) { o.busy_poll = absl::Nanoseconds(-1); },
        "loop options: busy_poll must not be negative"},
       {[](LoopOptions& o) { o.idle_trim = absl::Nanoseconds(-1); },
