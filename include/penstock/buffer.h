@@ -89,10 +89,11 @@ class PENSTOCK_EXPORT Buffer {
   // A second window onto the same bytes, for another holder. Both must only read from then on.
   Buffer Share() const;
 
-  // Marks the block secret: it is wiped when it returns to the pool. That does not keep it out of
-  // core dumps, which leave out whole pages: a pool of PoolOptions::secret keeps all its slabs out.
-  // No effect on external memory.
-  void MarkSecret();
+  // Marks the block secret: it is wiped when it returns to the pool, and its slab is left out of
+  // core dumps (MADV_DONTDUMP) from the slab's first mark on, with whatever else lies there. False:
+  // it may still be dumped, for the kernel refuses, or the memory is not the pool's (then it is not
+  // wiped either).
+  bool MarkSecret();
 
   // Gives the window up.
   void Reset();

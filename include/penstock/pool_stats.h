@@ -38,6 +38,12 @@ struct PoolStats {
   std::array<Class, kClassesMax> classes;
   size_t class_count = 0;
   std::array<uint64_t, kBufferTagCount> live_by_tag{};
+  // A block has a tag while it is live: what is cached or mapped has none.
+  // Most seen live of each tag. Looked at when a loop's cache is refilled, when an allocation goes
+  // past the caches, and when these figures are taken: a peak that caches served alone is missed.
+  std::array<uint64_t, kBufferTagCount> high_water_by_tag{};
+  // Count.
+  std::array<uint64_t, kBufferTagCount> refused_by_tag{};
   uint64_t live = 0;  // every tag but kRing
   uint64_t ring = 0;  // lent to the kernel: tag kRing
   uint64_t cached = 0;

@@ -3,6 +3,7 @@
 #include "base/check.h"
 #include "buffer/block.h"
 #include "buffer/pool_cache.h"
+#include "buffer/pool_core.h"
 #include "buffer/slab.h"
 
 PENSTOCK_BEGIN_NAMESPACE
@@ -106,10 +107,11 @@ Buffer Buffer::Share() const {
   return Buffer(other);
 }
 
-void Buffer::MarkSecret() {
+bool Buffer::MarkSecret() {
   Expect(node_);
-  if (node_ == nullptr || node_->block->core == nullptr) return;
+  if (node_ == nullptr || node_->block->core == nullptr) return false;
   node_->block->secret.store(true, std::memory_order_relaxed);
+  return node_->block->core->HideFromDumps(*node_->block);
 }
 
 void Buffer::Reset() {

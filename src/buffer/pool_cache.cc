@@ -64,11 +64,11 @@ bool PoolCache::TryBeginDrain() {
   return state_.compare_exchange_strong(expected, State::kDraining, std::memory_order_seq_cst);
 }
 
-bool PoolCache::Refill(uint8_t size_class, PoolCore::Refusal* refusal) {
+bool PoolCache::Refill(uint8_t size_class, BufferTag tag, PoolCore::Refusal* refusal) {
   PENSTOCK_CHECK(depth_ != 0, "a cache was used outside its scope");
   HotList& hot = hot_[size_class];
   uint32_t taken;
-  BufferNode* const list = core_.Take(size_class, hot.max / 2, this, &taken, refusal);
+  BufferNode* const list = core_.Take(size_class, hot.max / 2, tag, this, &taken, refusal);
   if (list == nullptr) return hot.head != nullptr;
   // Whoever was told of room meanwhile, on this thread, may have filled the list as well.
   BufferNode* last = list;

@@ -96,7 +96,7 @@ class PoolCache {
       return core_.AllocateLarge(size, tag, this, refusal);
     const uint8_t size_class = ClassOf(size);
     HotList& hot = hot_[size_class];
-    if (hot.head == nullptr && !Refill(size_class, refusal)) [[unlikely]]
+    if (hot.head == nullptr && !Refill(size_class, tag, refusal)) [[unlikely]]
       return nullptr;
     Block& block = BlockOfFree(hot.head);
     hot.head = block.primary.next;
@@ -168,7 +168,7 @@ class PoolCache {
   [[gnu::cold]] void ParkEmpty();
   // The core is emptying the cache just now: waits for it.
   [[gnu::cold]] void UnparkDrained();
-  bool Refill(uint8_t size_class, PoolCore::Refusal* refusal);
+  bool Refill(uint8_t size_class, BufferTag tag, PoolCore::Refusal* refusal);
   void Overflow(Block& block);
   // All hot blocks as one list, which the cache no longer holds.
   BufferNode* TakeAll();

@@ -1,5 +1,7 @@
 #include "buffer/pool_core.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -41,8 +43,9 @@ BufferNode* PoolCore::Allocate(size_t size, BufferTag tag, Refusal* refusal) {
   if (size > kBlockSizeMax) return AllocateLarge(size, tag, nullptr, refusal);
   Lock lock(mutex_);
   uint32_t taken;
-  BufferNode* node = TakeOrReclaim(ClassOf(size), 1, nullptr, &taken, refusal);
+  BufferNode* node = TakeOrReclaim(ClassOf(size), 1, tag, nullptr, &taken, refusal);
   if (node != nullptr) counters_.Add(BlockOfFree(node), tag);
+  NoteHighWater(tag);
   TellWaiters(lock);
   return node != nullptr ? StartBlock(BlockOfFree(node), tag) : nullptr;
 }
@@ -54,9 +57,10 @@ BufferNode* PoolCore::AllocateLarge(size_t size, BufferTag tag, PoolCache* calle
   if (node == nullptr) {
     Reclaim(caller);
     node = MapLarge(size, refusal);
-    node != nullptr ? NoteRoom() : Refuse(kLargeClass, size, *refusal);
+    node != nullptr ? NoteRoom() : Refuse(kLargeClass, size, tag, *refusal);
   }
   if (node != nullptr) counters_.Add(BlockOfFree(node), tag);
+  NoteHighWater(tag);
   TellWaiters(lock);
   return node != nullptr ? StartBlock(BlockOfFree(node), tag) : nullptr;
 }
@@ -90,10 +94,11 @@ void PoolCore::Return(Block& block) {
   TellWaiters(lock);
 }
 
-BufferNode* PoolCore::Take(uint8_t size_class, uint32_t count, PoolCache* caller, uint32_t* taken,
-                           Refusal* refusal) {
+BufferNode* PoolCore::Take(uint8_t size_class, uint32_t count, BufferTag tag, PoolCache* caller,
+                           uint32_t* taken, Refusal* refusal) {
   Lock lock(mutex_);
-  BufferNode* list = TakeOrReclaim(size_class, count, caller, taken, refusal);
+  NoteHighWater(tag);
+  BufferNode* list = TakeOrReclaim(size_class, count, tag, caller, taken, refusal);
   TellWaiters(lock);
   return list;
 }
@@ -105,13 +110,13 @@ void PoolCore::Give(BufferNode* list) {
   TellWaiters(lock);
 }
 
-BufferNode* PoolCore::TakeOrReclaim(uint8_t size_class, uint32_t count, PoolCache* caller,
-                                    uint32_t* taken, Refusal* refusal) {
+BufferNode* PoolCore::TakeOrReclaim(uint8_t size_class, uint32_t count, BufferTag tag,
+                                    PoolCache* caller, uint32_t* taken, Refusal* refusal) {
   BufferNode* list = TakeUpTo(size_class, count, taken, refusal);
   if (list != nullptr) return list;
   Reclaim(caller);
   list = TakeUpTo(size_class, 1, taken, refusal);
-  list != nullptr ? NoteRoom() : Refuse(size_class, kBlockSizes[size_class], *refusal);
+  list != nullptr ? NoteRoom() : Refuse(size_class, kBlockSizes[size_class], tag, *refusal);
   return list;
 }
 
@@ -162,8 +167,9 @@ void PoolCore::Reclaim(PoolCache* caller) {
   }
 }
 
-void PoolCore::Refuse(uint8_t size_class, size_t size, Refusal refusal) {
+void PoolCore::Refuse(uint8_t size_class, size_t size, BufferTag tag, Refusal refusal) {
   ++classes_[size_class].refused;
+  ++refused_by_tag_[static_cast<size_t>(tag)];
   if (RoomForRefused()) MakeWaitersDue();
   wanted_ = std::min(wanted_, refusal == 0 ? std::min(size, options_.bytes_max) : 0);
   freed_ = false;
@@ -261,6 +267,8 @@ Slab* PoolCore::AcquireSlab(uint8_t size_class, int* error) {
 Slab* PoolCore::AdoptEmptySlab(Slab* slab, uint8_t size_class, int* error) {
   Slab* adopted = MakeSlab(sys_, this, slab->base, kSlabSize, size_class, options_.secret, error);
   if (adopted == nullptr) return nullptr;
+  adopted->undumped.store(slab->undumped.load(std::memory_order_relaxed),
+                          std::memory_order_relaxed);
   empty_.Remove(slab);
   empty_low_ = std::min(empty_low_, empty_.size());
   classes_[slab->size_class].mapped -= kSlabSize;
@@ -315,6 +323,15 @@ void PoolCore::CountTag(const Block& block, BufferTag from, BufferTag to) {
   const std::lock_guard<std::mutex> lock(mutex_);
   counters_.Subtract(block, from);
   counters_.Add(block, to);
+}
+
+bool PoolCore::HideFromDumps(const Block& block) {
+  Slab* const slab = SlabOf(block);
+  if (slab->undumped.load(std::memory_order_relaxed)) return true;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (sys_.Advise(slab->base, slab->size, MADV_DONTDUMP) != 0) return false;
+  slab->undumped.store(true, std::memory_order_relaxed);
+  return true;
 }
 
 void PoolCore::Trim(PoolCache* caller) {
@@ -423,12 +440,32 @@ void PoolCore::RemoveCache(PoolCache* cache) {
   *link = cache->next_cache_;
 }
 
+uint64_t PoolCore::LiveOf(size_t size_class, size_t tag) const {
+  int64_t live = counters_.live(size_class, tag);
+  for (const PoolCache* cache = caches_; cache != nullptr; cache = cache->next_cache_) {
+    live += cache->counters_.live(size_class, tag);
+  }
+  // Read one by one while other threads go on, counts may cross.
+  return static_cast<uint64_t>(std::max<int64_t>(live, 0));
+}
+
+void PoolCore::NoteHighWater(BufferTag tag) const {
+  const auto note = [this](BufferTag of) {
+    const auto index = static_cast<size_t>(of);
+    uint64_t live = 0;
+    for (size_t i = 0; i < kClassCount; ++i) live += LiveOf(i, index);
+    high_by_tag_[index] = std::max(high_by_tag_[index], live);
+  };
+  note(tag);
+  if (tag == BufferTag::kRing) note(BufferTag::kReceive);
+}
+
 PoolStats PoolCore::Stats() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   PoolStats stats;
   stats.class_count = kClassCount;
   stats.high_water = high_water_;
-  int64_t live_by_tag[kBufferTagCount] = {};
+  stats.refused_by_tag = refused_by_tag_;
   for (size_t i = 0; i < kClassCount; ++i) {
     PoolStats::Class& result = stats.classes[i];
     const ClassState& state = classes_[i];
@@ -436,17 +473,11 @@ PoolStats PoolCore::Stats() const {
     result.mapped = state.mapped;
     result.high_water = state.high_water;
     result.refused = state.refused;
-    int64_t live = 0;
     for (size_t tag = 0; tag < kBufferTagCount; ++tag) {
-      int64_t of_tag = counters_.live(i, tag);
-      for (const PoolCache* cache = caches_; cache != nullptr; cache = cache->next_cache_) {
-        of_tag += cache->counters_.live(i, tag);
-      }
-      live += of_tag;
-      live_by_tag[tag] += of_tag;
+      const uint64_t live = LiveOf(i, tag);
+      result.live += live;
+      stats.live_by_tag[tag] += live;
     }
-    // Read one by one while other threads go on, counts may cross; never show them below zero.
-    result.live = static_cast<uint64_t>(std::max<int64_t>(live, 0));
     if (i != kLargeClass) {
       for (const PoolCache* cache = caches_; cache != nullptr; cache = cache->next_cache_) {
         result.cached += uint64_t{cache->hot_[i].Count()} * kBlockSizes[i];
@@ -457,9 +488,10 @@ PoolStats PoolCore::Stats() const {
     stats.refused += result.refused;
   }
   for (size_t tag = 0; tag < kBufferTagCount; ++tag) {
-    stats.live_by_tag[tag] = static_cast<uint64_t>(std::max<int64_t>(live_by_tag[tag], 0));
+    high_by_tag_[tag] = std::max(high_by_tag_[tag], stats.live_by_tag[tag]);
     if (tag != static_cast<size_t>(BufferTag::kRing)) stats.live += stats.live_by_tag[tag];
   }
+  stats.high_water_by_tag = high_by_tag_;
   stats.ring = stats.live_by_tag[static_cast<size_t>(BufferTag::kRing)];
   return stats;
 }

@@ -54,9 +54,10 @@ class PoolCore {
   // Takes back a block whose last window went on a thread without a cache, or a large block.
   void Return(Block& block);
 
-  // A list of 1 to `count` free blocks for `caller`; null when refused. `taken`: how many.
-  BufferNode* Take(uint8_t size_class, uint32_t count, PoolCache* caller, uint32_t* taken,
-                   Refusal* refusal);
+  // A list of 1 to `count` free blocks for `caller`, which needs the first of them for `tag`; null
+  // when refused. `taken`: how many.
+  BufferNode* Take(uint8_t size_class, uint32_t count, BufferTag tag, PoolCache* caller,
+                   uint32_t* taken, Refusal* refusal);
   // Takes back a list of free blocks.
   void Give(BufferNode* list);
 
@@ -71,6 +72,9 @@ class PoolCore {
   bool starved_now() const { return starved_.load(std::memory_order_seq_cst); }
 
   void CountTag(const Block& block, BufferTag from, BufferTag to);
+
+  // Leaves the whole slab of a live block out of core dumps; false when the kernel refuses.
+  bool HideFromDumps(const Block& block);
 
   PoolStats Stats() const;
   // `caller`: the calling thread's cache, or null.
@@ -95,6 +99,7 @@ class PoolCore {
 
  private:
   using Lock = std::unique_lock<std::mutex>;
+  using ByTag = std::array<uint64_t, kBufferTagCount>;
   static constexpr size_t kNothingWanted = std::numeric_limits<size_t>::max();
 
   struct ClassState {
@@ -111,18 +116,23 @@ class PoolCore {
   };
 
   // All of these with mutex_ held.
-  BufferNode* TakeOrReclaim(uint8_t size_class, uint32_t count, PoolCache* caller, uint32_t* taken,
-                            Refusal* refusal);
+  BufferNode* TakeOrReclaim(uint8_t size_class, uint32_t count, BufferTag tag, PoolCache* caller,
+                            uint32_t* taken, Refusal* refusal);
   BufferNode* TakeUpTo(uint8_t size_class, uint32_t count, uint32_t* taken, Refusal* refusal);
   BufferNode* MapLarge(size_t size, Refusal* refusal);
   // Empties the caller's cache and those of sleeping loops. Leaves the pool starved: NoteRoom or
   // Refuse must follow.
   void Reclaim(PoolCache* caller);
-  void Refuse(uint8_t size_class, size_t size, Refusal refusal);
+  void Refuse(uint8_t size_class, size_t size, BufferTag tag, Refusal refusal);
   void GiveLocked(BufferNode* list);
   void ReturnToSlab(Block& block);
   void Charge(uint8_t size_class, size_t bytes);
   void Uncharge(uint8_t size_class, size_t bytes);
+  // Bytes, as far as the caches have told: never below zero.
+  uint64_t LiveOf(size_t size_class, size_t tag) const;
+  // `tag` may be at its highest; and bytes that the kernel received, which were lent to it as
+  // kRing.
+  void NoteHighWater(BufferTag tag) const;
   Slab* AcquireSlab(uint8_t size_class, int* error);
   Slab* AdoptEmptySlab(Slab* slab, uint8_t size_class, int* error);
   void UnmapSlab(Slab* slab);
@@ -154,12 +164,14 @@ class PoolCore {
   // a slab that is mapped after another was unmapped raises how many are kept, until the bursts
   // need fewer, or Trim.
   size_t empty_kept_;
-  size_t regretted_ = 0;     // unmapped and not yet mapped again
-  size_t empty_low_ = 0;     // fewest empty slabs since the last look
-  uint32_t emptied_ = 0;     // slabs, ever
-  PoolCounters counters_;    // of threads without a cache, and of caches that are gone
-  size_t charged_ = 0;       // bytes, live plus cached
-  uint64_t high_water_ = 0;  // of charged_
+  size_t regretted_ = 0;         // unmapped and not yet mapped again
+  size_t empty_low_ = 0;         // fewest empty slabs since the last look
+  uint32_t emptied_ = 0;         // slabs, ever
+  PoolCounters counters_;        // of threads without a cache, and of caches that are gone
+  size_t charged_ = 0;           // bytes, live plus cached
+  uint64_t high_water_ = 0;      // of charged_
+  mutable ByTag high_by_tag_{};  // raised by who looks
+  ByTag refused_by_tag_{};
   PoolCache* caches_ = nullptr;
   BufferNode* nodes_ = nullptr;
   std::vector<std::unique_ptr<BufferNode[]>> node_chunks_;

@@ -143,6 +143,7 @@ Slab* MakeSlab(Sys& sys, PoolCore* core, char* base, size_t size, uint8_t size_c
   slab->block_count = count;
   slab->size_class = size_class;
   slab->secret = secret;
+  slab->undumped.store(secret, std::memory_order_relaxed);
   return slab;
 }
 

@@ -3,13 +3,15 @@
 //
 // A Slab and its Block array live in a mapping of their own beside the blocks' memory. Blocks are
 // carved off one by one, so an untouched slab costs one page. Owned by PoolCore and used under its
-// lock, but for SlabOf() and the size, which do not change while a block of the slab is out.
+// lock, but for SlabOf() and the size, which do not change while a block of the slab is out, and
+// `undumped`.
 #ifndef PENSTOCK_BUFFER_SLAB_H_
 #define PENSTOCK_BUFFER_SLAB_H_
 
 #include <penstock/buffer.h>
 #include <penstock/export.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -32,6 +34,9 @@ struct Slab {
   uint32_t out = 0;     // blocks that are not in this slab's hands
   uint8_t size_class = 0;
   bool secret = false;
+  // Left out of core dumps, for as long as the memory is mapped. Set under the pool's lock, read
+  // by whoever has a block.
+  std::atomic<bool> undumped{false};
 
   Block* blocks();
   size_t stride() const {

@@ -125,8 +125,21 @@ constexpr Series kSeries[] = {
 constexpr char kPauses[] = "penstock_move_pauses_total";
 constexpr char kPausesHelp[] = "Moves by how long the stream was not served, each counted once.";
 
-constexpr char kTag[] = "penstock_pool_tag_bytes";
-constexpr char kTagHelp[] = "Pool memory in buffers, by what it is used for.";
+// One series of every tag of every loop's pool.
+struct TagSeries {
+  const char* name;
+  const char* help;
+  std::array<uint64_t, kBufferTagCount> Pool::*value;
+};
+
+constexpr TagSeries kTagSeries[] = {
+    {"penstock_pool_tag_bytes", "Pool memory in buffers, by what it is used for.",
+     &Pool::live_by_tag},
+    {"penstock_pool_tag_high_water_bytes", "Most memory seen in buffers, by what it is used for.",
+     &Pool::high_water_by_tag},
+    {"penstock_pool_tag_refused_total", "Refused allocations, by what they were for.",
+     &Pool::refused_by_tag},
+};
 // In the order of BufferTag.
 constexpr std::array<const char*, kBufferTagCount> kTagNames = {"application", "receive", "ring",
                                                                 "seal",        "rdma",    "frame"};
@@ -179,11 +192,13 @@ std::string PrometheusText(std::span<const LoopSnapshot> loops) {
     }
   }
 
-  AppendHead(text, kTag, kTagHelp);
-  for (size_t loop = 0; loop < loops.size(); ++loop) {
-    for (size_t tag = 0; tag < kBufferTagCount; ++tag) {
-      AppendSample(text, kTag, loop, absl::StrCat("tag=\"", kTagNames[tag], "\""),
-                   loops[loop].pool.live_by_tag[tag]);
+  for (const TagSeries& series : kTagSeries) {
+    AppendHead(text, series.name, series.help);
+    for (size_t loop = 0; loop < loops.size(); ++loop) {
+      for (size_t tag = 0; tag < kBufferTagCount; ++tag) {
+        AppendSample(text, series.name, loop, absl::StrCat("tag=\"", kTagNames[tag], "\""),
+                     (loops[loop].pool.*series.value)[tag]);
+      }
     }
   }
 

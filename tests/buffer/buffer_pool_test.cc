@@ -6,10 +6,8 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
-#include <fstream>
 #include <map>
 #include <random>
-#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -21,6 +19,7 @@
 #include "buffer/pool_core.h"
 #include "buffer/pool_debug.h"
 #include "buffer/size_class.h"
+#include "testing/vm_flags.h"
 
 namespace {
 
@@ -36,6 +35,7 @@ using penstock::internal::kPoolChecks;
 using penstock::internal::kSlabSize;
 using penstock::internal::MemorySys;
 using penstock::internal::PoolCore;
+using penstock::internal::VmFlags;
 
 // Writes to all of the block.
 void Fill(Buffer& buffer, char byte) {
@@ -145,10 +145,13 @@ TEST(BufferPool, RefusesAtTheLimitAndCountsIt) {
   EXPECT_EQ(pool.Copy("x").status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_FALSE(pool.TryAllocate(2 << 20));
   EXPECT_FALSE(pool.TryAllocate(~size_t{0}));
+  EXPECT_FALSE(pool.TryAllocate(4096, BufferTag::kReceive));
   PoolStats stats = pool.Stats();
-  EXPECT_EQ(stats.refused, 6u);
+  EXPECT_EQ(stats.refused, 7u);
+  EXPECT_EQ(stats.refused_by_tag[static_cast<size_t>(BufferTag::kApplication)], 6u);
+  EXPECT_EQ(stats.refused_by_tag[static_cast<size_t>(BufferTag::kReceive)], 1u);
   EXPECT_EQ(stats.classes[ClassOf(1)].refused, 2u);
-  EXPECT_EQ(stats.classes[ClassOf(4096)].refused, 1u);
+  EXPECT_EQ(stats.classes[ClassOf(4096)].refused, 2u);
   EXPECT_EQ(stats.classes[kLargeClass].refused, 2u);
   EXPECT_EQ(stats.live, 1u << 20);
   EXPECT_EQ(stats.high_water, 1u << 20);
@@ -206,6 +209,7 @@ TEST(BufferPool, CountsEachByteByClassAndTag) {
   held.clear();
   EXPECT_EQ(pool.Stats().live + pool.Stats().ring, 0u);
   EXPECT_EQ(pool.Stats().high_water, sum);
+  EXPECT_EQ(pool.Stats().high_water_by_tag, by_tag);
 }
 
 TEST(BufferPool, KeepsAsManyEmptySlabsAsAsked) {
@@ -351,26 +355,6 @@ TEST(BufferPool, ObserversHearOfEverySlabUntilRemoved) {
   EXPECT_EQ(late.died, 1);
 }
 
-// The VmFlags of the mapping that holds `address`.
-std::string VmFlags(const void* address) {
-  std::ifstream maps("/proc/self/smaps");
-  std::string line;
-  bool here = false;
-  while (std::getline(maps, line)) {
-    std::istringstream words(line);
-    uintptr_t begin;
-    uintptr_t end;
-    char dash;
-    if (words >> std::hex >> begin >> dash >> end && dash == '-') {
-      here = begin <= reinterpret_cast<uintptr_t>(address) &&
-             reinterpret_cast<uintptr_t>(address) < end;
-    } else if (here && line.starts_with("VmFlags:")) {
-      return line + " ";
-    }
-  }
-  return "";
-}
-
 TEST(BufferPool, SecretPoolsStayOutOfCoreDumps) {
   BufferPool secret({.secret = true});
   BufferPool plain;
@@ -381,6 +365,64 @@ TEST(BufferPool, SecretPoolsStayOutOfCoreDumps) {
     EXPECT_NE(VmFlags(hidden.data()).find(" dd "), std::string::npos);
     EXPECT_EQ(VmFlags(shown.data()).find(" dd "), std::string::npos);
   }
+}
+
+TEST(BufferPool, AMarkHidesTheSlabForAsLongAsItIsMapped) {
+  MemorySys sys;
+  const auto pool = PoolCore::MakePool({}, sys);
+  const auto hidden = [](const Buffer& buffer) {
+    return VmFlags(buffer.data()).find(" dd ") != std::string::npos;
+  };
+  const auto hidings = [&sys] {
+    return std::ranges::count_if(sys.advices,
+                                 [](const auto& each) { return each.advice == MADV_DONTDUMP; });
+  };
+  Buffer marked = pool->TryAllocate(4096);
+  const Buffer neighbour = pool->TryAllocate(4096);
+  const Buffer elsewhere = pool->TryAllocate(300);
+  ASSERT_NE(VmFlags(marked.data()), "");
+  EXPECT_FALSE(hidden(marked));
+  EXPECT_TRUE(marked.MarkSecret());
+  EXPECT_TRUE(hidden(marked));
+  EXPECT_TRUE(hidden(neighbour)) << "of the same slab";
+  EXPECT_FALSE(hidden(elsewhere));
+  EXPECT_TRUE(marked.MarkSecret());
+  EXPECT_TRUE(Buffer(pool->TryAllocate(4096)).MarkSecret());
+  EXPECT_EQ(hidings(), 1) << "a slab is hidden once";
+  Buffer large = pool->TryAllocate(3 << 20);
+  EXPECT_FALSE(hidden(large));
+  EXPECT_TRUE(large.MarkSecret());
+  EXPECT_TRUE(hidden(large));
+}
+
+TEST(BufferPool, ASlabStaysHiddenWhenAnotherClassTakesIt) {
+  MemorySys sys;
+  const auto pool = PoolCore::MakePool({}, sys);
+  Buffer first = pool->TryAllocate(4096);
+  const auto slab = reinterpret_cast<uintptr_t>(first.data()) / kSlabSize;
+  EXPECT_TRUE(first.MarkSecret());
+  first.Reset();
+  Buffer second = pool->TryAllocate(300);
+  ASSERT_EQ(reinterpret_cast<uintptr_t>(second.data()) / kSlabSize, slab);
+  EXPECT_NE(VmFlags(second.data()).find(" dd "), std::string::npos);
+  sys.refused_advice = MADV_DONTDUMP;
+  EXPECT_TRUE(second.MarkSecret()) << "nothing is left to ask the kernel for";
+}
+
+TEST(BufferPool, AMarkSaysWhenTheKernelDoesNotHideTheSlab) {
+  MemorySys sys;
+  sys.refused_advice = MADV_DONTDUMP;
+  const auto pool = PoolCore::MakePool({}, sys);
+  Buffer buffer = pool->TryAllocate(4096);
+  buffer.Extend(4096);
+  std::memset(buffer.mutable_data(), 's', 4096);
+  EXPECT_FALSE(buffer.MarkSecret());
+  sys.refused_advice = -1;
+  EXPECT_TRUE(buffer.MarkSecret()) << "it is asked again";
+  buffer.Reset();
+  Buffer again = pool->TryAllocate(4096);
+  again.Extend(4096);
+  EXPECT_EQ(again.view(), std::string(4096, '\0'));
 }
 
 TEST(BufferPool, SecretPoolsWipeEveryBlock) {

@@ -33,7 +33,7 @@ TEST(Buffer, DefaultMadeIsEmptyAndHarmless) {
   none.Extend(0);
   none.Truncate(0);
   none.TrimFront(0);
-  none.MarkSecret();
+  EXPECT_FALSE(none.MarkSecret());
   none.Reset();
   EXPECT_FALSE(none.SplitFront(0));
   EXPECT_FALSE(none.Share());
@@ -164,7 +164,7 @@ TEST(Buffer, ExternalMemoryIsReleasedOnceByTheLastWindow) {
   Buffer third = first.SplitFront(6);
   EXPECT_EQ(third.view(), "mapped");
   first.Reset();
-  third.MarkSecret();  // nothing to wipe: the memory is not the pool's
+  EXPECT_FALSE(third.MarkSecret());  // nothing to wipe: the memory is not the pool's
   third.Reset();
   EXPECT_EQ(released, 0);
   std::thread other([second = std::move(second)]() mutable { second.Reset(); });

@@ -159,6 +159,24 @@ TEST(PoolCache, CountsLiveAndCachedExactly) {
   EXPECT_EQ(pool.Stats().cached, 0u);
 }
 
+TEST(PoolCache, RefillsSeeTheHighWaterOfATagAndRefusalsCountForIt) {
+  constexpr uint64_t kBlocks = 1000;
+  BufferPool pool({.bytes_max = kBlocks * 4096});
+  PoolCache cache(pool.core());
+  const PoolCache::Scope scope(cache);
+  std::vector<Buffer> held;
+  for (uint64_t i = 0; i < kBlocks; ++i) held.push_back(cache.TryAllocate(4096, BufferTag::kSeal));
+  EXPECT_FALSE(cache.TryAllocate(4096, BufferTag::kFrame));
+  EXPECT_FALSE(cache.TryAllocate(4096, BufferTag::kSeal));
+  held.clear();
+  const PoolStats stats = pool.Stats();
+  EXPECT_EQ(stats.high_water_by_tag[static_cast<size_t>(BufferTag::kSeal)], kBlocks * 4096)
+      << "the refusal has looked";
+  EXPECT_EQ(stats.high_water_by_tag[static_cast<size_t>(BufferTag::kFrame)], 0u);
+  EXPECT_EQ(stats.refused_by_tag[static_cast<size_t>(BufferTag::kSeal)], 1u);
+  EXPECT_EQ(stats.refused_by_tag[static_cast<size_t>(BufferTag::kFrame)], 1u);
+}
+
 TEST(PoolCache, SetTagLeavesExternalMemoryAlone) {
   Buffer buffer = Buffer::FromExternal("text", 4, nullptr);
   SetTag(buffer, BufferTag::kSeal);

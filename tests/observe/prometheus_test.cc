@@ -123,7 +123,10 @@ LoopSnapshot Numbered(std::vector<uint64_t>& values) {
                            &loop.pool.high_water, &loop.pool.refused}) {
     number(*figure);
   }
-  for (uint64_t& figure : loop.pool.live_by_tag) number(figure);
+  for (auto* figures_by_tag :
+       {&loop.pool.live_by_tag, &loop.pool.high_water_by_tag, &loop.pool.refused_by_tag}) {
+    for (uint64_t& figure : *figures_by_tag) number(figure);
+  }
   loop.pool.class_count = 2;
   for (size_t i = 0; i < 2; ++i) {
     PoolStats::Class& size_class = loop.pool.classes[i];
