@@ -1,8 +1,9 @@
 // What a loop is doing, as plain integers.
 //
 // A LoopSnapshot can be taken from any thread at any time. The loop keeps the figures as it goes,
-// each in a counter only it writes, so reading them disturbs nothing and costs the loop nothing;
-// figures of one snapshot may be a few operations apart.
+// each in a counter only it writes, so reading them disturbs nothing and costs the loop nothing,
+// and keeping one is a plain load, add and store; figures of one snapshot may be a few operations
+// apart.
 #ifndef PENSTOCK_SNAPSHOT_H_
 #define PENSTOCK_SNAPSHOT_H_
 

@@ -114,21 +114,6 @@ void Connection::Write(BufferChain&& data, DoneCallback&& done) {
   MarkReady();
 }
 
-void Connection::RefuseWrite(size_t size, DoneCallback&& done) {
-  absl::Status refusal = write_end_;
-  if (write_side_ != WriteSide::kOpen) {
-    refusal = Refusal("write", "after ShutdownWrite");
-  } else if (refusal.ok()) {
-    loop_->counters().writes_refused.Add(1);
-    refusal = absl::ResourceExhaustedError(
-        absl::StrCat("write to ", peer_.ToString(), ": ", size, " bytes on top of ", tx_.size(),
-                     " queued exceed send_queue_max ", send_queue_max_));
-  }
-  // Nobody would learn that bytes of the stream are missing.
-  if (!done && size > 0 && write_end_.ok()) return End(std::move(refusal), true);
-  AddRefusedWrite(std::move(done), std::move(refusal));
-}
-
 void Connection::NotifyWritable(DoneCallback&& done) {
   CheckThread();
   if (loop_ == nullptr) return;
@@ -529,22 +514,6 @@ void Connection::BecomeReady() {
   ready_ = true;
   Hold();
   loop_->PushReady(*this);
-}
-
-void Connection::QueueWrite(PendingWrite&& write) { extras().more_writes.push(std::move(write)); }
-
-void Connection::UnqueueWrite() {
-  if (!extras_->more_writes.empty()) first_write_ = extras_->more_writes.pop();
-}
-
-void Connection::AddRefusedWrite(DoneCallback&& done, absl::Status refusal) {
-  if (!done) return;
-  PendingWrite write{std::move(done), bytes_out_ + tx_.size(), std::move(refusal)};
-  if (!first_write_.done) {
-    first_write_ = std::move(write);
-  } else {
-    QueueWrite(std::move(write));
-  }
 }
 
 void Connection::Close(bool reset) {

@@ -228,6 +228,8 @@ class Connection : private TimerNode {
   // Stands for an infinite deadline. Points in time are ticks of the loop's timer wheel.
   static constexpr uint32_t kNever = UINT32_MAX;
   static constexpr uint32_t kReceiveMin = 4 * 1024;
+  // A program that writes a default send queue full of 64 bytes at a time has as many.
+  static constexpr size_t kWritesWaitingMax = 1 << 20;
 
   void Hold() { ++holds_; }
   void Drop() {
@@ -276,7 +278,9 @@ class Connection : private TimerNode {
   }
   [[gnu::cold]] void RefuseWrite(size_t size, DoneCallback&& done);
   [[gnu::cold]] void RefuseRead(ReadCallback&& done);
-  // To the writes after first_write_, and from there.
+  // To the writes after first_write_, and from there. Each is told in its turn, one that was
+  // refused too, so the bound on bytes is none on these (I9): beyond kWritesWaitingMax the stream
+  // ends.
   [[gnu::noinline]] void QueueWrite(PendingWrite&& write);
   [[gnu::noinline]] void UnqueueWrite();
   void AddRefusedWrite(DoneCallback&& done, absl::Status refusal);

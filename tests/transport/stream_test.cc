@@ -102,6 +102,32 @@ TEST_P(StreamOptionsTest, AValueTheKernelWouldRefuseIsAnErrorThatNamesIt) {
   EXPECT_TRUE(absl::IsInvalidArgument(unheard)) << unheard;
 }
 
+class WriteBoundTest : public Harness {};
+
+// What bounds the bytes bounds no callbacks of empty or refused writes.
+TEST_P(WriteBoundTest, WriteCallbacksThatWaitAreBounded) {
+  constexpr uint64_t kMost = 1 << 20;
+  StreamPair pair = Pair();
+  Fate first;
+  uint64_t told = 0, exhausted = 0;
+  const auto write_nothing = [&] {
+    pair.client->Write(BufferChain(), [&](absl::Status status) {
+      ++told;
+      exhausted += absl::IsResourceExhausted(status) ? 1 : 0;
+    });
+  };
+  pair.client->Write(Chain("x"), first.OnDone());
+  for (uint64_t i = 0; i < kMost; ++i) write_nothing();
+  EXPECT_EQ(loop().Snapshot().writes_refused, 0u);
+  write_nothing();
+  EXPECT_EQ(loop().Snapshot().writes_refused, 1u);
+  ASSERT_TRUE(Drive([&] { return told == kMost + 1; }));
+  EXPECT_EQ(exhausted, kMost + 1);
+  EXPECT_TRUE(absl::IsResourceExhausted(first.status())) << first.status();
+  EXPECT_TRUE(absl::IsResourceExhausted(Read(*pair.client).status()));
+  EXPECT_FALSE(IsEof(Read(*pair.server).status()) && !is_unix());
+}
+
 TEST_P(StreamOptionsTest, EveryRuleIsNamedWithWhatIsAccepted) {
   const absl::Duration negative = absl::Milliseconds(-1);
   struct Case {
@@ -155,6 +181,9 @@ TEST_P(StreamOptionsTest, EveryRuleIsNamedWithWhatIsAccepted) {
   }
 }
 
+// One suffices, and a million callbacks take their time.
+INSTANTIATE_TEST_SUITE_P(Engine, WriteBoundTest, ::testing::Values(KernelEngines().front()),
+                         EnvironmentName);
 INSTANTIATE_TEST_SUITE_P(Environments, StreamOptionsTest, ::testing::ValuesIn(KernelEnvironments()),
                          EnvironmentName);
 
