@@ -1,5 +1,5 @@
-// What an echo costs in system calls, counted at the seam; and that LoopSnapshot::syscalls counts
-// the same.
+// What an echo costs in system calls, counted at the seam; that LoopSnapshot::syscalls counts the
+// same; and how the io_uring engine chooses by what a stream's traffic costs.
 #include <penstock/listener.h>
 #include <penstock/loop.h>
 
@@ -12,9 +12,11 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include <gtest/gtest.h>
 
+#include "absl/functional/function_ref.h"
 #include "base/sys.h"
 #include "engine/loop_core.h"
 #include "testing/environment.h"
@@ -104,6 +106,101 @@ TEST_P(LoopSyscallsTest, AnEchoTakesAWaitAReceiveAndASendAtMost) {
 INSTANTIATE_TEST_SUITE_P(Engines, LoopSyscallsTest,
                          ::testing::Values(EngineKind::kEpoll, EngineKind::kUring),
                          [](const auto& info) { return std::string(EngineKindName(info.param)); });
+
+// A loop on io_uring, driven by the test, and plain sockets that send to it.
+class ReceiveStrategyTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (const std::string why = MissingEngine(EngineKind::kUring); !why.empty()) {
+      GTEST_SKIP() << why;
+    }
+    LoopOptions options;
+    options.engine = EngineKind::kUring;
+    options.idle_trim = absl::InfiniteDuration();
+    loop_ = LoopCore::CreateLoop(std::move(options), {.sys = &sys_, .engines = {}}).value();
+    listener_ = Listener::Listen(*loop_, *SocketAddress::Parse("127.0.0.1:0"), {},
+                                 [this](StreamPtr stream) { Count(std::move(stream)); })
+                    .value();
+  }
+  void TearDown() override {
+    listener_ = nullptr;
+    loop_ = nullptr;
+  }
+
+  void Count(StreamPtr stream) {
+    Stream& in = *stream;
+    in.ReadReady([this, stream = std::move(stream)](absl::StatusOr<Buffer> data) mutable {
+      if (!data.ok()) return;
+      received_ += data->size();
+      Count(std::move(stream));
+    });
+  }
+  bool Drive(absl::FunctionRef<bool()> done) {
+    Loop* const loops[] = {loop_.get()};
+    return DriveLoops(loops, done);
+  }
+  // Sends pieces one after the other, each when the one before it has been read; returns the plain
+  // receives they took.
+  uint64_t ReceivesFor(PlainSocket& peer, int pieces, size_t size) {
+    const uint64_t before = sys_.receives;
+    for (int i = 0; i < pieces; ++i) {
+      const uint64_t wanted = received_ + size;
+      EXPECT_EQ(peer.Send(std::string(size, 'p')), static_cast<int64_t>(size));
+      EXPECT_TRUE(Drive([&] { return received_ == wanted; }));
+    }
+    return sys_.receives - before;
+  }
+
+  CountingSys sys_;
+  std::unique_ptr<Loop> loop_;
+  std::unique_ptr<Listener> listener_;
+  uint64_t received_ = 0;
+};
+
+TEST_F(ReceiveStrategyTest, LargePiecesChangeToPlainReceivesAndSmallOnesBack) {
+  constexpr size_t kSmall = 1000, kLarge = 16 * 1024;
+  PlainSocket peer = PlainSocket::Connect(listener_->address());
+  EXPECT_EQ(ReceivesFor(peer, 20, kSmall), 0u) << "the kernel fills a lent buffer";
+  EXPECT_EQ(ReceivesFor(peer, 4, kLarge), 0u) << "a few say nothing";
+  EXPECT_EQ(ReceivesFor(peer, 1, kSmall), 0u);
+  ReceivesFor(peer, 12, kLarge);
+  EXPECT_GE(ReceivesFor(peer, 20, kLarge), 20u) << "into buffers of the stream's own size";
+  EXPECT_GE(ReceivesFor(peer, 4, kSmall), 4u) << "a few say nothing";
+  EXPECT_GE(ReceivesFor(peer, 1, kLarge), 1u);
+  ReceivesFor(peer, 12, kSmall);
+  EXPECT_EQ(ReceivesFor(peer, 20, kSmall), 0u);
+}
+
+TEST_F(ReceiveStrategyTest, TheRingGrowsWhenTheKernelRunsOutOfBuffers) {
+  // Each takes four buffers at once, the last of them little used: that keeps the stream from plain
+  // receives.
+  constexpr size_t kPeers = 40, kPiece = 3 * 16 * 1024 + 1000;
+  std::vector<PlainSocket> peers;
+  for (size_t i = 0; i < kPeers; ++i) peers.push_back(PlainSocket::Connect(listener_->address()));
+  const auto lent = [&] {
+    Loop* const loops[] = {loop_.get()};
+    SettleLoops(loops);
+    return loop_->pool().Stats().ring;
+  };
+  const auto all_send = [&] {
+    const uint64_t wanted = received_ + kPeers * kPiece;
+    for (PlainSocket& peer : peers) {
+      EXPECT_EQ(peer.Send(std::string(kPiece, 'p')), static_cast<int64_t>(kPiece));
+    }
+    EXPECT_TRUE(Drive([&] { return received_ == wanted; })) << received_ << " of " << wanted;
+  };
+  for (PlainSocket& peer : peers) ReceivesFor(peer, 1, 1);
+  EXPECT_EQ(loop_->Snapshot().ring_exhausted, 0u);
+  const uint64_t at_first = lent();
+  ASSERT_LT(at_first, kPeers * 16 * 1024);
+  for (int round = 0; round < 6; ++round) all_send();
+  const uint64_t exhausted = loop_->Snapshot().ring_exhausted;
+  EXPECT_GT(exhausted, 0u);
+  EXPECT_GE(lent(), 2 * at_first);
+  // By now it has enough for all of them.
+  all_send();
+  EXPECT_EQ(loop_->Snapshot().ring_exhausted, exhausted);
+}
 
 }  // namespace
 }  // namespace penstock::internal

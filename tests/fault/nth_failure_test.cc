@@ -1,12 +1,15 @@
 // Every call to the kernel fails once, and from some point on for good: the nth of its kind for
-// each n, with each plausible errno, in a scenario that uses all of the library: listen, connect,
-// echo, bulk with back-pressure, half close, close. Whatever fails, nothing crashes, hangs or
-// leaks, each callback ends once, and no byte is lost without a word (I2, I5).
+// each n (under sanitizers far-off ones in growing steps), with each plausible errno, in a scenario
+// that uses all of the library: listen, connect, echo, bulk with back-pressure, half close, close;
+// over TCP, and what opens sockets over a Unix socket with a stale file, too. Whatever fails,
+// nothing crashes, hangs or leaks, each callback ends once, and no byte is lost without a word (I2,
+// I5).
 #include <penstock/connect.h>
 #include <penstock/listener.h>
 
 #include <dirent.h>
 #include <poll.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cstring>
@@ -25,6 +28,7 @@
 #include "testing/fault_sys.h"
 #include "testing/patient_poll.h"
 #include "testing/pattern.h"
+#include "testing/plain_socket.h"
 
 namespace penstock::internal {
 namespace {
@@ -78,10 +82,24 @@ class EchoPeer {
   uint64_t bytes_ = 0;
 };
 
+enum class Place : uint8_t {
+  kTcp,
+  kStaleFile,  // a Unix socket whose file is there already, and nobody listens on it
+};
+
 // One run of the scenario under one fault.
 class Scenario {
  public:
-  Scenario(EngineKind engine, FaultSys& sys) : engine_(engine), sys_(sys) {}
+  Scenario(EngineKind engine, Place place, FaultSys& sys)
+      : engine_(engine), place_(place), sys_(sys) {
+    if (place_ == Place::kTcp) return;
+    path_ = absl::StrCat(::testing::TempDir(), "penstock_nth_failure_", ::getpid());
+    address_ = *SocketAddress::Parse(absl::StrCat("unix:", path_));
+    const PlainSocket stale = PlainSocket::Listen(address_, 1);
+  }
+  ~Scenario() {
+    if (place_ == Place::kStaleFile) ::unlink(path_.c_str());
+  }
 
   // Runs until everything has ended; false when it hangs.
   bool Run() {
@@ -136,21 +154,22 @@ class Scenario {
 
     ListenOptions listening;
     listening.stream = Bounded();
-    absl::StatusOr<std::unique_ptr<Listener>> listener = Listener::Listen(
-        *loop_, *SocketAddress::Parse("127.0.0.1:0"), listening, [this](StreamPtr stream) {
+    listening.unlink_path = true;
+    absl::StatusOr<std::unique_ptr<Listener>> listener =
+        Listener::Listen(*loop_, address_, listening, [this](StreamPtr stream) {
           peers_.push_back(std::make_unique<EchoPeer>(std::move(stream)));
         });
     made_ = listener.status();
     if (!listener.ok()) return false;
     listener_ = *std::move(listener);
-    if (listener_->address().port() == 0) return false;  // getsockname failed
+    if (place_ == Place::kTcp && listener_->address().port() == 0) return false;  // getsockname
 
     ConnectOptions connecting;
     connecting.stream = Bounded();
     connecting.deadline = absl::Seconds(2);
     fates_.reserve(8);
     Fate& connected = fates_.emplace_back();
-    Connect(*loop_, listener_->address(), connecting,
+    Connect(*loop_, place_ == Place::kTcp ? listener_->address() : address_, connecting,
             [this, mark = connected.OnDone()](absl::StatusOr<StreamPtr> stream) mutable {
               std::move(mark)(stream.status());
               if (!stream.ok()) return EndClient(stream.status());
@@ -222,7 +241,10 @@ class Scenario {
   }
 
   const EngineKind engine_;
+  const Place place_;
   FaultSys& sys_;
+  std::string path_;
+  SocketAddress address_ = *SocketAddress::Parse("127.0.0.1:0");
   std::vector<Fate> fates_;
   std::unique_ptr<Loop> loop_;
   std::unique_ptr<Listener> listener_;
@@ -240,12 +262,13 @@ class Scenario {
 
 struct SweepCase {
   EngineKind engine;
+  Place place;
   Call call;
 };
 
 std::string SweepName(const SweepCase& sweep) {
   return absl::StrCat(sweep.engine == EngineKind::kEpoll ? "Epoll" : "Uring",
-                      std::string(CallName(sweep.call)));
+                      sweep.place == Place::kTcp ? "" : "Unix", std::string(CallName(sweep.call)));
 }
 
 void PrintTo(const SweepCase& sweep, std::ostream* out) { *out << SweepName(sweep); }
@@ -258,7 +281,7 @@ class NthFailureTest : public ::testing::TestWithParam<SweepCase> {
     }
     // What the process opens once and keeps is open from now on.
     FaultSys none;
-    ASSERT_TRUE(Scenario(GetParam().engine, none).Run());
+    ASSERT_TRUE(Scenario(GetParam().engine, GetParam().place, none).Run());
   }
 
   // True when the fault fired.
@@ -270,7 +293,7 @@ class NthFailureTest : public ::testing::TestWithParam<SweepCase> {
     FaultSys sys(fault);
     std::vector<Fate> fates;
     {
-      Scenario scenario(GetParam().engine, sys);
+      Scenario scenario(GetParam().engine, GetParam().place, sys);
       EXPECT_TRUE(scenario.Run()) << "hangs: " << scenario.Describe();
       EXPECT_FALSE(scenario.lost_silently()) << scenario.Describe();
       EXPECT_EQ(scenario.left_in_pool(), 0u) << scenario.Describe();
@@ -291,13 +314,12 @@ TEST_P(NthFailureTest, IsSurvivedOnceAndForGood) {
   uint64_t runs = 0;
   for (const int error : PlausibleErrors(call)) {
     for (const bool persistent : {false, true}) {
-      // Far into a bulk transfer one call is like the next: the steps grow from there on.
       uint64_t step = 1;
       for (uint64_t n = 1;; n += step) {
         ++runs;
         if (!Check({.call = call, .error = error, .nth = n, .persistent = persistent})) break;
         if (HasFailure()) return;
-        if (n > (kSanitized ? 4u : 24u)) step = step * 3 / 2 + 1;
+        if (kSanitized && n > 4) step = step * 3 / 2 + 1;
       }
     }
   }
@@ -307,7 +329,13 @@ TEST_P(NthFailureTest, IsSurvivedOnceAndForGood) {
 std::vector<SweepCase> AllCases() {
   std::vector<SweepCase> cases;
   for (EngineKind engine : {EngineKind::kEpoll, EngineKind::kUring}) {
-    for (size_t call = 0; call < kCalls; ++call) cases.push_back({engine, static_cast<Call>(call)});
+    for (size_t call = 0; call < kCalls; ++call) {
+      cases.push_back({engine, Place::kTcp, static_cast<Call>(call)});
+    }
+    for (Call call : {Call::kSocket, Call::kBind, Call::kListen, Call::kConnect, Call::kLocalName,
+                      Call::kPeerName, Call::kClose, Call::kUnlink}) {
+      cases.push_back({engine, Place::kStaleFile, call});
+    }
   }
   return cases;
 }
@@ -319,31 +347,38 @@ INSTANTIATE_TEST_SUITE_P(EveryCall, NthFailureTest, ::testing::ValuesIn(AllCases
 
 // The sweep ends where a call is no longer made; these are the calls it must have met at all.
 TEST(NthFailure, TheScenarioMakesTheCallsItClaimsToTest) {
-  const auto expect_calls = [](EngineKind engine, std::vector<Call> calls) {
+  const auto expect_calls = [](EngineKind engine, Place place, std::vector<Call> calls) {
     FaultSys sys;
-    Scenario scenario(engine, sys);
-    ASSERT_TRUE(scenario.Run());
-    EXPECT_TRUE(scenario.complete()) << scenario.Describe();
+    {
+      Scenario scenario(engine, place, sys);
+      ASSERT_TRUE(scenario.Run());
+      EXPECT_TRUE(scenario.complete()) << scenario.Describe();
+    }
     for (Call call : calls) EXPECT_GT(sys.count(call), 0u) << CallName(call);
   };
   const std::vector<Call> both = {
-      Call::kSocket, Call::kBind,        Call::kListen,    Call::kConnect,   Call::kReceive,
-      Call::kSend,   Call::kShutdown,    Call::kSetOption, Call::kGetOption, Call::kLocalName,
-      Call::kClose,  Call::kOpenReserve, Call::kEventFd,   Call::kTimerFd,   Call::kTimerFdSet};
+      Call::kSocket,   Call::kBind,       Call::kListen,      Call::kConnect,   Call::kReceive,
+      Call::kSend,     Call::kShutdown,   Call::kSetOption,   Call::kGetOption, Call::kLocalName,
+      Call::kPeerName, Call::kClose,      Call::kOpenReserve, Call::kEventFd,   Call::kWrite,
+      Call::kTimerFd,  Call::kTimerFdSet, Call::kMap,         Call::kUnmap,     Call::kAdvise};
   std::vector<Call> epoll = both;
-  for (Call call : {Call::kEpollCreate, Call::kEpollControl, Call::kEpollWait, Call::kAccept}) {
+  for (Call call : {Call::kEpollCreate, Call::kEpollControl, Call::kEpollRemove, Call::kEpollWait,
+                    Call::kAccept}) {
     epoll.push_back(call);
   }
-  expect_calls(EngineKind::kEpoll, epoll);
+  expect_calls(EngineKind::kEpoll, Place::kTcp, epoll);
+  expect_calls(EngineKind::kEpoll, Place::kStaleFile, {Call::kUnlink});
   if (const std::string why = MissingEngine(EngineKind::kUring); !why.empty()) {
     GTEST_SKIP() << why;
   }
   std::vector<Call> uring = both;
-  for (Call call : {Call::kRingSetup, Call::kRingEnter, Call::kAcceptCompletion,
-                    Call::kReceiveCompletion, Call::kPollWriteCompletion}) {
+  for (Call call : {Call::kRingSetup, Call::kRingEnter, Call::kRead, Call::kAcceptCompletion,
+                    Call::kReceiveCompletion, Call::kPollWriteCompletion, Call::kCancelCompletion,
+                    Call::kWatchCompletion}) {
     uring.push_back(call);
   }
-  expect_calls(EngineKind::kUring, uring);
+  expect_calls(EngineKind::kUring, Place::kTcp, uring);
+  expect_calls(EngineKind::kUring, Place::kStaleFile, {Call::kUnlink, Call::kPollReadCompletion});
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "testing/fault_sys.h"
 
+#include <linux/io_uring.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -10,12 +11,18 @@ namespace internal {
 namespace {
 
 constexpr int kDescriptors[] = {EMFILE, ENFILE, ENOMEM};
-constexpr int kBindErrors[] = {EADDRINUSE, EACCES};
+constexpr int kSocketErrors[] = {EMFILE, ENFILE, ENOMEM, ENOBUFS, EAFNOSUPPORT, EACCES};
+constexpr int kBindErrors[] = {EADDRINUSE, EACCES, EADDRNOTAVAIL, ENOMEM};
 constexpr int kAddressInUse[] = {EADDRINUSE};
 constexpr int kAcceptErrors[] = {ECONNABORTED, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPROTO, EPERM};
-constexpr int kConnectErrors[] = {ECONNREFUSED, ENETUNREACH, EAGAIN, EADDRNOTAVAIL};
-constexpr int kReceiveErrors[] = {ECONNRESET, ETIMEDOUT, ENOMEM};
-constexpr int kSendErrors[] = {ECONNRESET, EPIPE, ENOBUFS, ETIMEDOUT};
+constexpr int kConnectErrors[] = {ECONNREFUSED, ENETUNREACH,   EHOSTUNREACH, ETIMEDOUT,
+                                  EAGAIN,       EADDRNOTAVAIL, EACCES,       EPERM};
+constexpr int kReceiveErrors[] = {ECONNRESET, ETIMEDOUT, EHOSTUNREACH, ECONNREFUSED, ENOMEM};
+constexpr int kSendErrors[] = {ECONNRESET, EPIPE, EHOSTUNREACH, ENOBUFS, ENOMEM, ETIMEDOUT};
+constexpr int kUnlinkErrors[] = {EACCES, EPERM, ENOENT, EROFS};
+constexpr int kGone[] = {ENOENT, EBADF};
+constexpr int kReadErrors[] = {EAGAIN, EIO};
+constexpr int kAdviseErrors[] = {ENOMEM, EINVAL, EAGAIN};
 constexpr int kNotConnected[] = {ENOTCONN};
 constexpr int kNoBuffers[] = {ENOBUFS};
 constexpr int kCloseErrors[] = {EIO, EINTR};
@@ -25,7 +32,7 @@ constexpr int kMemory[] = {ENOMEM};
 constexpr int kSetupErrors[] = {ENOMEM, EMFILE, EPERM, ENOSYS};
 constexpr int kEnterErrors[] = {EAGAIN, EBUSY, ENOMEM};
 // Of those that carry bytes; ENOBUFS and ECANCELED never do (the simulated engine tests them).
-constexpr int kReceiveResults[] = {ECONNRESET, ETIMEDOUT, ENOMEM};
+constexpr int kReceiveResults[] = {ECONNRESET, ETIMEDOUT, EHOSTUNREACH, ECONNREFUSED, ENOMEM};
 constexpr int kPollResults[] = {ENOMEM, ECANCELED};
 constexpr int kCancelResults[] = {ENOENT, EALREADY};
 
@@ -36,7 +43,7 @@ struct Row {
 };
 
 constexpr Row kRows[] = {
-    {Call::kSocket, "Socket", kDescriptors},
+    {Call::kSocket, "Socket", kSocketErrors},
     {Call::kBind, "Bind", kBindErrors},
     {Call::kListen, "Listen", kAddressInUse},
     {Call::kAccept, "Accept", kAcceptErrors},
@@ -50,14 +57,19 @@ constexpr Row kRows[] = {
     {Call::kPeerName, "PeerName", kNotConnected},
     {Call::kClose, "Close", kCloseErrors},
     {Call::kOpenReserve, "OpenReserve", kDescriptors},
+    {Call::kUnlink, "Unlink", kUnlinkErrors},
     {Call::kEpollCreate, "EpollCreate", kDescriptors},
     {Call::kEpollControl, "EpollControl", kControlErrors},
+    {Call::kEpollRemove, "EpollRemove", kGone},
     {Call::kEpollWait, "EpollWait", kWaitErrors},
     {Call::kEventFd, "EventFd", kDescriptors},
+    {Call::kRead, "Read", kReadErrors},
     {Call::kWrite, "Write", kWaitErrors},
     {Call::kTimerFd, "TimerFd", kDescriptors},
     {Call::kTimerFdSet, "TimerFdSet", kMemory},
     {Call::kMap, "Map", kMemory},
+    {Call::kUnmap, "Unmap", kMemory},
+    {Call::kAdvise, "Advise", kAdviseErrors},
     {Call::kRingSetup, "RingSetup", kSetupErrors},
     {Call::kRingEnter, "RingEnter", kEnterErrors},
     {Call::kAcceptCompletion, "AcceptCompletion", kAcceptErrors},
@@ -65,6 +77,7 @@ constexpr Row kRows[] = {
     {Call::kPollReadCompletion, "PollReadCompletion", kPollResults},
     {Call::kPollWriteCompletion, "PollWriteCompletion", kPollResults},
     {Call::kCancelCompletion, "CancelCompletion", kCancelResults},
+    {Call::kWatchCompletion, "WatchCompletion", kMemory},
 };
 static_assert(std::size(kRows) == kCalls);
 
@@ -161,15 +174,25 @@ int FaultSys::OpenReserve() {
   return Sys::OpenReserve();
 }
 
+int FaultSys::Unlink(const char* path) {
+  if (const int error = Next(Call::kUnlink)) return -error;
+  return Sys::Unlink(path);
+}
+
 int FaultSys::EpollCreate() {
   if (const int error = Next(Call::kEpollCreate)) return -error;
   return Sys::EpollCreate();
 }
 
 int FaultSys::EpollControl(int epoll, int op, int fd, epoll_event* event) {
-  // Taking a registration away needs no memory and cannot fail.
-  const int error = op == EPOLL_CTL_DEL ? 0 : Next(Call::kEpollControl);
-  return error != 0 ? -error : Sys::EpollControl(epoll, op, fd, event);
+  if (op != EPOLL_CTL_DEL) {
+    const int error = Next(Call::kEpollControl);
+    return error != 0 ? -error : Sys::EpollControl(epoll, op, fd, event);
+  }
+  // Fails only where there is nothing to take away.
+  const int error = Next(Call::kEpollRemove);
+  const int result = Sys::EpollControl(epoll, op, fd, event);
+  return error != 0 ? -error : result;
 }
 
 int FaultSys::EpollWait(int epoll, epoll_event* events, int count, int64_t timeout_ns) {
@@ -180,6 +203,11 @@ int FaultSys::EpollWait(int epoll, epoll_event* events, int count, int64_t timeo
 int FaultSys::EventFd() {
   if (const int error = Next(Call::kEventFd)) return -error;
   return Sys::EventFd();
+}
+
+int64_t FaultSys::Read(int fd, void* data, size_t size) {
+  if (const int error = Next(Call::kRead)) return -error;
+  return Sys::Read(fd, data, size);
 }
 
 int64_t FaultSys::Write(int fd, const void* data, size_t size) {
@@ -203,6 +231,18 @@ void* FaultSys::Map(size_t size, int flags, int* error) {
     return nullptr;
   }
   return Sys::Map(size, flags, error);
+}
+
+int FaultSys::Unmap(void* base, size_t size) {
+  const int error = Next(Call::kUnmap);
+  // Done all the same: whoever unmaps forgets the memory, and a sweep would use up the machine's.
+  const int result = Sys::Unmap(base, size);
+  return error != 0 ? -error : result;
+}
+
+int FaultSys::Advise(void* base, size_t size, int advice) {
+  if (const int error = Next(Call::kAdvise)) return -error;
+  return Sys::Advise(base, size, advice);
 }
 
 int FaultSys::RingSetup() { return -Next(Call::kRingSetup); }
@@ -232,6 +272,11 @@ void FaultSys::RingCompletion(RingOp op, int32_t* result, uint32_t* flags) {
       if (const int error = Next(Call::kCancelCompletion)) *result = -error;
       break;
     case RingOp::kWatch:
+      if (const int error = Next(Call::kWatchCompletion)) {
+        *result = -error;
+        *flags &= ~uint32_t{IORING_CQE_F_MORE};
+      }
+      break;
     case RingOp::kNone:
       break;
   }

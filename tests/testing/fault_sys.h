@@ -6,7 +6,8 @@
 // never come end soon.
 //
 // A failed call has not happened: nothing reaches the kernel, and a descriptor that a completion
-// carried is closed. One thread.
+// carried is closed. But close, munmap and EPOLL_CTL_DEL do their work whatever they say. One
+// thread.
 #ifndef PENSTOCK_TESTS_TESTING_FAULT_SYS_H_
 #define PENSTOCK_TESTS_TESTING_FAULT_SYS_H_
 
@@ -38,14 +39,19 @@ enum class Call : uint8_t {
   kPeerName,
   kClose,
   kOpenReserve,
+  kUnlink,
   kEpollCreate,
   kEpollControl,
+  kEpollRemove,  // EPOLL_CTL_DEL
   kEpollWait,
   kEventFd,
+  kRead,
   kWrite,
   kTimerFd,
   kTimerFdSet,
   kMap,
+  kUnmap,
+  kAdvise,
   kRingSetup,
   kRingEnter,
   kAcceptCompletion,
@@ -53,8 +59,9 @@ enum class Call : uint8_t {
   kPollReadCompletion,
   kPollWriteCompletion,
   kCancelCompletion,
+  kWatchCompletion,
 };
-inline constexpr size_t kCalls = 29;
+inline constexpr size_t kCalls = 35;
 
 std::string_view CallName(Call call);
 // The errors a kernel may give for `call` that a program must survive (its man page, and memory or
@@ -99,14 +106,18 @@ class FaultSys : public Sys {
   int PeerName(int fd, sockaddr* address, socklen_t* length) override;
   int Close(int fd) override;
   int OpenReserve() override;
+  int Unlink(const char* path) override;
   int EpollCreate() override;
   int EpollControl(int epoll, int op, int fd, epoll_event* event) override;
   int EpollWait(int epoll, epoll_event* events, int count, int64_t timeout_ns) override;
   int EventFd() override;
+  int64_t Read(int fd, void* data, size_t size) override;
   int64_t Write(int fd, const void* data, size_t size) override;
   int TimerFd() override;
   int TimerFdSet(int fd, int64_t at_ns) override;
   void* Map(size_t size, int flags, int* error) override;
+  int Unmap(void* base, size_t size) override;
+  int Advise(void* base, size_t size, int advice) override;
   int RingSetup() override;
   int RingEnter() override;
   void RingCompletion(RingOp op, int32_t* result, uint32_t* flags) override;
