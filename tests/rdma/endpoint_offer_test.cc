@@ -240,6 +240,7 @@ TEST_P(EndpointOfferTest, ASlowReceiverFetchesLittleAhead) {
   for (int i = 0; i < kCount; ++i) {
     both.active->Send(Chain(text), fates.emplace_back().OnDone());
   }
+  EXPECT_TRUE(Await(fates.front()).ok());
   Settle();
   // One is delivered next, and two are what 16 pieces could bring.
   size_t done = 0;
@@ -273,7 +274,8 @@ TEST_P(EndpointOfferTest, EitherSideMayGoInTheMiddleOfARead) {
       int reads = 0;
       lanes().fabric().set_drop([&](const FakePacket& packet) {
         reads += packet.kind == FakePacketKind::kRequest && packet.op == FabricOp::kRead;
-        return false;
+        // It cannot come to its end before.
+        return reads >= 3 && packet.kind == FakePacketKind::kReadResponse;
       });
       Fate sent;
       both.active->Send(Chain(PatternBytes(1, 0, 3'000'000)), sent.OnDone());
