@@ -202,6 +202,7 @@ void Client::OnData(absl::StatusOr<Buffer> data) {
   for (size_t i = 0; i < replies; ++i) {
     load_.OnReply(now - began_[(before / size + i) % began_.size()]);
   }
+  if (stream_ == nullptr) return;  // that was the last reply, and the end
   Read();
   if (load_.sending()) {
     if (replies > 0) Send(replies);

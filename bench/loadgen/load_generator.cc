@@ -148,7 +148,8 @@ void LoadGenerator::NextPhase() {
 }
 
 int LoadGenerator::WaitMilliseconds(int64_t now) const {
-  if (interval_ns_ == 0 || phase_ == Phase::kDrain) return kIdleWaitMilliseconds;
+  const bool full = outstanding_ == int64_t{alive_} * options_.depth;
+  if (interval_ns_ == 0 || full || phase_ == Phase::kDrain) return kIdleWaitMilliseconds;
   // Rounds down, and so spins through the last millisecond before a request falls due.
   int64_t wait = std::max<int64_t>(next_due_ - now, 0) / kNanosecondsPerMillisecond;
   return static_cast<int>(std::min<int64_t>(wait, kIdleWaitMilliseconds));

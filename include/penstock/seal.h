@@ -59,7 +59,7 @@ struct SealLimiterStats {
 // queue. Share one between loops; any thread.
 class PENSTOCK_EXPORT SealLimiter {
  public:
-  static constexpr uint32_t kRunningMax = 64;
+  static constexpr uint32_t kRunningMax = 256;
   static constexpr uint32_t kWaitingMax = 4096;
 
   // `running_max` at least 1.

@@ -327,6 +327,7 @@ void UringEngine::OnCancelled(const Completion& completion) {
 
 absl::Status UringEngine::AddWatch(Watch& watch) {
   watch.slot = loop_.slots().Take(SlotKind::kWatch, &watch);
+  watch.failures = 0;
   Arm(watch.slot, RingOp::kWatch, watch.fd);
   return absl::OkStatus();
 }
@@ -367,11 +368,11 @@ void UringEngine::OnWatch(const Completion& completion, Slot& slot) {
   if (completion.result < 0 && completion.result != -ECANCELED) {
     Disarm(slot, RingOp::kWatch);
     const bool again = ++watch->failures < kWatchFailuresMax;
+    // What has become readable meanwhile is told of as soon as it is armed.
+    if (again) Arm(completion.token.index(), RingOp::kWatch, watch->fd);
     loop_.Fault(absl::StrCat(
         ErrnoStatus(-completion.result, "io_uring: watch a descriptor", nullptr).ToString(),
         again ? "" : "; given up, for it fails every time: what is posted may not wake the loop"));
-    // What has become readable meanwhile is told of as soon as it is armed.
-    if (again) Arm(completion.token.index(), RingOp::kWatch, watch->fd);
     return;
   }
   watch->failures = 0;

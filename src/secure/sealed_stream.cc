@@ -97,7 +97,7 @@ void SealedStream::Write(BufferChain data, DoneCallback done) {
                      " queued exceed send_queue_max ", bounds_.max));
   } else {
     written_ += data.size();
-    QueuePlain(std::move(data));
+    plain_.Append(std::move(data));
   }
   if (!refusal.ok() && !done && write_end_.ok() && !data.empty()) {
     Fail(std::move(refusal));  // nobody would learn that bytes of the stream are missing
@@ -147,7 +147,7 @@ void SealedStream::Abort() {
   below_->Abort();
   MarkReady();
   // Destroyed last: releasing an external buffer runs the caller's code.
-  const BufferChain unsent = TakePlain();
+  const BufferChain unsent = plain_.Take();
   DropReceived();
 }
 
@@ -156,7 +156,7 @@ StreamStats SealedStream::stats() const {
   stats.bytes_in = bytes_in_;
   stats.bytes_out = bytes_out_;
   stats.queued_bytes = queued();
-  stats.sealed_pinned_bytes = plain_blocks_ + PinnedForReads();
+  stats.sealed_pinned_bytes = plain_.block_bytes() + PinnedForReads();
   return stats;
 }
 
@@ -179,7 +179,7 @@ void SealedStream::ReleaseOwner() {
   const Callbacks unrun = TakeCallbacks();
   Connection* const below = connection();
   const auto unmoved = below ? below->TakeMoveCallbacks() : Connection::MoveCallbacks();
-  const BufferChain unsent = TakePlain();
+  const BufferChain unsent = plain_.Take();
   released_ = true;
   if (EndsInOrder()) {
     // As a socket that is closed: everything was sent, so the peer may know that it was all.
@@ -208,7 +208,7 @@ void SealedStream::EndWithLoop() {
   Hold();
   {
     const Callbacks unrun = TakeCallbacks();
-    const BufferChain unsent = TakePlain();
+    const BufferChain unsent = plain_.Take();
     Cancel();
     DropReceived();
     UpdatePinned();
@@ -285,7 +285,7 @@ void SealedStream::Service() {
 bool SealedStream::Step() {
   if (released_) return false;
   if (!write_end_.ok()) {
-    const BufferChain unsent = TakePlain();
+    const BufferChain unsent = plain_.Take();
     if (write_side_ == WriteSide::kShutdownQueued) FinishShutdown(write_end_);
   }
   // Each gets its turn: neither a flood of records nor a writer that feeds itself keeps the others
@@ -317,6 +317,7 @@ auto SealedStream::WithOpener(Work work) {
   const absl::Cleanup done = [this] {
     opening_ = false;
     if (released_ || !read_end_.ok()) opener_.reset();
+    if (released_) UpdatePinned();  // whoever called does no more
   };
   return work(*opener_);
 }
@@ -419,7 +420,8 @@ void SealedStream::Settle() {
   if (sending && !write_end_.ok()) seal_loop_->core().Defer(*this);  // those who wait hear of it
   if (released_) return;
   const bool at_rest = !read_done_ || hungry_;
-  if (at_rest && opener_.has_value() && !pinned_buffer_) {
+  if (at_rest && opener_.has_value() &&
+      (!pinned_buffer_ || opener_->pinned_bytes() > kPinnedBuffer)) {
     WithOpener([](RecordOpener& opener) { opener.Rest(); });
     if (released_) return;
   }
@@ -481,29 +483,14 @@ void SealedStream::SealQueued(BufferChain& wire) {
                                : std::max<size_t>(kBatchMax, sealer_->frame_max());
   // The stream below takes a batch whole or not at all, and the end record may join it.
   const size_t room_below = bounds_.max - std::min(bounds_.max, kRecordOverhead);
-  // Taken out, for releasing what was sealed may run code that writes more; and of a long queue no
-  // more than this batch is looked at.
-  uint64_t rest_blocks = plain_blocks_;
-  BufferChain rest = TakePlain();
-  BufferChain plain;
-  if (rest.size() <= batch_max) {
-    plain = std::move(rest);
-    rest_blocks = 0;
-  } else {
-    while (plain.size() < batch_max) plain.Append(rest.PopFront());
-    rest_blocks -= std::min<uint64_t>(rest_blocks, plain.block_bytes());
-  }
+  // Taken out, for releasing what was sealed may run code that writes more.
+  BufferChain plain = plain_.TakeFront(batch_max);
   const size_t before = plain.size();
   const RecordSealer::Result result = sealer_->Seal(plain, wire, std::min(batch_max, room_below));
   seal_loop_->OnUse();
   batch_ = before - plain.size();
   if (released_) return;
-  const uint64_t later_blocks = plain_blocks_;
-  BufferChain later = TakePlain();
-  QueuePlain(std::move(plain));
-  plain_.Append(std::move(rest));
-  plain_.Append(std::move(later));
-  plain_blocks_ += rest_blocks + later_blocks;
+  plain_.Prepend(std::move(plain));
   // What was sealed has left without room; but nobody shall take more than a little while others
   // need some to receive.
   if (sealer_->short_of_room()) seal_loop_->WaitForRoom(*this);
@@ -589,7 +576,7 @@ uint64_t SealedStream::queued() const {
 
 void SealedStream::UpdatePinned() {
   if (seal_loop_ == nullptr) return;
-  const uint64_t pinned = plain_blocks_ + PinnedForReads();
+  const uint64_t pinned = plain_.block_bytes() + PinnedForReads();
   if (pinned == pinned_) return;
   seal_loop_->core().counters().sealed_pinned_bytes.Add(pinned - std::exchange(pinned_, pinned));
 }

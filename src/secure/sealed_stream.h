@@ -34,6 +34,7 @@
 #include "engine/deferred.h"
 #include "engine/loop_core.h"
 #include "engine/parcel.h"
+#include "secure/plain_queue.h"
 #include "secure/record_opener.h"
 #include "secure/record_sealer.h"
 #include "secure/seal_loop.h"
@@ -161,14 +162,6 @@ class SealedStream final : public Stream, private SealMember, private Deferred, 
   void AddWrite(DoneCallback&& done, absl::Status refusal);
   absl::Status Refusal(std::string_view operation, std::string_view reason) const;
   absl::Status Explain(const absl::Status& status, std::string_view operation) const;
-  void QueuePlain(BufferChain data) {
-    plain_blocks_ += data.block_bytes();
-    plain_.Append(std::move(data));
-  }
-  BufferChain TakePlain() {
-    plain_blocks_ = 0;
-    return std::exchange(plain_, {});
-  }
   // Plaintext written and not yet taken by the stream below.
   uint64_t queued() const;
   size_t PinnedForReads() const {
@@ -198,10 +191,7 @@ class SealedStream final : public Stream, private SealMember, private Deferred, 
   bool opening_ : 1 = false;  // the opener is at work
 
   SendBounds bounds_;
-  BufferChain plain_;  // written and not yet sealed
-  // Bytes of its blocks. A sum, because the queue may be long; a block that two writes share counts
-  // for each until one of them is sealed.
-  uint64_t plain_blocks_ = 0;
+  PlainQueue plain_;
   Buffer pinned_buffer_;    // StreamOptions::pinned_reads: held for nothing, and nothing compacted
   uint64_t written_ = 0;    // plaintext ever queued
   uint64_t batch_ = 0;      // of it, in the batch on its way

@@ -44,6 +44,10 @@ absl::StatusOr<BioPtr> OpenPem(std::string_view part, const PemSource& source) {
     }
     return ErrnoStatus(error == 0 ? ENOMEM : error, PartName(part, source));
   }
+  // A key may lie in any of these files: no copy of it in a buffer that is freed unwiped.
+  if (FILE* file = nullptr; source.is_file() && BIO_get_fp(bio.get(), &file) == 1) {
+    setvbuf(file, nullptr, _IONBF, 0);
+  }
   return bio;
 }
 
@@ -82,9 +86,6 @@ absl::Status UseCertificateChain(SSL_CTX* context, const PemSource& source) {
 absl::Status UsePrivateKey(SSL_CTX* context, const PemSource& source) {
   absl::StatusOr<BioPtr> bio = OpenPem("key", source);
   if (!bio.ok()) return bio.status();
-  if (FILE* file = nullptr; source.is_file() && BIO_get_fp(bio->get(), &file) == 1) {
-    setvbuf(file, nullptr, _IONBF, 0);  // no copy of the key in a buffer that is freed unwiped
-  }
   const KeyPtr key(PEM_read_bio_PrivateKey(bio->get(), nullptr, NoPassphrase, nullptr));
   if (key == nullptr) return PemError("key", source, TakeOpenSslError().text);
   if (SSL_CTX_use_PrivateKey(context, key.get()) != 1 || SSL_CTX_check_private_key(context) != 1) {

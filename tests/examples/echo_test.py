@@ -239,7 +239,7 @@ class Echo:
                 client.process.stdin.close()
                 self.assertEqual(client.end(), 1)
 
-    def against(self, serve, *words):
+    def client_of(self, serve, *words):
         """Runs the client against `serve(peer)`, which answers one connection."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             listener.settimeout(PATIENCE)
@@ -258,6 +258,11 @@ class Echo:
             done = run("echo_client", f"--connect=127.0.0.1:{listener.getsockname()[1]}",
                        f"--engine={self.engine}", "--size=100", "--duration=1h", *words)
             thread.join()
+        return done
+
+    def against(self, serve, *words):
+        """As above; returns what the client complains of."""
+        done = self.client_of(serve, *words)
         self.assertEqual(done.returncode, 1, done)
         self.assertEqual(json.loads(done.stdout)["errors"], 1)
         return done.stderr
@@ -283,6 +288,19 @@ class Echo:
     def test_client_counts_replies_that_never_come(self):
         self.assertIn("100 bytes did not come back", self.against(
             receive_all, "--duration=100ms", "--patience=200ms"))
+
+    def test_client_measures_until_the_first_reply(self):
+        """However late it comes: without one nothing would have been measured."""
+        def serve(peer):
+            request = peer.recv(100)
+            late.wait(0.3)
+            peer.sendall(request)
+            peer.recv(1)
+
+        late = threading.Event()
+        done = self.client_of(serve, "--duration=50ms")
+        self.assertEqual(done.returncode, 0, done)
+        self.assertEqual(json.loads(done.stdout)["requests"], 1)
 
     def test_client_tells_of_an_early_end(self):
         self.assertIn("end of stream", self.against(

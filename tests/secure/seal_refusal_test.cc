@@ -181,6 +181,7 @@ TEST_P(SealRefusalTest, AListenerBoundsItsHandshakesUnlessToldNotTo) {
     const auto credentials = std::make_shared<const Waiting>();
     SealOptions options;
     options.unlimited_handshakes = unlimited;
+    options.deadline = absl::InfiniteDuration();
     ListenOptions listening;
     listening.engine = environment().listen_engine();
     int ended = 0;
