@@ -393,7 +393,8 @@ int main(int argc, char** argv) {
       argc, argv,
       "send FILE --connect=ADDR [flags]\n"
       "       bulk_transfer receive OUT --listen=ADDR [flags]\n\n"
-      "Transfers one file, checked end to end with SHA-256. OUT appears when it is complete.",
+      "Transfers one file, checked end to end with SHA-256. OUT appears when it is complete.\n"
+      "The receiver takes one file and ends.",
       FLAGS_connect, FLAGS_listen);
   const Transfer transfer{asked.address,
                           asked.path,

@@ -10,6 +10,8 @@ import queue
 import resource
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -343,6 +345,7 @@ class Tour:
                         "--depth=1", "--duration=100ms", *sealing)
             first = wait_until(lambda: self.none_left(server), PATIENCE, "the first client's end")
             before = server.resident()
+            silent = None if sealing else self.silent(server, count)
             # It stays until its standard input ends.
             client = subprocess.Popen(
                 [self.programs / "echo_client", f"--connect={server.address}", f"--idle={count}",
@@ -365,12 +368,38 @@ class Tour:
             after = self.settled(server)
             last = server.stop()
         each = (resident - before) / count
+        if silent:
+            print(f"  {engine}: {silent['idle_connections']:,} connections that never said anything pin "
+                  f"{silent['pool_live_bytes']} pool bytes")
         print(f"  {engine}: {idle['idle_connections']:,} of {count:,} connections idle after "
               f"{(idle['bytes_in'] - first['bytes_in']) // 1024:,} KiB of traffic; pool bytes they pin: {idle['pool_live_bytes']}; resident memory "
               f"{each:,.0f} bytes each, {(after - before) / MIB:+.1f} MiB after they left")
-        return {"count": count, "wanted": wanted, "snapshot": idle, "last": last,
+        return {"count": count, "wanted": wanted, "silent": silent, "snapshot": idle, "last": last,
                 "resident_before": before, "resident_idle": resident, "resident_after": after,
                 "resident_per_connection": each}
+
+    def silent(self, server, count):
+        """A snapshot with `count` connections that were accepted and have sent nothing. They end in
+        resets, which leave no addresses in use for a while as orderly ends do."""
+        host, port = server.address.rsplit(":", 1)
+        peers = []
+        try:
+            for _ in range(count):
+                peer = socket.create_connection((host, int(port)), timeout=PATIENCE)
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                peers.append(peer)
+            snapshot = wait_until(lambda: self.all_idle(server, count), PATIENCE,
+                                  f"{count} connections accepted")
+        finally:
+            for peer in peers:
+                peer.close()
+        wait_until(lambda: self.none_left(server), PATIENCE, "their end")
+        return snapshot
+
+    @staticmethod
+    def all_idle(server, count):
+        snapshot = server.snapshot()
+        return snapshot if snapshot["idle_connections"] == count else None
 
     @staticmethod
     def all_served(server, first, count):

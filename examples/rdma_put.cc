@@ -325,7 +325,7 @@ int main(int argc, char** argv) {
                                   "send FILE --connect=ADDR [flags]\n"
                                   "       rdma_put receive OUT --listen=ADDR [flags]\n\n"
                                   "Writes one file into the memory of the receiver, which stores "
-                                  "it.",
+                                  "it and ends.",
                                   FLAGS_connect, FLAGS_listen);
   examples::RangeOrFail("max-bytes", absl::GetFlag(FLAGS_max_bytes), 1, int64_t{1} << 40);
   return Run(asked.sends, asked.address, asked.path);

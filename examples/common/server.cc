@@ -1,5 +1,6 @@
 #include "common/server.h"
 
+#include <malloc.h>
 #include <penstock/balance.h>
 #include <penstock/listener.h>
 #include <penstock/loop.h>
@@ -43,6 +44,12 @@ ABSL_FLAG(absl::Duration, switch_every, absl::ZeroDuration(),
 ABSL_FLAG(absl::Duration, move_every, absl::ZeroDuration(),
           "every connection moves to the next of the --loops at this interval; 0: never");
 
+ABSL_FLAG(bool, huge_pages, false,
+          "ask for 2 MiB pages for the buffers; without any set aside, transparent ones");
+ABSL_FLAG(
+    absl::Duration, busy_poll, absl::ZeroDuration(),
+    "how long a loop looks for events before it sleeps: less delay for a core; 0: not at all");
+
 ABSL_FLAG(bool, adaptive, false,
           "each loop chooses between epoll and io_uring by measuring, and tells why on stderr at "
           "the end");
@@ -68,6 +75,7 @@ struct ServerConfig {
   Sealing sealing;
   MoveIntervals intervals;
   penstock::BufferPool* pool;  // null: one for each loop
+  penstock::PoolOptions pool_options;
   uint32_t loops;
   uint32_t connections_max;  // of all loops
 
@@ -89,12 +97,15 @@ class ServerLoop {
     penstock::LoopOptions options;
     options.engine = config.engine;
     options.pool = config.pool;
+    options.pool_options = config.pool_options;
+    options.busy_poll = absl::GetFlag(FLAGS_busy_poll);
     absl::StatusOr<std::unique_ptr<Loop>> loop = Loop::Create(std::move(options));
     if (!loop.ok()) return loop.status();
     loop_ = *std::move(loop);
     engine_ = loop_->engine();
     engine_reason_ = loop_->engine_reason();
     handle_ = loop_->handle();
+    trim_.emplace(*loop_);
     mover_ = std::make_unique<Mover>(*loop_, config.intervals);
     if (absl::Status status = mover_->Prepare(); !status.ok()) {
       return absl::Status(
@@ -112,6 +123,7 @@ class ServerLoop {
   void Close() {
     listener_.reset();
     mover_.reset();
+    trim_.reset();
     const std::lock_guard<std::mutex> lock(mutex_);
     if (loop_ != nullptr) snapshot_ = loop_->Snapshot();
     loop_.reset();
@@ -155,13 +167,23 @@ class ServerLoop {
 
  private:
   // A peer that is refused costs a line on stderr.
-  static Listener::AcceptCallback Accept(const ServerConfig& config) {
-    return [serve = config.serve, sealing = config.sealing](StreamPtr stream) {
+  Listener::AcceptCallback Accept(const ServerConfig& config) {
+    return [this, serve = config.serve, sealing = config.sealing](StreamPtr stream) {
+      if (!trim_->armed()) TrimLater();
       sealing.Apply(std::move(stream), [serve](absl::StatusOr<StreamPtr> ready) {
         if (!ready.ok()) return Complain(std::string(ready.status().message()));
         serve(*std::move(ready));
       });
     };
+  }
+
+  // Once the streams have gone, what malloc keeps of their memory goes back to the kernel, as the
+  // pool's does.
+  void TrimLater() {
+    trim_->Arm(absl::Seconds(1), [this] {
+      if (loop_->Snapshot().open > 0) return TrimLater();
+      malloc_trim(0);
+    });
   }
 
   std::mutex mutex_;  // of the loop's end, which a snapshot of another thread must not meet
@@ -170,6 +192,7 @@ class ServerLoop {
   std::string engine_reason_;
   std::unique_ptr<Loop> loop_;
   penstock::LoopHandle handle_;
+  std::optional<penstock::Timer> trim_;
   std::unique_ptr<Mover> mover_;
   std::unique_ptr<Listener> listener_;
   std::thread thread_;
@@ -225,6 +248,9 @@ ServerConfig ConfigFromFlags(const SocketAddress& address, Serve serve,
   if (absl::GetFlag(FLAGS_grace) < absl::ZeroDuration()) {
     Fail("--grace: a negative duration; zero and more is accepted");
   }
+  if (absl::GetFlag(FLAGS_busy_poll) < absl::ZeroDuration()) {
+    Fail("--busy-poll: a negative duration; zero and more is accepted");
+  }
   if (loops > 1 && address.family() == AF_UNIX) {
     Fail("--loops: a Unix socket cannot be shared by several loops; --loops=1 is accepted");
   }
@@ -245,6 +271,7 @@ ServerConfig ConfigFromFlags(const SocketAddress& address, Serve serve,
                       Sealing::FromFlags(true),
                       intervals,
                       nullptr,
+                      {.huge_pages = absl::GetFlag(FLAGS_huge_pages)},
                       static_cast<uint32_t>(loops),
                       static_cast<uint32_t>(connections)};
   config.listen.reuse_port = loops > 1;
@@ -334,7 +361,7 @@ int RunServer(Serve serve, const penstock::StreamOptions& options) {
   ServerConfig config = ConfigFromFlags(address, serve, options);
   // Buffers travel with the streams that hold them.
   std::optional<penstock::BufferPool> pool;
-  if (config.listen.stream.migratable) config.pool = &pool.emplace();
+  if (config.listen.stream.migratable) config.pool = &pool.emplace(config.pool_options);
   RaiseDescriptorLimit();
   BlockSignals();
 

@@ -79,6 +79,13 @@ class Echo:
             server.wait_for("all gone", connections=0, closed=5)
             server.stop()
 
+    def test_huge_pages_and_busy_polling(self):
+        with self.server("--huge-pages", "--busy-poll=1ms") as server:
+            figures = self.client(server, "--duration=200ms", "--connections=4", "--size=40000")
+            self.assertEqual(figures["errors"], 0)
+            self.assertGreater(figures["requests"], 0)
+            self.assertEqual(server.stop()["pool_live_bytes"], 0)
+
     def test_unix_socket_with_a_path(self):
         path = self.folder / "echo.sock"
         with self.server(listen=f"unix:{path}") as server:

@@ -30,7 +30,8 @@ BAD_VALUES = {
     "adaptive": SWITCH, "balance": SWITCH, "json": SWITCH, "unsafe-key-reuse": SWITCH,
     "loops": (["0", "257"], ["1 to 256 is accepted"]),
     "max-connections": (["0", "1048577"], ["1 to 1048576 is accepted"]),
-    "grace": (["-1s"], ["negative", "zero and more is accepted"]),
+    "grace": (["-1s"], ["negative", "zero and more is accepted"]), "huge-pages": SWITCH,
+    "busy-poll": (["-1s"], ["negative", "zero and more is accepted"]),
     "switch-every": INTERVAL, "move-every": INTERVAL,
     "connections": (["0"], ["1 to"]), "seconds": (["0"], ["1 to"]), "moves": (["-1"], ["0 to"]),
     "size": (["-1", "100000000"], [" to ", "is accepted"]), "depth": (["0"], ["1 to"]),
@@ -69,10 +70,9 @@ class Flags(Case):
 
     def test_help(self):
         for name, flags in {
-                "echo_server": ("listen", "engine", "loops", "max-connections", "grace",
-                                "switch-every", "move-every", "adaptive", "balance"),
-                "http_hello": ("listen", "engine", "loops", "max-connections", "grace",
-                               "switch-every", "move-every", "adaptive", "balance"),
+                **{name: ("listen", "engine", "loops", "max-connections", "grace", "switch-every",
+                          "move-every", "adaptive", "balance", "huge-pages", "busy-poll")
+                   for name in SERVERS},
                 "live_migration": ("connections", "seconds", "moves", "switch-every", "move-every", "seal",
                                    "json"),
                 "echo_client": ("connect", "connections", "size", "depth", "duration", "idle", "patience",
