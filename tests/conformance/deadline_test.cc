@@ -253,8 +253,7 @@ TEST_P(DeadlineTest, AStreamDestroyedBeforeItsDeadlineLeavesNoTimer) {
   EXPECT_EQ(loop().Snapshot().timers, 0u);
 }
 
-INSTANTIATE_TEST_SUITE_P(Engines, DeadlineTest, ::testing::ValuesIn(KernelEngines()),
-                         EnvironmentName);
+INSTANTIATE_TEST_SUITE_P(Engines, DeadlineTest, ::testing::ValuesIn(AllEngines()), EnvironmentName);
 INSTANTIATE_TEST_SUITE_P(Sealed, DeadlineTest, ::testing::ValuesIn(SealedEngines()),
                          EnvironmentName);
 

@@ -63,6 +63,7 @@ TEST_P(HostilePeerTest, OneThatDripsIsReadByteByByte) {
     absl::StatusOr<std::string> data = Read(*stream);
     ASSERT_TRUE(data.ok()) << data.status();
     ASSERT_EQ(*data, bytes.substr(i, 1));
+    if (i % 100 == 0) ExpectService();
   }
 }
 
@@ -172,6 +173,25 @@ TEST_P(HostilePeerTest, OneThatNeverReadsMeetsTheWriteDeadline) {
   StreamPtr stream = Accept();
   stream->SetWriteDeadline(absl::Milliseconds(20));
   EXPECT_TRUE(IsDeadlineExceeded(Write(*stream, PatternBytes(4, 0, 32 << 20))));
+  ExpectService();
+}
+
+TEST_P(HostilePeerTest, OneThatStallsKeepsWhatWasWrittenToItAndNothingElse) {
+  PlainSocket peer = Peer();
+  StreamPtr stream = Accept();
+  // More than the kernel takes, and no deadline to end it.
+  const std::string bytes = PatternBytes(6, 0, 16 << 20);
+  Fate write, read;
+  stream->Write(Buffer::FromExternal(bytes.data(), bytes.size(), [] {}), write.OnDone());
+  stream->ReadReady(read.OnRead());
+  for (int i = 0; i < 3; ++i) ExpectService();
+  EXPECT_FALSE(write.ended());
+  EXPECT_FALSE(read.ended());
+  EXPECT_FALSE(stream->writable());
+  Settle();  // nor does it cost the loop turns: this ends
+  peer.Reset();
+  ASSERT_TRUE(Drive([&] { return write.ended() && read.ended(); }));
+  EXPECT_FALSE(write.status().ok());
   ExpectService();
 }
 

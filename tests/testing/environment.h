@@ -79,6 +79,8 @@ std::vector<EnvironmentCase> KernelEnvironments();
 std::vector<EnvironmentCase> AllEnvironments();
 // One per engine, over IPv4: for tests that addresses make no difference to.
 std::vector<EnvironmentCase> KernelEngines();
+// These, and the simulated engines in each of their styles.
+std::vector<EnvironmentCase> AllEngines();
 
 // Some of all these, of every kind, with streams that change engine all the time.
 std::vector<EnvironmentCase> MovingEnvironments();

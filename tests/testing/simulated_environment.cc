@@ -53,8 +53,9 @@ class SimulatedEnvironment final : public Environment {
 
 }  // namespace
 
-std::vector<EnvironmentCase> AllEnvironments() {
-  std::vector<EnvironmentCase> cases = KernelEnvironments();
+namespace {
+
+std::vector<EnvironmentCase> WithSimulated(std::vector<EnvironmentCase> cases) {
   cases.push_back({"SimulatedReadiness", [] {
                      return std::make_unique<SimulatedEnvironment>(testing::SimStyle::kReadiness);
                    }});
@@ -63,6 +64,11 @@ std::vector<EnvironmentCase> AllEnvironments() {
                    }});
   return cases;
 }
+
+}  // namespace
+
+std::vector<EnvironmentCase> AllEnvironments() { return WithSimulated(KernelEnvironments()); }
+std::vector<EnvironmentCase> AllEngines() { return WithSimulated(KernelEngines()); }
 
 }  // namespace internal
 PENSTOCK_END_NAMESPACE
