@@ -57,12 +57,12 @@ class Package:
         path.mkdir(parents=True)
         return path
 
-    def configure(self, source, build, *options, expect_failure=False):
+    def configure(self, source, build, *options, expect_failure=False, env=None):
         return run(["cmake", "-S", source, "-B", build, "-G", "Ninja",
                     f"-DCMAKE_CXX_COMPILER={self.args.cxx}",
                     f"-DCMAKE_CXX_COMPILER_LAUNCHER={self.args.launcher}",
                     f"-DCMAKE_BUILD_TYPE={self.args.build_type}", *options],
-                   expect_failure=expect_failure)
+                   expect_failure=expect_failure, env=env)
 
     def build(self, build):
         return run(["cmake", "--build", build, "-j", JOBS])
@@ -237,13 +237,19 @@ class Package:
 
     def options(self):
         """Feature options that cannot be met stop the configuration and name the reason."""
-        def refused(*options):
+        def refused(*options, env=None):
             return flat(self.configure(TREE, self.fresh("options"), *LIBRARY_ONLY, *options,
-                                       expect_failure=True))
+                                       expect_failure=True, env=env))
 
         out = refused("-DPENSTOCK_RDMA=ON", "-DCMAKE_DISABLE_FIND_PACKAGE_OpenSSL=ON",
                       "-DCMAKE_DISABLE_FIND_PACKAGE_PkgConfig=ON")
         expect("PENSTOCK_RDMA=ON, but pkg-config was not found, which finds libibverbs" in out, out)
+        out = refused("-DPENSTOCK_URING=ON", "-DCMAKE_DISABLE_FIND_PACKAGE_OpenSSL=ON",
+                      "-DCMAKE_DISABLE_FIND_PACKAGE_PkgConfig=ON")
+        expect("PENSTOCK_URING=ON, but pkg-config was not found, which finds liburing" in out, out)
+        without = dict(os.environ, PKG_CONFIG_LIBDIR=str(self.fresh("no_pkg_config_files")))
+        out = refused("-DPENSTOCK_URING=ON", env=without)
+        expect("PENSTOCK_URING=ON, but liburing >= 2.3 was not found by pkg-config" in out, out)
         out = refused("-DPENSTOCK_SECURE=ON", "-DCMAKE_DISABLE_FIND_PACKAGE_OpenSSL=ON")
         expect("PENSTOCK_SECURE=ON, but OpenSSL >= 3 was not found" in out, out)
         out = refused("-DPENSTOCK_URING=maybe")
