@@ -159,7 +159,7 @@ stage_vm() {
     record_skip vm "packages are missing: ${PACKAGES_VM[*]}"
     return
   fi
-  build_stage vm release penstock_unit_tests penstock_conformance_tests \
+  build_stage vm release penstock_unit_tests penstock_conformance_tests live_migration \
     penstock_rdma_tests || return
   tests/vm/run_test.py "--cache=$cache" "--report=$results/vm.xml"
   [ -s "$results/vm.xml" ] || record_failure vm "tests/vm/run_test.py wrote no report"

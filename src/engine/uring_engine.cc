@@ -312,10 +312,11 @@ void UringEngine::OnCancelled(const Completion& completion) {
   if (slot == nullptr || !(UringWordOf(*slot).cancelling & BitOf(op))) return;
   // ENOENT, EALREADY: the target was ending or being run just then. Its terminal completion is on
   // the way, or it lives on and must be told again.
-  UringWordRef word(*slot);
-  if (++word->cancels > kCancelMax) return CannotCancel(*slot, op);
+  // Written back at once: what gives up changes the word itself.
+  const uint8_t cancels = ++UringWordRef(*slot)->cancels;
+  if (cancels > kCancelMax) return CannotCancel(*slot, op);
   int by_fd = -1;
-  if (word->cancels > kCancelByToken && slot->kind() == SlotKind::kConnection) {
+  if (cancels > kCancelByToken && slot->kind() == SlotKind::kConnection) {
     by_fd = static_cast<Connection*>(slot->object)->fd();
   }
   const Token target(completion.token.index(), completion.token.generation(),

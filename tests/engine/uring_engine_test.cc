@@ -12,17 +12,20 @@
 #include <cerrno>
 #include <chrono>
 #include <deque>
+#include <functional>
 #include <future>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "base/sys.h"
 #include "engine/loop_core.h"
 #include "testing/environment.h"
 #include "testing/patient_poll.h"
+#include "testing/pattern.h"
 #include "testing/plain_socket.h"
 
 namespace penstock::internal {
@@ -258,6 +261,196 @@ TEST(UringEngine, CountsEveryReceiveThatCompletedAfterItsCancel) {
   EXPECT_EQ((*loop)->Snapshot().late_completions, late);
   EXPECT_GT(late, 0u) << "no completion was ever late";
   for (End& end : ends) end.stream = nullptr;
+}
+
+// One dispatch in a turn again, and large receives: when the first read asks for the moves, the
+// queue holds several completions of each stream. Of three streams they take all buffers, so that
+// some receives end for want of one, with their bytes left in the socket.
+TEST(UringEngine, KeepsWhatSeveralReceivesBroughtBeforeAMove) {
+  for (const size_t count : {1, 3}) {
+    LoopOptions options;
+    options.engine = EngineKind::kUring;
+    options.turn_events_max = 1;
+    options.ring_buffers_max = 8;
+    absl::StatusOr<std::unique_ptr<Loop>> loop = Loop::Create(std::move(options));
+    if (absl::IsUnimplemented(loop.status())) GTEST_SKIP() << loop.status();
+    ASSERT_TRUE(loop.ok()) << loop.status();
+    Loop* const driven[] = {loop->get()};
+    PlainSocket listener = PlainSocket::Listen(*SocketAddress::Parse("127.0.0.1:0"), 16);
+    constexpr size_t kBytes = 60'000;
+    struct End {
+      StreamPtr stream;
+      PlainSocket peer;
+      std::string received;
+    };
+    std::vector<End> ends(count);
+    size_t moved = 0;
+    bool asked = false;
+    const std::function<void(End&)> read = [&](End& end) {
+      end.stream->ReadReady([&](absl::StatusOr<Buffer> data) {
+        ASSERT_TRUE(data.ok()) << data.status();
+        end.received += data->view();
+        read(end);
+        if (std::exchange(asked, true)) return;
+        for (End& each : ends) {
+          SwitchEngine(*each.stream, EngineKind::kEpoll, [&](absl::Status status) {
+            EXPECT_TRUE(status.ok()) << status;
+            ++moved;
+          });
+        }
+      });
+    };
+    for (End& end : ends) {
+      ConnectOptions connecting;
+      connecting.stream.receive_buffer = 400'000;
+      Connect(**loop, listener.local(), connecting,
+              [&end](absl::StatusOr<StreamPtr> made) { end.stream = *std::move(made); });
+      ASSERT_TRUE(DriveLoops(driven, [&] { return end.stream != nullptr; }));
+      end.peer = listener.Accept();
+      read(end);
+    }
+    SettleLoops(driven);  // the receives are armed
+    for (size_t i = 0; i < count; ++i) {
+      ASSERT_EQ(ends[i].peer.Send(PatternBytes(i, 0, kBytes)), static_cast<int64_t>(kBytes));
+    }
+    ASSERT_TRUE(DriveLoops(driven, [&] {
+      return moved == count && std::all_of(ends.begin(), ends.end(), [](const End& end) {
+               return end.received.size() == kBytes;
+             });
+    }));
+    for (size_t i = 0; i < count; ++i) {
+      EXPECT_FALSE(FirstMismatch(ends[i].received, i, 0).has_value()) << i;
+    }
+    const LoopSnapshot now = (*loop)->Snapshot();
+    EXPECT_GE(now.late_completions, 3u);
+    if (count > 1) {
+      EXPECT_GT(now.ring_exhausted, 0u);
+    }
+    EXPECT_EQ(now.faults, 0u);
+  }
+}
+
+// Answers cancels as the kernel does when it finds nothing to cancel, or finds it running: the next
+// `refusals` of them. `keeps`: and what was told to end does not, as far as the engine can see.
+class StubbornSys : public Sys {
+ public:
+  void RingCompletion(RingOp op, int32_t* result, uint32_t* flags) override {
+    if (op == RingOp::kReceive && keeps && *result == -ECANCELED) {
+      *result = -EAGAIN;
+      *flags |= IORING_CQE_F_MORE;
+    }
+    if (op != RingOp::kCancel || refusals == 0) return;
+    --refusals;
+    *result = ++refused % 2 == 0 ? -EALREADY : -ENOENT;
+  }
+  int refusals = 0;
+  int refused = 0;
+  bool keeps = false;
+};
+
+class StubbornCancelTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    LoopOptions options;
+    options.engine = EngineKind::kUring;
+    options.log = [](LogSeverity, const char*, int, std::string_view) {};
+    absl::StatusOr<std::unique_ptr<Loop>> loop =
+        LoopCore::CreateLoop(std::move(options), {.sys = &sys_, .engines = {}});
+    if (absl::IsUnimplemented(loop.status())) GTEST_SKIP() << loop.status();
+    ASSERT_TRUE(loop.ok()) << loop.status();
+    loop_ = *std::move(loop);
+    PlainSocket listener = PlainSocket::Listen(*SocketAddress::Parse("127.0.0.1:0"), 16);
+    Connect(*loop_, listener.local(), {},
+            [this](absl::StatusOr<StreamPtr> made) { stream_ = *std::move(made); });
+    ASSERT_TRUE(Drive([&] { return stream_ != nullptr; }));
+    peer_ = listener.Accept();
+  }
+  bool Drive(absl::FunctionRef<bool()> done) {
+    Loop* const driven[] = {loop_.get()};
+    return DriveLoops(driven, done);
+  }
+  void Read() {
+    stream_->ReadReady([this](absl::StatusOr<Buffer> data) {
+      ++reads_;
+      if (!data.ok()) return;
+      received_ += data->view();
+      Read();
+    });
+  }
+  absl::Status Switch(EngineKind to) {
+    absl::Status how;
+    int ends = 0;
+    SwitchEngine(*stream_, to, [&](absl::Status status) {
+      how = std::move(status);
+      ++ends;
+    });
+    EXPECT_TRUE(Drive([&] { return ends > 0; }));
+    EXPECT_EQ(ends, 1);
+    return how;
+  }
+
+  StubbornSys sys_;
+  std::unique_ptr<Loop> loop_;
+  StreamPtr stream_;
+  PlainSocket peer_;
+  std::string received_;
+  int reads_ = 0;
+};
+
+TEST_F(StubbornCancelTest, ACancelThatFindsNothingIsRepeatedUntilTheTerminalCompletionComes) {
+  Read();
+  std::string sent;
+  for (const int refusals : {1, 2, 3, 4, 5, 20, 99}) {
+    // With nothing on the wire, and with bytes that the cancel meets.
+    for (const bool racing : {false, true}) {
+      Loop* const driven[] = {loop_.get()};
+      SettleLoops(driven);  // the receive is armed
+      sys_.refusals = refusals;
+      const std::string piece(static_cast<size_t>(100 * refusals), static_cast<char>('a' + racing));
+      if (racing) {
+        ASSERT_EQ(peer_.Send(piece), static_cast<int64_t>(piece.size()));
+        sent += piece;
+      }
+      const absl::Status there = Switch(EngineKind::kEpoll);
+      EXPECT_TRUE(there.ok()) << refusals << ": " << there;
+      ASSERT_EQ(peer_.Send("after"), 5);
+      sent += "after";
+      ASSERT_TRUE(Drive([&] { return received_.size() == sent.size(); }));
+      sys_.refusals = 0;
+      const absl::Status back = Switch(EngineKind::kUring);
+      EXPECT_TRUE(back.ok()) << back;
+    }
+  }
+  EXPECT_EQ(received_, sent);
+  EXPECT_GT(sys_.refused, 10) << "no cancel was refused";
+  EXPECT_EQ(loop_->Snapshot().faults, 0u);
+  EXPECT_EQ(loop_->Snapshot().moves_refused, 0u);
+}
+
+TEST_F(StubbornCancelTest, AReceiveThatNeverEndsKeepsItsStream) {
+  Read();
+  Loop* const driven[] = {loop_.get()};
+  SettleLoops(driven);
+  sys_.keeps = true;
+  sys_.refusals = 1000;
+  const absl::Status status = Switch(EngineKind::kEpoll);
+  EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+  EXPECT_EQ(stream_->stats().engine, EngineKind::kUring);
+  const LoopSnapshot now = loop_->Snapshot();
+  EXPECT_EQ(now.moves_refused, 1u);
+  EXPECT_EQ(now.stranded, 0u);
+  EXPECT_EQ(reads_, 0) << "a move that fails ends no read";
+  bool written = false;
+  stream_->Write(*loop_->pool().Copy("it still sends"), [&](absl::Status sent) {
+    EXPECT_TRUE(sent.ok()) << sent;
+    written = true;
+  });
+  EXPECT_TRUE(Drive([&] { return written; }));
+  // Its connection then stays closing, which is told, until the ring goes.
+  stream_ = nullptr;
+  EXPECT_TRUE(Drive([&] { return loop_->Snapshot().faults == 1; }));
+  EXPECT_EQ(loop_->Snapshot().closing, 1u);
+  loop_ = nullptr;
 }
 
 // In a pool whose blocks are secret, one that was lent again still holds an earlier stream's bytes.

@@ -119,8 +119,30 @@ def gate_of_model(text):
 TABLES = {MOVE.name: (move_of_code, move_of_model), GATE.name: (gate_of_code, gate_of_model)}
 
 
+# What the model does in a step of its own because its language has no other way: it has no counterpart
+# of that name in the code.
+OWN_STEPS = {"NewGeneration", "LetGo", "TakeEnd", "CheckCallback", "ForgetMove", "SendThere", "SendBack",
+             "OnCompletion", "OnEvent", "RunEnded", "RaiseEdges"}
+
+
+def check_move_names():
+    """The connection's states of move.pml are the code's, and so are its steps, but for those above."""
+    model = MOVE.path.read_text()
+    code = {path.name: path.read_text() for path in (ROOT / "src/engine").glob("*.[ch]*")}
+    states = re.search(r"connection\.h\.\nmtype = \{(.*?)\};", model).group(1)
+    unknown = set(re.findall(r"\w+", states)) - set(names_of(code["connection.h"], "ConnectionState"))
+    problems = [f"move.pml: {name} is no state of a connection" for name in sorted(unknown)]
+    steps = set(re.findall(r"^inline (\w+)\(", model, re.MULTILINE))
+    functions = set(re.findall(r"\b([A-Z]\w+)\(", "".join(code.values())))
+    problems += [f"move.pml: {name} is no function of src/engine" for name in
+                 sorted(steps - functions - OWN_STEPS)]
+    problems += [f"move.pml: {name} is listed as the model's own, but is the code's, or is gone" for name in
+                 sorted(OWN_STEPS & functions | OWN_STEPS - steps)]
+    return problems
+
+
 def check_table():
-    problems = []
+    problems = check_move_names()
     for model in MODELS:
         of_code, of_model = TABLES[model.name]
         source = ROOT / model.source
