@@ -29,8 +29,8 @@
 //   Beyond StreamOptions::send_queue_max a write is refused (RESOURCE_EXHAUSTED), the stream left
 //   untouched if Write has a `done`. Callbacks are told in the order of their writes, those of
 //   refused and empty ones too: a plain stream ends (RESOURCE_EXHAUSTED) when more than 1,048,576
-//   wait. Above the high watermark writable() is false; NotifyWritable tells when the queue has
-//   fallen to the low one.
+//   of these wait. Above the high watermark writable() is false; NotifyWritable tells when the
+//   queue has fallen to the low one.
 #ifndef PENSTOCK_STREAM_H_
 #define PENSTOCK_STREAM_H_
 

@@ -96,6 +96,7 @@ void Connection::Write(BufferChain&& data, DoneCallback&& done) {
     RefuseWrite(data.size(), std::move(done));
     return MarkReady();
   }
+  const bool empty = data.empty();
   if (tx_.empty()) {
     if (has_deadlines_) write_since_ = loop_->FreshTick();
     tx_ = std::move(data);
@@ -108,7 +109,7 @@ void Connection::Write(BufferChain&& data, DoneCallback&& done) {
       first_write_.end = end;
       SetEmpty(first_write_.done, std::move(done));
     } else {
-      QueueWrite({std::move(done), end, absl::OkStatus()});
+      QueueWrite({std::move(done), end, empty, absl::OkStatus()});
     }
   }
   MarkReady();

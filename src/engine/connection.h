@@ -202,12 +202,14 @@ class Connection : private TimerNode {
   // Due when byte number `end` of the stream has been sent, or when sending has failed.
   struct PendingWrite {
     DoneCallback done;  // first: it is aligned to 16, and this order wastes nothing
-    uint64_t end = 0;
-    absl::Status refusal;  // not OK: nothing was queued, `done` ends with this in its turn
+    uint64_t end : 63 = 0;
+    uint64_t empty : 1 = 0;  // brings no byte
+    absl::Status refusal;    // not OK: nothing was queued, `done` ends with this in its turn
   };
   // What few connections need, made on first use.
   struct Extras {
     Fifo<PendingWrite> more_writes;  // after first_write_
+    size_t empty_writes = 0;         // of more_writes
     Fifo<ReadCallback> refused_reads;
     DoneCallback shutdown_done;
     DoneCallback writable_done;
@@ -228,8 +230,7 @@ class Connection : private TimerNode {
   // Stands for an infinite deadline. Points in time are ticks of the loop's timer wheel.
   static constexpr uint32_t kNever = UINT32_MAX;
   static constexpr uint32_t kReceiveMin = 4 * 1024;
-  // A program that writes a default send queue full of 64 bytes at a time has as many.
-  static constexpr size_t kWritesWaitingMax = 1 << 20;
+  static constexpr size_t kEmptyWritesMax = 1 << 20;
 
   void Hold() { ++holds_; }
   void Drop() {
@@ -278,9 +279,9 @@ class Connection : private TimerNode {
   }
   [[gnu::cold]] void RefuseWrite(size_t size, DoneCallback&& done);
   [[gnu::cold]] void RefuseRead(ReadCallback&& done);
-  // To the writes after first_write_, and from there. Each is told in its turn, one that was
-  // refused too, so the bound on bytes is none on these (I9): beyond kWritesWaitingMax the stream
-  // ends.
+  // To the writes after first_write_, and from there. Each is told in its turn, one that brings no
+  // byte (empty, refused) too, so the bound on bytes is none on these (I9): beyond kEmptyWritesMax
+  // of them the stream ends.
   [[gnu::noinline]] void QueueWrite(PendingWrite&& write);
   [[gnu::noinline]] void UnqueueWrite();
   void AddRefusedWrite(DoneCallback&& done, absl::Status refusal);

@@ -24,24 +24,27 @@ void Connection::RefuseWrite(size_t size, DoneCallback&& done) {
 }
 
 void Connection::QueueWrite(PendingWrite&& write) {
-  Fifo<PendingWrite>& waiting = extras().more_writes;
-  waiting.push(std::move(write));
-  if (waiting.size() <= kWritesWaitingMax || !write_end_.ok()) [[likely]]
+  Extras& rare = extras();
+  const bool empty = write.empty;
+  rare.more_writes.push(std::move(write));
+  if (!empty || ++rare.empty_writes <= kEmptyWritesMax || !write_end_.ok()) [[likely]]
     return;
   loop_->counters().writes_refused.Add(1);
-  End(absl::ResourceExhaustedError(absl::StrCat("write to ", peer_.ToString(), ": ",
-                                                kWritesWaitingMax,
-                                                " callbacks of earlier writes wait already")),
+  End(absl::ResourceExhaustedError(
+          absl::StrCat("write to ", peer_.ToString(), ": ", kEmptyWritesMax,
+                       " callbacks of writes without a byte wait already")),
       true);
 }
 
 void Connection::UnqueueWrite() {
-  if (!extras_->more_writes.empty()) first_write_ = extras_->more_writes.pop();
+  if (extras_->more_writes.empty()) return;
+  first_write_ = extras_->more_writes.pop();
+  extras_->empty_writes -= first_write_.empty;
 }
 
 void Connection::AddRefusedWrite(DoneCallback&& done, absl::Status refusal) {
   if (!done) return;
-  PendingWrite write{std::move(done), bytes_out_ + tx_.size(), std::move(refusal)};
+  PendingWrite write{std::move(done), bytes_out_ + tx_.size(), true, std::move(refusal)};
   if (!first_write_.done) {
     first_write_ = std::move(write);
   } else {

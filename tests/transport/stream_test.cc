@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/connection.h"
 #include "testing/harness.h"
+#include "testing/pattern.h"
 #include "transport/socket_stream.h"
 
 namespace penstock::internal {
@@ -104,9 +105,36 @@ TEST_P(StreamOptionsTest, AValueTheKernelWouldRefuseIsAnErrorThatNamesIt) {
 
 class WriteBoundTest : public Harness {};
 
+constexpr uint64_t kEmptyWritesMax = 1 << 20;
+
+// Nor does one that is refused beyond them end the stream.
+TEST_P(WriteBoundTest, ThoseThatBringBytesMayBeAsManyAsTheQueueTakes) {
+  constexpr uint64_t kWrites = kEmptyWritesMax + 10;
+  StreamOptions options;
+  options.send_queue_max = options.send_queue_high = kWrites;
+  StreamPair pair = Pair(options);
+  Buffer bytes = *loop().pool().Copy(PatternBytes(1, 0, kWrites));
+  uint64_t done = 0, sent = 0;
+  const auto mark = [&](absl::Status status) {
+    ++done;
+    sent += status.ok() ? 1 : 0;
+  };
+  for (uint64_t i = 0; i < kWrites; ++i) pair.client->Write(bytes.SplitFront(1), mark);
+  Fate refused;
+  pair.client->Write(Chain("x"), refused.OnDone());
+  EXPECT_EQ(loop().Snapshot().writes_refused, 1u);
+  PatternReader reader(std::move(pair.server), 1);
+  reader.Start();
+  ASSERT_TRUE(Drive([&] { return refused.ended() && reader.received() == kWrites; }));
+  EXPECT_TRUE(absl::IsResourceExhausted(refused.status())) << refused.status();
+  EXPECT_EQ(done, kWrites);
+  EXPECT_EQ(sent, kWrites);
+  EXPECT_TRUE(reader.intact());
+}
+
 // What bounds the bytes bounds no callbacks of empty or refused writes.
 TEST_P(WriteBoundTest, WriteCallbacksThatWaitAreBounded) {
-  constexpr uint64_t kMost = 1 << 20;
+  constexpr uint64_t kMost = kEmptyWritesMax;
   StreamPair pair = Pair();
   Fate first;
   uint64_t told = 0, exhausted = 0;
