@@ -39,8 +39,8 @@ struct PoolStats {
   size_t class_count = 0;
   std::array<uint64_t, kBufferTagCount> live_by_tag{};
   // A block has a tag while it is live: what is cached or mapped has none.
-  // Most seen live of each tag. Looked at when a loop's cache is refilled, when an allocation goes
-  // past the caches, and when these figures are taken: a peak that caches served alone is missed.
+  // Most seen live of each tag. Looked at each 64th time that the pool is asked for blocks of it,
+  // when a large one is, at refusals and when these figures are taken: a short peak may be missed.
   std::array<uint64_t, kBufferTagCount> high_water_by_tag{};
   // Count.
   std::array<uint64_t, kBufferTagCount> refused_by_tag{};

@@ -18,10 +18,17 @@ constexpr size_t kLargeUnit = 4096;
 constexpr uint32_t kNodesPerChunk = 128;
 // Slabs that became empty between two looks at how many empty ones are needed.
 constexpr uint32_t kEmptiedPerLook = 64;
+// A look at what is live reads what the threads of all caches write, under the lock.
+constexpr uint32_t kRequestsPerLook = 64;
 
 template <typename T>
 void AddOnce(std::vector<T*>& list, T* item) {
   if (std::find(list.begin(), list.end(), item) == list.end()) list.push_back(item);
+}
+
+// A sum of counts that were read one by one while other threads went on: some may have crossed.
+uint64_t Within(int64_t sum, uint64_t most) {
+  return std::min(static_cast<uint64_t>(std::max<int64_t>(sum, 0)), most);
 }
 
 template <typename T>
@@ -45,7 +52,7 @@ BufferNode* PoolCore::Allocate(size_t size, BufferTag tag, Refusal* refusal) {
   uint32_t taken;
   BufferNode* node = TakeOrReclaim(ClassOf(size), 1, tag, nullptr, &taken, refusal);
   if (node != nullptr) counters_.Add(BlockOfFree(node), tag);
-  NoteHighWater(tag);
+  CountRequest(tag);
   TellWaiters(lock);
   return node != nullptr ? StartBlock(BlockOfFree(node), tag) : nullptr;
 }
@@ -97,7 +104,7 @@ void PoolCore::Return(Block& block) {
 BufferNode* PoolCore::Take(uint8_t size_class, uint32_t count, BufferTag tag, PoolCache* caller,
                            uint32_t* taken, Refusal* refusal) {
   Lock lock(mutex_);
-  NoteHighWater(tag);
+  CountRequest(tag);
   BufferNode* list = TakeOrReclaim(size_class, count, tag, caller, taken, refusal);
   TellWaiters(lock);
   return list;
@@ -170,6 +177,7 @@ void PoolCore::Reclaim(PoolCache* caller) {
 void PoolCore::Refuse(uint8_t size_class, size_t size, BufferTag tag, Refusal refusal) {
   ++classes_[size_class].refused;
   ++refused_by_tag_[static_cast<size_t>(tag)];
+  NoteHighWater(tag);
   if (RoomForRefused()) MakeWaitersDue();
   wanted_ = std::min(wanted_, refusal == 0 ? std::min(size, options_.bytes_max) : 0);
   freed_ = false;
@@ -328,7 +336,8 @@ void PoolCore::CountTag(const Block& block, BufferTag from, BufferTag to) {
 bool PoolCore::HideFromDumps(const Block& block) {
   Slab* const slab = SlabOf(block);
   if (slab->undumped.load(std::memory_order_relaxed)) return true;
-  const std::lock_guard<std::mutex> lock(mutex_);
+  // Without the lock: the slab stays while the caller has a block of it, and to ask twice is no
+  // harm. A kernel that refuses is asked again by each mark.
   if (sys_.Advise(slab->base, slab->size, MADV_DONTDUMP) != 0) return false;
   slab->undumped.store(true, std::memory_order_relaxed);
   return true;
@@ -440,21 +449,25 @@ void PoolCore::RemoveCache(PoolCache* cache) {
   *link = cache->next_cache_;
 }
 
-uint64_t PoolCore::LiveOf(size_t size_class, size_t tag) const {
+int64_t PoolCore::LiveOf(size_t size_class, size_t tag) const {
   int64_t live = counters_.live(size_class, tag);
   for (const PoolCache* cache = caches_; cache != nullptr; cache = cache->next_cache_) {
     live += cache->counters_.live(size_class, tag);
   }
-  // Read one by one while other threads go on, counts may cross.
-  return static_cast<uint64_t>(std::max<int64_t>(live, 0));
+  return live;
 }
 
-void PoolCore::NoteHighWater(BufferTag tag) const {
+void PoolCore::CountRequest(BufferTag tag) {
+  if (++requests_[static_cast<size_t>(tag)] % kRequestsPerLook == 0) NoteHighWater(tag);
+}
+
+void PoolCore::NoteHighWater(BufferTag tag) {
   const auto note = [this](BufferTag of) {
     const auto index = static_cast<size_t>(of);
-    uint64_t live = 0;
+    if (charged_ <= high_by_tag_[index]) return;
+    int64_t live = 0;
     for (size_t i = 0; i < kClassCount; ++i) live += LiveOf(i, index);
-    high_by_tag_[index] = std::max(high_by_tag_[index], live);
+    high_by_tag_[index] = std::max(high_by_tag_[index], Within(live, charged_));
   };
   note(tag);
   if (tag == BufferTag::kRing) note(BufferTag::kReceive);
@@ -466,6 +479,7 @@ PoolStats PoolCore::Stats() const {
   stats.class_count = kClassCount;
   stats.high_water = high_water_;
   stats.refused_by_tag = refused_by_tag_;
+  std::array<int64_t, kBufferTagCount> live_by_tag{};
   for (size_t i = 0; i < kClassCount; ++i) {
     PoolStats::Class& result = stats.classes[i];
     const ClassState& state = classes_[i];
@@ -473,11 +487,13 @@ PoolStats PoolCore::Stats() const {
     result.mapped = state.mapped;
     result.high_water = state.high_water;
     result.refused = state.refused;
+    int64_t live = 0;
     for (size_t tag = 0; tag < kBufferTagCount; ++tag) {
-      const uint64_t live = LiveOf(i, tag);
-      result.live += live;
-      stats.live_by_tag[tag] += live;
+      const int64_t of_tag = LiveOf(i, tag);
+      live += of_tag;
+      live_by_tag[tag] += of_tag;
     }
+    result.live = Within(live, state.out);
     if (i != kLargeClass) {
       for (const PoolCache* cache = caches_; cache != nullptr; cache = cache->next_cache_) {
         result.cached += uint64_t{cache->hot_[i].Count()} * kBlockSizes[i];
@@ -487,10 +503,13 @@ PoolStats PoolCore::Stats() const {
     stats.mapped += result.mapped;
     stats.refused += result.refused;
   }
+  int64_t live = 0;
   for (size_t tag = 0; tag < kBufferTagCount; ++tag) {
+    stats.live_by_tag[tag] = Within(live_by_tag[tag], charged_);
     high_by_tag_[tag] = std::max(high_by_tag_[tag], stats.live_by_tag[tag]);
-    if (tag != static_cast<size_t>(BufferTag::kRing)) stats.live += stats.live_by_tag[tag];
+    if (tag != static_cast<size_t>(BufferTag::kRing)) live += live_by_tag[tag];
   }
+  stats.live = Within(live, charged_);
   stats.high_water_by_tag = high_by_tag_;
   stats.ring = stats.live_by_tag[static_cast<size_t>(BufferTag::kRing)];
   return stats;

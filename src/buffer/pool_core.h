@@ -74,7 +74,7 @@ class PoolCore {
   void CountTag(const Block& block, BufferTag from, BufferTag to);
 
   // Leaves the whole slab of a live block out of core dumps; false when the kernel refuses.
-  bool HideFromDumps(const Block& block);
+  [[nodiscard]] bool HideFromDumps(const Block& block);
 
   PoolStats Stats() const;
   // `caller`: the calling thread's cache, or null.
@@ -128,11 +128,13 @@ class PoolCore {
   void ReturnToSlab(Block& block);
   void Charge(uint8_t size_class, size_t bytes);
   void Uncharge(uint8_t size_class, size_t bytes);
-  // Bytes, as far as the caches have told: never below zero.
-  uint64_t LiveOf(size_t size_class, size_t tag) const;
+  // Bytes, as far as the caches have told.
+  int64_t LiveOf(size_t size_class, size_t tag) const;
   // `tag` may be at its highest; and bytes that the kernel received, which were lent to it as
   // kRing.
-  void NoteHighWater(BufferTag tag) const;
+  void NoteHighWater(BufferTag tag);
+  // Does so now and then.
+  void CountRequest(BufferTag tag);
   Slab* AcquireSlab(uint8_t size_class, int* error);
   Slab* AdoptEmptySlab(Slab* slab, uint8_t size_class, int* error);
   void UnmapSlab(Slab* slab);
@@ -172,6 +174,7 @@ class PoolCore {
   uint64_t high_water_ = 0;      // of charged_
   mutable ByTag high_by_tag_{};  // raised by who looks
   ByTag refused_by_tag_{};
+  ByTag requests_{};  // for blocks, by caches and by threads without one
   PoolCache* caches_ = nullptr;
   BufferNode* nodes_ = nullptr;
   std::vector<std::unique_ptr<BufferNode[]>> node_chunks_;

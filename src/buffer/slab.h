@@ -34,8 +34,8 @@ struct Slab {
   uint32_t out = 0;     // blocks that are not in this slab's hands
   uint8_t size_class = 0;
   bool secret = false;
-  // Left out of core dumps, for as long as the memory is mapped. Set under the pool's lock, read
-  // by whoever has a block.
+  // Left out of core dumps, for as long as the memory is mapped. Set and read by whoever has a
+  // block, and, when no block is out, under the pool's lock.
   std::atomic<bool> undumped{false};
 
   Block* blocks();

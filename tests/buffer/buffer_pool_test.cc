@@ -212,6 +212,23 @@ TEST(BufferPool, CountsEachByteByClassAndTag) {
   EXPECT_EQ(pool.Stats().high_water_by_tag, by_tag);
 }
 
+TEST(BufferPool, LooksAtTheHighWaterOfATagNowAndThen) {
+  constexpr uint64_t kBlocks = 1000;
+  constexpr uint64_t kMissed = 63;
+  const auto high = [](const BufferPool& pool, BufferTag tag) {
+    return pool.Stats().high_water_by_tag[static_cast<size_t>(tag)];
+  };
+  BufferPool pool;
+  std::vector<Buffer> held;
+  for (uint64_t i = 0; i < kBlocks; ++i) held.push_back(pool.TryAllocate(4096, BufferTag::kSeal));
+  held.clear();
+  EXPECT_GE(high(pool, BufferTag::kSeal), (kBlocks - kMissed) * 4096);
+  EXPECT_LE(high(pool, BufferTag::kSeal), kBlocks * 4096);
+  EXPECT_EQ(high(pool, BufferTag::kFrame), 0u);
+  const size_t large = pool.TryAllocate(3 << 20, BufferTag::kFrame).block_size();
+  EXPECT_EQ(high(pool, BufferTag::kFrame), large);
+}
+
 TEST(BufferPool, KeepsAsManyEmptySlabsAsAsked) {
   for (const size_t kept : {0u, 1u, 2u}) {
     BufferPool pool({.empty_slabs_kept = kept});
