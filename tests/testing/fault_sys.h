@@ -6,8 +6,9 @@
 // never come end soon.
 //
 // A failed call has not happened: nothing reaches the kernel, and a descriptor that a completion
-// carried is closed. But close, munmap and EPOLL_CTL_DEL do their work whatever they say. One
-// thread.
+// carried is closed. But close, munmap and EPOLL_CTL_DEL do their work whatever they say, and a
+// watch whose completion fails lives on in the kernel: one that is armed anew then shares its token
+// with it. One thread.
 #ifndef PENSTOCK_TESTS_TESTING_FAULT_SYS_H_
 #define PENSTOCK_TESTS_TESTING_FAULT_SYS_H_
 
