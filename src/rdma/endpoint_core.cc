@@ -340,6 +340,10 @@ void EndpointCore::FinishClose() {
     SendFallback({.closing = true, .text = "closing"});
     lane_.reset();
   }
+  // Neither do offers count as read that the peer hears of on the lane alone, or that are due.
+  if (fetched_ > 0) {
+    channel_->SendData(Header(MessageType::kFetched, fetched_, true), std::nullopt, {});
+  }
   // CLOSE with code 0: the peer's end is an end of stream.
   channel_->Send(EncodeControl(ControlClose{}));
   Apply(EndpointEvent::kEnd);

@@ -121,10 +121,11 @@ inline constexpr std::array<std::array<Carrier, kCarrierEvents>, kCarriers> kCar
 // A piece of a message that is not whole, or is behind one that is not: in the order of coming.
 struct Arrival {
   BufferChain data;
-  size_t parts = 0;      // that are still to be fetched
-  uint64_t offered = 0;  // bytes, of what is fetched
-  uint32_t message = 0;  // that it belongs to, counted
-  bool last = false;     // of its message
+  std::vector<BufferChain> read;  // the parts of an offer, until all are there
+  size_t parts = 0;               // that are still to be fetched
+  uint64_t offered = 0;           // bytes, of what is fetched
+  uint32_t message = 0;           // that it belongs to, counted
+  bool last = false;              // of its message
 };
 
 class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
@@ -175,6 +176,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   struct Offered {
     uint32_t number = 0;  // from 1 on
     uint64_t size = 0;
+    LaneHub::OfferedMemory counted;  // at the hub
     std::vector<OfferedPart> parts;
   };
   // A read of the peer that is being answered.
@@ -297,7 +299,10 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   bool PostFetch();
   void FinishFetch(WorkList one);
   void ReturnReads();
-  absl::StatusOr<std::span<char>> FindToRead(const AccessPrefix& access, uint64_t size) const;
+  // Null: no such bytes are offered.
+  const OfferedPart* FindOffered(const AccessPrefix& access, uint64_t size) const;
+  absl::StatusOr<BufferChain> BytesToRead(const AccessPrefix& access, uint64_t size) const;
+  absl::Status CheckRead(const AccessPrefix& access) const;
   bool ServeRead();
 
   // --- endpoint_lane.cc: the lane, and from it to the stream ---

@@ -33,8 +33,10 @@ LaneHub* EndpointCore::Hub() const {
 }
 
 bool EndpointCore::WantsOffer(const Work& work) const {
-  return carrier_ == Carrier::kLane && OffersAgreed() && !work.in_pieces &&
-         work.data.size() > options_.rendezvous_min && work.data.front().size() >= kOfferPartMin;
+  // What is left of one that is offered is, however little it is.
+  const bool large = work.offered || work.data.size() > options_.rendezvous_min;
+  return carrier_ == Carrier::kLane && OffersAgreed() && !work.in_pieces && large &&
+         work.data.front().size() >= kOfferPartMin;
 }
 
 bool EndpointCore::OffersFull() const { return offered_bytes_ >= kOfferedMax; }
@@ -43,8 +45,7 @@ bool EndpointCore::OffersFull() const { return offered_bytes_ >= kOfferedMax; }
 EndpointCore::Offered EndpointCore::MakeOffer(Work& work) {
   Offered offer;
   LaneHub* const hub = Hub();
-  // What a device does not let go of stays: no more of it than was out.
-  work.in_pieces = hub == nullptr || hub->kept() > 0;
+  work.in_pieces = hub == nullptr || !hub->MayOffer();
   while (!work.in_pieces && !work.data.empty() && offer.parts.size() < kOfferPartsMax) {
     const std::string_view block = work.data.front();
     uint32_t slab_key;
@@ -58,6 +59,8 @@ EndpointCore::Offered EndpointCore::MakeOffer(Work& work) {
     offer.size += block.size();
     offer.parts.push_back({work.data.PopFront(), *std::move(exposed)});
   }
+  offer.counted = {.blocks = offer.parts.size(), .bytes = offer.size};
+  if (hub != nullptr) hub->OnOffered(offer.counted);
   return offer;
 }
 
@@ -74,6 +77,7 @@ bool EndpointCore::PostOffer(Work& work) {
     size += kOfferPartSize;
   }
   work.posted = true;
+  work.offered = true;
   work.number = window_.TakeNext();
   queue_.OnPosted(offer.size);
   offered_bytes_ += offer.size;
@@ -89,10 +93,12 @@ bool EndpointCore::PostOffer(Work& work) {
 // No peer's device reads it any more, and the bytes may go: what the device does not let go of
 // stays with the hub.
 void EndpointCore::Withdraw(Offered& offer) {
+  LaneHub* const hub = Hub();
   for (OfferedPart& part : offer.parts) {
     if (part.exposed.Withdraw().ok()) continue;
-    if (LaneHub* const hub = Hub()) hub->Keep(std::move(part.exposed), part.bytes.Share());
+    if (hub != nullptr) hub->Keep(std::move(part.exposed), part.bytes.Share());
   }
+  if (hub != nullptr) hub->OnWithdrawn(std::exchange(offer.counted, {}));
 }
 
 void EndpointCore::WithdrawOffers() {
@@ -138,6 +144,7 @@ absl::Status EndpointCore::TakeOffer(const MessageHeader& header, const BufferCh
   }
   Arrival& arrival = Arrive(header, size);
   arrival.parts = count;
+  arrival.read.resize(count);
   arrival.offered = size;
   ++offers_taken_;
   for (size_t i = 0; i < count; ++i) {
@@ -182,10 +189,14 @@ bool EndpointCore::PostFetch() {
   fetch_first_ = false;
   work.number = ++reads_begun_;
   if (carrier_ == Carrier::kLane && work.part.address != 0) {
-    const LaneTarget target = {.address = work.part.address, .key = work.part.key};
-    lane_->Read(kReadToken | work.number, target, work.size);
-    lane_reads_.splice(lane_reads_.end(), fetches_, fetches_.begin());
-    return true;
+    // Without room in the pool it comes as messages do, to the heap if need be (I10).
+    BufferChain memory = lane_->NewMemory(work.size);
+    if (!memory.empty()) {
+      const LaneTarget target = {.address = work.part.address, .key = work.part.key};
+      lane_->Read(kReadToken | work.number, target, work.size, std::move(memory));
+      lane_reads_.splice(lane_reads_.end(), fetches_, fetches_.begin());
+      return true;
+    }
   }
   const AccessPrefix access = {.region = work.region.id, .size = work.size};
   PostData(Header(MessageType::kRead, work.number, true), access, {});
@@ -196,8 +207,11 @@ bool EndpointCore::PostFetch() {
 void EndpointCore::FinishFetch(WorkList one) {
   Work& work = one.front();
   Arrival& arrival = *work.into;
-  arrival.data.Append(std::move(work.data));
-  --arrival.parts;
+  // Parts may be read in different ways, and end in another order than theirs.
+  arrival.read[PartOfRegion(work.region.id)] = std::move(work.data);
+  if (--arrival.parts == 0) {
+    for (BufferChain& part : std::exchange(arrival.read, {})) arrival.data.Append(std::move(part));
+  }
   while (!behind_.empty() && behind_.front().parts == 0) {
     Arrival next = std::move(behind_.front());
     behind_.pop_front();
@@ -223,19 +237,43 @@ void EndpointCore::ReturnReads() {
 
 // --- Reads that this side's loop answers ---
 
-absl::StatusOr<std::span<char>> EndpointCore::FindToRead(const AccessPrefix& access,
-                                                         uint64_t size) const {
-  if ((access.region & kOfferRegion) == 0) return regions_.Find(access, size, RdmaAccess::kRead);
+const EndpointCore::OfferedPart* EndpointCore::FindOffered(const AccessPrefix& access,
+                                                           uint64_t size) const {
   for (const Offered& offer : offers_out_) {
     for (size_t i = 0; i < offer.parts.size(); ++i) {
       if (access.region != OfferRegion(offer.number, i)) continue;
-      const std::string_view bytes = offer.parts[i].bytes.view();
-      if (access.offset > bytes.size() || size > bytes.size() - access.offset) continue;
-      return std::span<char>(const_cast<char*>(bytes.data()) + access.offset, size);
+      const uint64_t whole = offer.parts[i].bytes.size();
+      if (access.offset > whole || size > whole - access.offset) continue;
+      return &offer.parts[i];
     }
   }
-  return absl::InvalidArgumentError(
-      absl::StrCat("a read of ", size, " bytes at ", access.offset, " of what is not offered"));
+  return nullptr;
+}
+
+// All of it, though it goes in pieces.
+absl::Status EndpointCore::CheckRead(const AccessPrefix& access) const {
+  if ((access.region & kOfferRegion) == 0) {
+    return regions_.Find(access, access.size, RdmaAccess::kRead).status();
+  }
+  if (FindOffered(access, access.size) != nullptr) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("a read of ", access.size, " bytes at ",
+                                                 access.offset, " of what is not offered"));
+}
+
+// The first `size` bytes of `access`. Those of an offer from where they lie: no memory is needed.
+absl::StatusOr<BufferChain> EndpointCore::BytesToRead(const AccessPrefix& access,
+                                                      uint64_t size) const {
+  if (absl::Status status = CheckRead(access); !status.ok()) return status;
+  if (const OfferedPart* const part = FindOffered(access, size); part != nullptr) {
+    Buffer bytes = part->bytes.Share();
+    bytes.TrimFront(access.offset);
+    bytes.Truncate(size);
+    return BufferChain(std::move(bytes));
+  }
+  const absl::StatusOr<std::span<char>> memory = regions_.Find(access, size, RdmaAccess::kRead);
+  if (!memory.ok()) return memory.status();
+  if (size == 0) return BufferChain();
+  return BufferChain(channel_->Copy({memory->data(), memory->size()}));
 }
 
 bool EndpointCore::ServeRead() {
@@ -246,18 +284,15 @@ bool EndpointCore::ServeRead() {
   AccessPrefix& access = served_->access;
   const uint64_t size = std::min<uint64_t>(access.size, piece_max_);
   // Looked up anew: the memory may have gone since the last piece.
-  const absl::StatusOr<std::span<char>> memory = FindToRead(access, size);
-  if (!memory.ok()) {
-    End(Explain(absl::StatusCode::kInvalidArgument, "RDMA endpoint to",
-                MessageOf(memory.status())));
+  absl::StatusOr<BufferChain> bytes = BytesToRead(access, size);
+  if (!bytes.ok()) {
+    End(Explain(absl::StatusCode::kInvalidArgument, "RDMA endpoint to", MessageOf(bytes.status())));
     return false;
   }
   access.offset += size;
   access.size -= size;
   const bool last = access.size == 0;
-  BufferChain bytes;
-  if (size > 0) bytes.Append(channel_->Copy({memory->data(), memory->size()}));
-  PostData(Header(MessageType::kReadData, served_->number, last), std::nullopt, std::move(bytes));
+  PostData(Header(MessageType::kReadData, served_->number, last), std::nullopt, *std::move(bytes));
   // An offer's bytes are counted with their message.
   if ((access.region & kOfferRegion) == 0) stats_.bytes_out += size;
   if (last) served_.reset();

@@ -222,7 +222,7 @@ absl::Status EndpointCore::TakePiece(const MessageHeader& header, BufferChain bo
   }
   const bool last = (header.flags & kMessageLast) != 0;
   CountArriving(body.size(), last);
-  AddPiece({.data = std::move(body), .last = last});
+  AddPiece({.data = std::move(body), .read = {}, .last = last});
   return absl::OkStatus();
 }
 
@@ -273,7 +273,7 @@ absl::Status EndpointCore::TakeRead(const MessageHeader& header, const BufferCha
   if (serving_.size() + (served_.has_value() ? 1 : 0) >= options_.read_depth) {
     return Violation(absl::StrCat("more than read_depth ", options_.read_depth, " reads at once"));
   }
-  const absl::Status status = FindToRead(access, access.size).status();
+  const absl::Status status = CheckRead(access);
   if (status.ok()) serving_.push({.number = header.sequence, .access = access});
   return status;
 }

@@ -145,9 +145,11 @@ void EndpointCore::Pump() {
     if (!did) {
       did = ServeRead();
       const bool fetch_first = fetch_first_;
-      if (fetch_first) did |= !dead() && PostFetch();
-      did |= !dead() && PostNext();
-      if (!fetch_first) did |= !dead() && PostFetch();
+      // Each may take the last room there is.
+      const auto may_post = [this] { return !dead() && HasRoom(); };
+      if (fetch_first) did |= may_post() && PostFetch();
+      did |= may_post() && PostNext();
+      if (!fetch_first) did |= may_post() && PostFetch();
     }
     if (!did) return;
     if (channel_->unsent() >= kFlushSize && !channel_->Flush()) return;

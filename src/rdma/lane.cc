@@ -101,7 +101,8 @@ void Lane::Send(std::string_view head, BufferChain payload, std::optional<uint64
          .head = {head.begin(), head.end()},
          .data = std::move(payload),
          .target = {},
-         .left = size});
+         .left = size,
+         .into = {}});
 }
 
 void Lane::Write(uint64_t token, const LaneTarget& target, BufferChain data) {
@@ -111,16 +112,30 @@ void Lane::Write(uint64_t token, const LaneTarget& target, BufferChain data) {
          .head = {},
          .data = std::move(data),
          .target = target,
-         .left = size});
+         .left = size,
+         .into = {}});
 }
 
-void Lane::Read(uint64_t token, const LaneTarget& target, uint64_t size) {
+void Lane::Read(uint64_t token, const LaneTarget& target, uint64_t size, BufferChain into) {
   Start({.op = FabricOp::kRead,
          .token = token,
          .head = {},
          .data = {},
          .target = target,
-         .left = size});
+         .left = size,
+         .into = std::move(into)});
+}
+
+BufferChain Lane::NewMemory(uint64_t size) {
+  BufferChain memory;
+  while (memory.size() < size) {
+    const uint64_t slice = std::min<uint64_t>(size - memory.size(), kSliceMax);
+    Buffer buffer = hub_.NewBuffer(slice);
+    if (!buffer) return {};
+    buffer.Extend(slice);
+    memory.Append(std::move(buffer));
+  }
+  return memory;
 }
 
 void Lane::Start(LaneWork work) {
@@ -137,8 +152,9 @@ void Lane::PostWaiting() {
   Step step = PostReads();
   while (step == Step::kPosted && !waiting_.empty()) step = PostFirst();
   if (failed_) return;
-  if (step != Step::kDry || out_ > 0) dry_since_ns_ = 0;
-  if (step != Step::kDry) return retry_.Cancel();
+  const bool dry = step == Step::kDry || reads_dry_;
+  if (!dry || out_ > 0) dry_since_ns_ = 0;
+  if (!dry) return retry_.Cancel();
   // Room in the pool may come unheard; or never, where memory cannot be registered.
   const int64_t now_ns = hub_.loop().now_ns();
   if (dry_since_ns_ == 0) dry_since_ns_ = now_ns;
@@ -159,11 +175,17 @@ Lane::Step Lane::PostFirst() {
   return step;
 }
 
-// kPosted also when what is left waits for other reads only.
+// kPosted also when what is left waits for other reads, or for memory: others may overtake it.
 Lane::Step Lane::PostReads() {
+  reads_dry_ = false;
   while (!reads_waiting_.empty() && reads_out_ < read_depth_) {
     LaneWork& work = reads_waiting_.front();
-    if (const Step step = PostRead(work); step != Step::kPosted) return step;
+    const Step step = PostRead(work);
+    if (step == Step::kDry) {
+      reads_dry_ = true;
+      break;
+    }
+    if (step != Step::kPosted) return step;
     if (work.left == 0) MoveOn(reads_waiting_);
   }
   return Step::kPosted;
@@ -233,16 +255,19 @@ Lane::Step Lane::PostRead(LaneWork& work) {
   FabricPart part;
   Buffer buffer;
   if (size > 0) {
-    buffer = hub_.NewBuffer(size);
-    if (!buffer) return Step::kDry;
-    buffer.Extend(size);
+    if (work.into.empty()) work.into = NewMemory(size);
+    if (work.into.empty()) return Step::kDry;
+    buffer = work.into.PopFront();
     part = {buffer.mutable_data(), static_cast<uint32_t>(size), 0};
     hub_.FindKey(part.data, part.size, &part.local_key);
     send.parts = {&part, 1};
   }
   LaneSlot* slot;
   const Step step = Post(work, send, size, &slot);
-  if (step != Step::kPosted) return step;
+  if (step != Step::kPosted) {
+    work.into.Prepend(std::move(buffer));
+    return step;
+  }
   slot->held.Append(std::move(buffer));
   ++reads_out_;
   return step;

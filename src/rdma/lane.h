@@ -59,6 +59,7 @@ struct LaneWork {
   BufferChain data;  // still to be sent, or what has been read
   LaneTarget target;
   uint64_t left = 0;  // bytes that are not posted
+  BufferChain into;   // memory for what is read of these, as far as it has been found
 };
 
 class Lane final {
@@ -108,7 +109,10 @@ class Lane final {
   // it and still, is the caller's to check: the peer's device refuses otherwise, which ends the
   // lanes of both sides.
   void Write(uint64_t token, const LaneTarget& target, BufferChain data);
-  void Read(uint64_t token, const LaneTarget& target, uint64_t size);
+  // `into`: from NewMemory(size). Without it memory is found when it is this read's turn.
+  void Read(uint64_t token, const LaneTarget& target, uint64_t size, BufferChain into = {});
+  // Memory for a read of `size` bytes; empty when the pool has no room for all of it.
+  BufferChain NewMemory(uint64_t size);
 
   // Nothing more goes out by it or comes in, from here on; nothing is told of what has not ended.
   // For an owner that does the same work another way: what the device still did of it would come
@@ -185,6 +189,7 @@ class Lane final {
   uint32_t reads_out_ = 0;
   uint32_t read_depth_ = 0;
   int64_t dry_since_ns_ = 0;  // the pool has had no room; 0: it had the last time
+  bool reads_dry_ = false;    // for reads alone
   bool starving_ = false;     // the hub will call OnSlots
   bool failed_ = false;
   bool ended_ = false;

@@ -104,6 +104,28 @@ class LaneHub final : private CompletionSink {
     kept_.push_back({std::move(bytes), std::move(memory)});
   }
   size_t kept() const { return kept_.size(); }
+  // What the endpoints of the loop have offered at once, all together: registrations and pinned
+  // pages that slabs need as well, where a refusal is for good.
+  static constexpr uint64_t kOfferedBlocksMax = 1024;
+  static constexpr uint64_t kOfferedBytesMax = 64 * 1024 * 1024;
+  // False: messages go in pieces. Also once the device has refused a slab, or kept an offer.
+  bool MayOffer() const {
+    return kept_.empty() && offered_.blocks < kOfferedBlocksMax &&
+           offered_.bytes < kOfferedBytesMax && registry_.refusal().ok();
+  }
+  struct OfferedMemory {
+    uint64_t blocks = 0;
+    uint64_t bytes = 0;
+  };
+  const OfferedMemory& offered() const { return offered_; }
+  void OnOffered(const OfferedMemory& more) {
+    offered_.blocks += more.blocks;
+    offered_.bytes += more.bytes;
+  }
+  void OnWithdrawn(const OfferedMemory& less) {
+    offered_.blocks -= less.blocks;
+    offered_.bytes -= less.bytes;
+  }
   CompletionPump& pump() { return *pump_; }
 
   // --- For lanes ---
@@ -221,7 +243,8 @@ class LaneHub final : private CompletionSink {
   std::unique_ptr<char[]> bank_;  // the receives, one after the other
   FabricMemory bank_memory_;
   std::vector<Kept> kept_;  // until there are no queue pairs
-  absl::Status lost_;       // not OK: there are no new lanes
+  OfferedMemory offered_;
+  absl::Status lost_;  // not OK: there are no new lanes
   uint32_t posted_ = 0;
   uint32_t granted_ = 0;
   uint32_t read_depth_ = 0;

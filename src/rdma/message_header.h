@@ -96,6 +96,7 @@ inline constexpr uint64_t kOfferRegion = uint64_t{1} << 63;
 inline uint64_t OfferRegion(uint32_t number, size_t part) {
   return kOfferRegion | uint64_t{number} << 3 | part;
 }
+inline size_t PartOfRegion(uint64_t region) { return region % kOfferPartsMax; }
 
 // What stands in front of a payload: a header, and behind it the access, if there is one.
 class MessageFront {

@@ -36,6 +36,7 @@ struct Work {
   bool on_region = false;  // counted as posted to `region`
   bool messaged = false;   // a write that the peer's loop carries out
   bool in_pieces = false;  // a message that cannot be offered
+  bool offered = false;    // a message, some of it
   uint64_t size = 0;       // of the whole operation, in bytes
   BufferChain data;        // still to be sent; of a read: what has come
   // kWrite, kRead, kFetch.

@@ -24,13 +24,15 @@
 namespace penstock::internal {
 namespace {
 
+std::string PartBytes(const OfferPart& part) {
+  std::array<char, kOfferPartSize> bytes;
+  EncodeOfferPart(part, bytes);
+  return {bytes.data(), bytes.size()};
+}
+
 std::string PartsOf(std::initializer_list<uint64_t> sizes) {
   std::string parts;
-  for (const uint64_t size : sizes) {
-    std::array<char, kOfferPartSize> bytes;
-    EncodeOfferPart({.address = 0x1000, .size = size, .key = 7}, bytes);
-    parts.append(bytes.data(), bytes.size());
-  }
+  for (const uint64_t size : sizes) parts += PartBytes({.address = 0x1000, .size = size, .key = 7});
   return parts;
 }
 
@@ -262,6 +264,27 @@ TEST_P(HostileFetchTest, ReadsBeyondAnOffer) {
     ReadOffered(access.region, access.offset, access.size);
     ExpectViolation();
   }
+}
+
+// Parts are joined in their order, whichever of them is there first.
+TEST_P(HostileFetchTest, PartsThatAreReadInDifferentWays) {
+  OpenAndOffer();
+  std::string memory = "world";
+  const absl::StatusOr<ExposedMemory> exposed = hub_->Expose(memory, RdmaAccess::kRead);
+  ASSERT_TRUE(exposed.ok()) << exposed.status();
+  int responses = 0;
+  lanes().fabric().set_drop([&](const testing::FakePacket& packet) {
+    responses += packet.kind == testing::FakePacketKind::kReadResponse;
+    return false;
+  });
+  SendByLane(Header(MessageType::kOffer, 1),
+             PartBytes({.address = 0, .size = 6, .key = 0}) +
+                 PartBytes({.address = exposed->address(), .size = 5, .key = exposed->key()}));
+  ASSERT_TRUE(Drive([&] { return responses == 1 && headers_.back().type == MessageType::kRead; }));
+  Settle();
+  SendByLane(Header(MessageType::kReadData, headers_.back().sequence), "hello ");
+  EXPECT_EQ(*Receive(*endpoint_), "hello world");
+  lanes().fabric().set_drop(nullptr);
 }
 
 TEST_P(HostileFetchTest, APeerThatDoesNotKnowOffersGetsPieces) {

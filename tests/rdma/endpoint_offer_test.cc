@@ -14,9 +14,11 @@
 
 #include <gtest/gtest.h>
 
+#include "rdma/lane_device.h"
 #include "rdma/message_header.h"
 #include "testing/pattern.h"
 #include "testing/rdma_pair.h"
+#include "testing/sim_world.h"
 
 namespace penstock::internal {
 namespace {
@@ -89,6 +91,7 @@ class EndpointOfferTest : public RdmaHarness {
       return false;
     });
   }
+  LaneHub& Hub() { return **static_cast<LaneDevice&>(*lanes().device()).HubFor(loop().core()); }
   static MessageType TypeOf(const FakePacket& packet) {
     const bool message = packet.kind == FakePacketKind::kRequest && packet.op == FabricOp::kSend &&
                          packet.bytes.size() >= kMessageHeaderSize;
@@ -154,7 +157,41 @@ TEST_P(EndpointOfferTest, WhatLiesOutsideThePoolGoesInPieces) {
   EXPECT_EQ(both.active->stats().offers, 0u);
 }
 
-// A message of both kinds of bytes, and of more blocks than an offer holds.
+// More blocks than an offer holds.
+TEST_P(EndpointOfferTest, AMessageMayTakeSeveralOffers) {
+  RdmaEndpoints both = OpenEndpoints(Offering(), Offering());
+  std::string text;
+  BufferChain message;
+  for (int i = 0; i < 20; ++i) {
+    const std::string block = PatternBytes(i, 0, 50'000);
+    text += block;
+    message.Append(Chain(block));
+  }
+  ASSERT_EQ(message.buffer_count(), 20u);
+  Fate sent;
+  both.active->Send(std::move(message), sent.OnDone());
+  EXPECT_TRUE(*Receive(*both.passive) == text);
+  EXPECT_TRUE(Await(sent).ok()) << sent.status();
+  EXPECT_EQ(both.active->stats().offers, 3u);
+}
+
+// What is left of a message that is offered is offered as well.
+TEST_P(EndpointOfferTest, LargeCountsForTheMessage) {
+  RdmaOptions options = Quiet();
+  options.rendezvous_min = 250'000;
+  RdmaEndpoints both = OpenEndpoints(options, options);
+  Wire wire;
+  Watch(wire);
+  Flow flow(*both.active, *both.passive);
+  const size_t block = Chain(std::string(1'000'000, 'x')).front().size();
+  StartAll(flow, {8 * block + 200'000, 200'000});
+  ExpectDone(flow);
+  EXPECT_EQ(both.active->stats().offers, 2u);
+  EXPECT_EQ(wire.read_bytes, 8 * block + 200'000);
+  lanes().fabric().set_drop(nullptr);
+}
+
+// A message of both kinds of bytes.
 TEST_P(EndpointOfferTest, AMessageMayBeReadAndSentInTurns) {
   RdmaEndpoints both = OpenEndpoints(Offering(), Offering());
   const std::string head = "a head of some bytes";
@@ -199,16 +236,55 @@ TEST_P(EndpointOfferTest, ReadsOfBothKindsShareOneDepth) {
 
 TEST_P(EndpointOfferTest, WhatTheDeviceDoesNotTakeGoesInPieces) {
   RdmaEndpoints both = OpenEndpoints(Offering(), Offering());
+  const std::string text = PatternBytes(1, 0, 600'000);
+  for (const uint64_t nth : {uint64_t{1}, uint64_t{2}}) {
+    BufferChain message = Chain(text);
+    ASSERT_EQ(message.buffer_count(), 3u);
+    // Its memory has slabs: what is registered next are its blocks.
+    lanes().fabric().FailNth(FakeCall::kRegister, nth, ENOMEM);
+    Fate sent;
+    both.active->Send(std::move(message), sent.OnDone());
+    EXPECT_TRUE(*Receive(*both.passive) == text);
+    EXPECT_TRUE(Await(sent).ok()) << sent.status();
+    // With the second block refused the first one alone is offered.
+    EXPECT_EQ(both.active->stats().offers, nth - 1);
+  }
+  EXPECT_TRUE(both.active->stats().over_device);
+  EXPECT_TRUE(Hub().MayOffer());
+}
+
+// Registrations are for the slabs first.
+TEST_P(EndpointOfferTest, AllEndpointsTogetherOfferOnlySoMuch) {
+  RdmaEndpoints both = OpenEndpoints(Offering(), Offering());
   Flow flow(*both.active, *both.passive);
-  // Its memory has slabs, so that the next calls are for blocks.
+  const LaneHub::OfferedMemory much[] = {{.blocks = LaneHub::kOfferedBlocksMax, .bytes = 0},
+                                         {.blocks = 0, .bytes = LaneHub::kOfferedBytesMax}};
+  uint64_t offers = 0;
+  for (const LaneHub::OfferedMemory& others : much) {
+    Hub().OnOffered(others);
+    Start(flow, 300'000);
+    ExpectDone(flow);
+    EXPECT_EQ(both.active->stats().offers, offers);
+    Hub().OnWithdrawn(others);
+    Start(flow, 300'000);
+    ExpectDone(flow);
+    EXPECT_EQ(both.active->stats().offers, ++offers);
+    EXPECT_EQ(Hub().offered().blocks, 0u);
+    EXPECT_EQ(Hub().offered().bytes, 0u);
+  }
+}
+
+TEST_P(EndpointOfferTest, NothingIsOfferedWhereSlabsAreRefused) {
+  RdmaEndpoints both = OpenEndpoints(Offering(), Offering());
+  Flow flow(*both.active, *both.passive);
   Start(flow, 300'000);
   ExpectDone(flow);
-  for (const uint64_t nth : {uint64_t{1}, uint64_t{2}}) {
-    lanes().fabric().FailNth(FakeCall::kRegister, nth, ENOMEM);
-    Start(flow, 600'000);
-    ExpectDone(flow);
-    lanes().fabric().FailNth(FakeCall::kRegister, 0, 0);
-  }
+  lanes().fabric().FailNth(FakeCall::kRegister, 1, ENOMEM);
+  // A mapping of its own.
+  loop().pool().TryAllocate(3 << 20).Reset();
+  Start(flow, 300'000);
+  ExpectDone(flow);
+  EXPECT_EQ(both.active->stats().offers, 1u);
   EXPECT_TRUE(both.active->stats().over_device);
 }
 
@@ -229,10 +305,10 @@ TEST_P(EndpointOfferTest, WhatTheDeviceDoesNotLetGoOfStaysWithIt) {
 
 // Nobody receives: what is fetched ahead of that is bounded, and so is what is offered.
 TEST_P(EndpointOfferTest, ASlowReceiverFetchesLittleAhead) {
-  constexpr size_t kSize = 512 * 1024;
+  constexpr size_t kSize = 1024 * 1024;
   constexpr int kCount = 40;
   RdmaOptions options = Offering();
-  options.receive_depth = 16;
+  options.receive_depth = 32;
   RdmaEndpoints both = OpenEndpoints(options, options);
   const std::string text = PatternBytes(1, 0, kSize);
   const BufferChain original = Chain(text);
@@ -242,7 +318,10 @@ TEST_P(EndpointOfferTest, ASlowReceiverFetchesLittleAhead) {
   }
   EXPECT_TRUE(Await(fates.front()).ok());
   Settle();
-  // One is delivered next, and two are what 16 pieces could bring.
+  // Credits would do for 32.
+  EXPECT_GE(both.active->stats().offers, 16u);
+  EXPECT_LE(both.active->stats().offers, 20u);
+  // One is delivered next, and two are what 32 pieces could bring.
   size_t done = 0;
   for (const Fate& fate : fates) done += fate.ended() ? 1 : 0;
   EXPECT_GE(done, 1u);
@@ -264,6 +343,68 @@ TEST_P(EndpointOfferTest, ClosingWaitsForWhatIsOffered) {
   EXPECT_TRUE(IsEof(Receive(*both.passive).status()));
   EXPECT_TRUE(Await(closed).ok()) << closed.status();
   for (const Fate& fate : sent) EXPECT_TRUE(fate.status().ok()) << fate.status();
+}
+
+// What needs no memory goes on, and large messages come another way.
+TEST_P(EndpointOfferBreakTest, AReaderWithoutMemoryKeepsItsLane) {
+  RdmaEndpoints both = OpenEndpoints(Offering(), Offering());
+  Wire wire;
+  Watch(wire);
+  Flow there(*both.active, *both.passive);
+  Flow back(*both.passive, *both.active);
+  StartAll(there, {300'000, 700'000, 10});
+  StartAll(back, {10});
+  std::vector<Buffer> hog;
+  testing::SimFaults& faults = environment().world()->faults();
+  faults.map_failure = 1000;
+  while (Buffer buffer = loop().pool().TryAllocate(64 * 1024)) hog.push_back(std::move(buffer));
+  ExpectDone(there);
+  ExpectDone(back);
+  EXPECT_EQ(wire.reads, 0u);
+  // Room for one block of the next message, and not for the other two.
+  faults.map_failure = 0;
+  Start(there, 600'000);
+  hog.push_back(loop().pool().TryAllocate(64 * 1024));
+  faults.map_failure = 1000;
+  while (Buffer buffer = loop().pool().TryAllocate(64 * 1024)) hog.push_back(std::move(buffer));
+  ASSERT_GT(hog.size(), 4u);
+  for (int i = 0; i < 4; ++i) hog.pop_back();
+  ExpectDone(there);
+  EXPECT_GE(wire.reads, 4u);
+  EXPECT_LT(wire.read_bytes, 600'000u);
+  faults.map_failure = 0;
+  hog.clear();
+  for (RdmaEndpoint* endpoint : {both.active.get(), both.passive.get()}) {
+    EXPECT_TRUE(endpoint->stats().over_device);
+    EXPECT_EQ(endpoint->stats().fallback, "");
+  }
+  EXPECT_EQ(both.active->stats().offers, 3u);
+  lanes().fabric().set_drop(nullptr);
+}
+
+// Though the lane has not brought it.
+TEST_P(EndpointOfferBreakTest, AReaderThatClosesTellsWhatItHasRead) {
+  RdmaEndpoints both = OpenEndpoints(Offering(), Offering());
+  bool lost = false;
+  lanes().fabric().set_drop([&](const FakePacket& packet) {
+    lost = lost || TypeOf(packet) == MessageType::kFetched;
+    return lost;
+  });
+  Fate sent[2], closed;
+  both.active->Send(Chain(PatternBytes(1, 0, 300'000)), sent[0].OnDone());
+  both.active->Send(Chain("last"), sent[1].OnDone());
+  both.passive->Receive([&](absl::StatusOr<BufferChain> first) {
+    EXPECT_TRUE(first.ok()) << first.status();
+    both.passive->Receive([&](absl::StatusOr<BufferChain> second) {
+      EXPECT_TRUE(second.ok()) << second.status();
+      both.passive->Close(closed.OnDone());
+    });
+  });
+  EXPECT_TRUE(Await(closed).ok()) << closed.status();
+  for (const Fate& fate : sent) EXPECT_TRUE(Await(fate).ok()) << fate.status();
+  EXPECT_TRUE(lost);
+  EXPECT_TRUE(IsEof(Receive(*both.active).status()));
+  lanes().fabric().set_drop(nullptr);
 }
 
 // The side that is being read, and the one that reads.
@@ -321,6 +462,8 @@ TEST_P(EndpointOfferBreakTest, ALinkThatBreaksAnywhereLosesNothing) {
     Fate closed;
     both.active->Close(closed.OnDone());
     EXPECT_TRUE(Await(closed).ok()) << closed.status();
+    EXPECT_EQ(Hub().offered().blocks, 0u);
+    EXPECT_EQ(Hub().offered().bytes, 0u);
   }
   EXPECT_TRUE(offered);
   EXPECT_TRUE(fell_back);
@@ -379,6 +522,7 @@ TEST_P(EndpointOfferBreakTest, ALostLaneAndThenALostPeerLeaveNothingBehind) {
     both = {};
     lanes().fabric().set_drop(nullptr);
     ASSERT_TRUE(Drive([&] { return loop().Snapshot().pool.live == 0; }));
+    EXPECT_EQ(Hub().offered().blocks, 0u);
   }
 }
 

@@ -293,14 +293,37 @@ TEST_F(LaneOneSidedTest, ReadsWaitForThePool) {
     }
   }
   a_.lane->Read(1, At(0), 100000);
+  EXPECT_TRUE(a_.lane->NewMemory(100000).empty());
   const int64_t until_ns = world_.now_ns() + 500'000'000;
   Run([&] { return world_.now_ns() > until_ns; });
+  EXPECT_TRUE(a_.done.empty());
+  // What needs no memory goes on, whether it was started before that or after.
+  EXPECT_TRUE(a_.lane->HasRoom());
+  for (int i = 0; i < 20; ++i) {
+    a_.lane->Read(2, At(0), 10);
+    a_.lane->Send("m", {});
+  }
+  EXPECT_TRUE(Run([&] { return b_.messages.size() == 20; }));
   EXPECT_TRUE(a_.done.empty());
   EXPECT_TRUE(a_.ends.empty());
   world_.faults().map_failure = 0;
   hog.clear();
-  EXPECT_TRUE(Run([&] { return a_.done.size() == 1; }));
+  EXPECT_TRUE(Run([&] { return a_.done.size() == 21; }));
   EXPECT_EQ(a_.done[0].data.size(), 100000u);
+}
+
+TEST_F(LaneOneSidedTest, MemoryForAReadMayBeTakenBefore) {
+  Connect();
+  Expose();
+  BufferChain memory = a_.lane->NewMemory(200'000);
+  EXPECT_EQ(memory.size(), 200'000u);
+  std::vector<Buffer> hog;
+  world_.faults().map_failure = 1000;
+  while (Buffer buffer = pool_->TryAllocate(1 << 16)) hog.push_back(std::move(buffer));
+  a_.lane->Read(1, At(0), 200'000, std::move(memory));
+  EXPECT_TRUE(Run([&] { return a_.done.size() == 1; }));
+  EXPECT_EQ(a_.done[0].data.size(), 200'000u);
+  world_.faults().map_failure = 0;
 }
 
 // Others can do the work then.
