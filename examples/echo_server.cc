@@ -9,24 +9,21 @@
 
 namespace {
 
-using examples::Presence;
 using penstock::Buffer;
 using penstock::Stream;
 using penstock::StreamPtr;
 
 // The callbacks own the stream, so that it lives as long as something waits on it. Each captures
-// two pointers, which AnyInvocable keeps inside itself: serving a request allocates nothing.
-// Reading goes on when the kernel has taken the reply, so a peer that does not read holds one
-// buffer at most.
-void Echo(StreamPtr stream, Presence presence) {
+// one pointer, which AnyInvocable keeps inside itself: serving a request allocates nothing. Reading
+// goes on when the kernel has taken the reply, so a peer that does not read holds one buffer at
+// most.
+void Echo(StreamPtr stream) {
   Stream& in = *stream;
-  in.ReadReady([stream = std::move(stream),
-                presence = std::move(presence)](absl::StatusOr<Buffer> data) mutable {
+  in.ReadReady([stream = std::move(stream)](absl::StatusOr<Buffer> data) mutable {
     if (!data.ok()) return;  // the peer has finished, or is gone: the stream closes here
     Stream& out = *stream;
-    out.Write(*std::move(data), [stream = std::move(stream),
-                                 presence = std::move(presence)](absl::Status sent) mutable {
-      if (sent.ok()) Echo(std::move(stream), std::move(presence));
+    out.Write(*std::move(data), [stream = std::move(stream)](absl::Status sent) mutable {
+      if (sent.ok()) Echo(std::move(stream));
     });
   });
 }

@@ -104,8 +104,7 @@ class Answers {
 // One connection. Owned by the callback that is pending on its stream.
 class Session {
  public:
-  Session(StreamPtr stream, examples::Presence presence)
-      : presence_(std::move(presence)), stream_(std::move(stream)) {}
+  explicit Session(StreamPtr stream) : stream_(std::move(stream)) {}
 
   static void Read(std::unique_ptr<Session> session) {
     Stream& stream = *session->stream_;
@@ -169,16 +168,13 @@ class Session {
         });
   }
 
-  examples::Presence presence_;
   StreamPtr stream_;
   std::string partial_;  // the beginning of a request whose rest has not arrived
   uint64_t skip_ = 0;    // bytes of a request's body that are still to come
   bool closing_ = false;
 };
 
-void ServeHttp(StreamPtr stream, examples::Presence presence) {
-  Session::Read(std::make_unique<Session>(std::move(stream), std::move(presence)));
-}
+void ServeHttp(StreamPtr stream) { Session::Read(std::make_unique<Session>(std::move(stream))); }
 
 }  // namespace
 

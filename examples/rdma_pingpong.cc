@@ -54,12 +54,11 @@ constexpr int32_t kDepthMax = 1024;
 
 // Owned by the callback that waits for the next message.
 struct Echoer {
-  Echoer(StreamPtr stream, examples::Presence presence) : presence(std::move(presence)) {
+  explicit Echoer(StreamPtr stream) {
     penstock::RdmaOptions options = examples::WithDevice(stream->loop());
     endpoint = RdmaEndpoint::Accept(std::move(stream), std::move(options));
   }
 
-  examples::Presence presence;
   std::vector<char> memory = std::vector<char>(kSizeMax);
   std::unique_ptr<RdmaEndpoint> endpoint;
   penstock::RdmaRegion region;
@@ -74,8 +73,8 @@ void EchoNext(std::unique_ptr<Echoer> echoer) {
   });
 }
 
-void Serve(StreamPtr stream, examples::Presence presence) {
-  auto echoer = std::make_unique<Echoer>(std::move(stream), std::move(presence));
+void Serve(StreamPtr stream) {
+  auto echoer = std::make_unique<Echoer>(std::move(stream));
   auto region = echoer->endpoint->Expose(echoer->memory, penstock::RdmaAccess::kReadWrite);
   if (!region.ok()) return;
   echoer->region = *std::move(region);

@@ -59,44 +59,6 @@ ABSL_FLAG(bool, balance, false,
           "why on stderr at the end");
 
 namespace examples {
-
-// The streams of all loops. Its timer belongs to the first loop, and runs only when the last stream
-// has gone: no loop is kept awake, and none that serves waits for malloc_trim. Outlives the loops.
-class Visitors {
- public:
-  // On the first loop's thread.
-  void Open(penstock::Loop& loop) {
-    handle_ = loop.handle();
-    trim_.emplace(loop);
-  }
-  void Close() { trim_.reset(); }
-
-  // Any thread.
-  Presence Enter() {
-    ++present_;
-    return Presence(this);
-  }
-  void Leave() {
-    if (--present_ > 0 || trim_due_.exchange(true)) return;
-    handle_.Post([this] {
-      if (!trim_.has_value()) return;
-      // By then the streams have gone altogether, and the pool has given back what was theirs.
-      trim_->Arm(absl::Seconds(1), [this] {
-        trim_due_ = false;
-        if (present_ == 0) malloc_trim(0);
-      });
-    });
-  }
-
- private:
-  penstock::LoopHandle handle_;
-  std::optional<penstock::Timer> trim_;
-  std::atomic<uint64_t> present_ = 0;
-  std::atomic<bool> trim_due_ = false;
-};
-
-void VisitorLeaves::operator()(Visitors* visitors) const { visitors->Leave(); }
-
 namespace {
 
 using penstock::EngineKind;
@@ -110,7 +72,6 @@ struct ServerConfig {
   EngineKind engine;
   penstock::ListenOptions listen;
   Serve serve;
-  Visitors* visitors;
   Sealing sealing;
   MoveIntervals intervals;
   penstock::BufferPool* pool;  // null: one for each loop
@@ -144,7 +105,7 @@ class ServerLoop {
     engine_ = loop_->engine();
     engine_reason_ = loop_->engine_reason();
     handle_ = loop_->handle();
-    if (index == 0) config.visitors->Open(*loop_);
+    trim_.emplace(*loop_);
     mover_ = std::make_unique<Mover>(*loop_, config.intervals);
     if (absl::Status status = mover_->Prepare(); !status.ok()) {
       return absl::Status(
@@ -162,6 +123,7 @@ class ServerLoop {
   void Close() {
     listener_.reset();
     mover_.reset();
+    trim_.reset();
     const std::lock_guard<std::mutex> lock(mutex_);
     if (loop_ != nullptr) snapshot_ = loop_->Snapshot();
     loop_.reset();
@@ -205,15 +167,23 @@ class ServerLoop {
 
  private:
   // A peer that is refused costs a line on stderr.
-  static Listener::AcceptCallback Accept(const ServerConfig& config) {
-    return [serve = config.serve, visitors = config.visitors,
-            sealing = config.sealing](StreamPtr stream) {
-      sealing.Apply(std::move(stream),
-                    [serve, presence = visitors->Enter()](absl::StatusOr<StreamPtr> ready) mutable {
-                      if (!ready.ok()) return Complain(std::string(ready.status().message()));
-                      serve(*std::move(ready), std::move(presence));
-                    });
+  Listener::AcceptCallback Accept(const ServerConfig& config) {
+    return [this, serve = config.serve, sealing = config.sealing](StreamPtr stream) {
+      if (!trim_->armed()) TrimLater();
+      sealing.Apply(std::move(stream), [serve](absl::StatusOr<StreamPtr> ready) {
+        if (!ready.ok()) return Complain(std::string(ready.status().message()));
+        serve(*std::move(ready));
+      });
     };
+  }
+
+  // Once the streams have gone, what malloc keeps of their memory goes back to the kernel, as the
+  // pool's does.
+  void TrimLater() {
+    trim_->Arm(absl::Seconds(1), [this] {
+      if (loop_->Snapshot().open > 0) return TrimLater();
+      malloc_trim(0);
+    });
   }
 
   std::mutex mutex_;  // of the loop's end, which a snapshot of another thread must not meet
@@ -222,6 +192,7 @@ class ServerLoop {
   std::string engine_reason_;
   std::unique_ptr<Loop> loop_;
   penstock::LoopHandle handle_;
+  std::optional<penstock::Timer> trim_;
   std::unique_ptr<Mover> mover_;
   std::unique_ptr<Listener> listener_;
   std::thread thread_;
@@ -264,7 +235,7 @@ void PrintSnapshot(std::vector<ServerLoop>& loops, const penstock::BufferPool* p
   line.Print();
 }
 
-ServerConfig ConfigFromFlags(const SocketAddress& address, Serve serve, Visitors& visitors,
+ServerConfig ConfigFromFlags(const SocketAddress& address, Serve serve,
                              const penstock::StreamOptions& options) {
   const int loops = absl::GetFlag(FLAGS_loops);
   const int connections = absl::GetFlag(FLAGS_max_connections);
@@ -297,7 +268,6 @@ ServerConfig ConfigFromFlags(const SocketAddress& address, Serve serve, Visitors
   ServerConfig config{EngineOrFail("engine", absl::GetFlag(FLAGS_engine)),
                       {},
                       serve,
-                      &visitors,
                       Sealing::FromFlags(true),
                       intervals,
                       nullptr,
@@ -388,8 +358,7 @@ void RunUntilEnded(std::vector<ServerLoop>& loops, const penstock::BufferPool* p
 
 int RunServer(Serve serve, const penstock::StreamOptions& options) {
   SocketAddress address = AddressOrFail("listen", absl::GetFlag(FLAGS_listen));
-  Visitors visitors;
-  ServerConfig config = ConfigFromFlags(address, serve, visitors, options);
+  ServerConfig config = ConfigFromFlags(address, serve, options);
   // Buffers travel with the streams that hold them.
   std::optional<penstock::BufferPool> pool;
   if (config.listen.stream.migratable) config.pool = &pool.emplace(config.pool_options);
@@ -403,7 +372,6 @@ int RunServer(Serve serve, const penstock::StreamOptions& options) {
     if (!bound.ok()) {
       for (uint32_t j = 1; j < i; ++j) loops[j].Drain(absl::ZeroDuration());
       for (ServerLoop& loop : loops) loop.Join();
-      visitors.Close();
       Complain(std::string(bound.status().message()));
       return 1;
     }
@@ -422,7 +390,6 @@ int RunServer(Serve serve, const penstock::StreamOptions& options) {
   for (ServerLoop& loop : loops) loop.Join();
   BlockSignals();
   main_loop = nullptr;
-  visitors.Close();
   loops[0].Close();
   PrintSnapshot(loops, config.pool);
   return 0;

@@ -17,21 +17,11 @@
 
 #include <penstock/stream.h>
 
-#include <memory>
-
 namespace examples {
-
-class Visitors;
-struct VisitorLeaves {
-  void operator()(Visitors* visitors) const;
-};
-// Says that a stream is there: whoever serves it keeps this beside it. When the last one has gone
-// from all loops, what malloc keeps of their memory goes back to the kernel.
-using Presence = std::unique_ptr<Visitors, VisitorLeaves>;
 
 // Serves one accepted stream, on its loop's thread. What it keeps for the stream belongs to the
 // stream's callbacks: they may run on another loop's thread later (StreamOptions::migratable).
-using Serve = void (*)(penstock::StreamPtr stream, Presence presence);
+using Serve = void (*)(penstock::StreamPtr stream);
 
 // Call ParseFlagsOnly first. Returns main's status.
 int RunServer(Serve serve, const penstock::StreamOptions& options = {});
