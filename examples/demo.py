@@ -268,6 +268,31 @@ class Tour:
               f"p99 {result['p99_us']:.1f} us")
         return {"client": result, "server": last}
 
+    def soft_roce(self):
+        """The same over devices, which the kernel of an emulated machine makes of Ethernet ones."""
+        examples = Path(__file__).resolve().parent
+        machine = examples.parent / "tests/vm/run.py"
+        program = self.programs / "rdma_pingpong"
+        if not program.exists() or not machine.exists():
+            raise Absent("rdma_pingpong or tests/vm/run.py is not here")
+        if not shutil.which("qemu-system-x86_64"):
+            raise Absent("no qemu-system-x86_64 here (Debian package qemu-system-x86)")
+        done = subprocess.run([machine, "--kernel=6.12", "--rdma", f"--limit={PATIENCE}", "--",
+                               examples / "soft_roce.sh", self.programs.resolve(), "200"], text=True,
+                              stdout=subprocess.PIPE, stderr=self.log, check=False)
+        lines = done.stdout.splitlines()
+        if done.returncode == 77:
+            raise Absent(lines[-1].removeprefix("skipped: "))
+        if done.returncode == 125:
+            raise Absent("the emulated machine did not start")
+        if done.returncode != 0:
+            raise Broken(f"soft_roce.sh ended with status {done.returncode}: {done.stdout}")
+        figures = [json.loads(line) for line in lines]
+        for each in figures:
+            print(f"  {each['op']}, {each['size']} bytes, over a {each['transport']} of soft RoCE, "
+                  f"emulated: p50 {each['p50_us']:,.0f} us, p99 {each['p99_us']:,.0f} us")
+        return {each["op"]: each for each in figures}
+
     def sealed_echo(self, engine):
         self.need_sealing()
         certificates = self.certificates("ours")
@@ -440,10 +465,11 @@ class Tour:
         print("\nLive migration: both ends of every connection change engine and thread, at any point")
         self.step("moving", "plain", self.moving, False)
         self.step("moving", "sealed", self.moving, True)
-        print("\nRDMA endpoints, without a device: the stream carries the data, the peer's loop reads and "
-              "writes")
+        print("\nRDMA endpoints: without a device the stream carries the data, the peer's loop reads and "
+              "writes; and over a device")
         for op in ("send", "write", "read"):
             self.step("endpoint", op, self.endpoint, op)
+        self.step("endpoint", "device", self.soft_roce)
         print("\nSealed echo: the same messages, encrypted and authenticated")
         for engine in ENGINES:
             self.step("sealed_echo", engine, self.sealed_echo, engine)

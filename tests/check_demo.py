@@ -42,6 +42,12 @@ def check_endpoint(figures):
     yield "pool empty at the end", figures["server"]["pool_live_bytes"] == 0, figures["server"]
 
 
+def check_device(figures):
+    for op in ("send", "write", "read"):
+        yield f"{op} over the device", figures[op]["transport"] == "device", figures[op]
+        yield f"p50 of {op} within p99", 0 < figures[op]["p50_us"] <= figures[op]["p99_us"], figures[op]
+
+
 def check_stranger(figures):
     for who in ("stranger", "plain"):
         yield f"{who} refused", figures[f"{who}_status"] == 1, figures[f"{who}_status"]
@@ -73,10 +79,10 @@ def check_idle(figures, each_max=RESIDENT_EACH_MAX):
 
 
 CHECKS = {"echo": check_echo, "bulk": check_bulk, "idle": check_idle, "moving": check_moving,
-          "endpoint": check_endpoint,
+          "endpoint": check_endpoint, "endpoint.device": check_device,
           "sealed_echo": check_echo, "stranger": check_stranger, "sealed_idle": check_sealed_idle}
 EXPECTED = {"echo": ("epoll", "uring"), "bulk": ("transfer",), "idle": ("epoll", "uring"),
-            "moving": ("plain", "sealed"), "endpoint": ("send", "write", "read"),
+            "moving": ("plain", "sealed"), "endpoint": ("send", "write", "read", "device"),
             "sealed_echo": ("epoll", "uring"), "stranger": ("refused",),
             "sealed_idle": ("epoll", "uring")}
 
@@ -94,7 +100,8 @@ def verdict(group, name, figures, machine):
         if name == "epoll" or (not may_lack_uring and (name == "uring" or group == "moving")):
             return f"said to be absent: {step['absent']}", None
         return None, step["absent"]
-    wrong = [f"{what}: {value}" for what, holds, value in CHECKS[group](step) if not holds]
+    check = CHECKS.get(f"{group}.{name}", CHECKS.get(group))
+    wrong = [f"{what}: {value}" for what, holds, value in check(step) if not holds]
     return ("; ".join(wrong) or None), None
 
 

@@ -35,7 +35,9 @@ ENDPOINT = {"client": {"iters": 9, "per_s": 5.0, "p50_us": 1.0, "p99_us": 2.0},
 DEMO = {"machine": {"uring_missing": "", "uring_refused": ""}, "echo": {"epoll": ECHO, "uring": ECHO},
         "bulk": {"transfer": {"sha256_sent": "a", "sha256_received": "a"}},
         "idle": {"epoll": IDLE, "uring": IDLE}, "moving": {"plain": MOVING, "sealed": MOVING},
-        "endpoint": {"send": ENDPOINT, "write": ENDPOINT, "read": ENDPOINT},
+        "endpoint": {"send": ENDPOINT, "write": ENDPOINT, "read": ENDPOINT,
+                     "device": {op: {"transport": "device", "p50_us": 1.0, "p99_us": 2.0}
+                                for op in ("send", "write", "read")}},
         "sealed_echo": {"epoll": ECHO, "uring": ECHO},
         "stranger": {"refused": {"stranger_status": 1, "plain_status": 1, "server": {"errors": 0},
                                  "stranger_said": "the peer refuses: alert 48, unknown_ca",
@@ -124,7 +126,7 @@ class Demo(unittest.TestCase):
         self.assertEqual(demo(figures)[1].splitlines()[-1], line)
 
     def test_good_figures_pass(self):
-        self.assert_ends(DEMO, "15 passed, 0 failed, 0 skipped")
+        self.assert_ends(DEMO, "16 passed, 0 failed, 0 skipped")
 
     def test_each_bad_figure_fails(self):
         for path_and_value in (("echo", "epoll", "client", "errors", 1),
@@ -139,6 +141,8 @@ class Demo(unittest.TestCase):
                                ("sealed_echo", "uring", "client", "requests", 0),
                                ("endpoint", "write", "client", "p50_us", 3.0),
                                ("endpoint", "read", "server", "pool_live_bytes", 1),
+                               ("endpoint", "device", "send", "transport", "stream"),
+                               ("endpoint", "device", "write", "p50_us", 3.0),
                                ("stranger", "refused", "stranger_status", 0),
                                ("stranger", "refused", "plain_status", 0),
                                ("stranger", "refused", "stranger_said", "hello"),
@@ -147,20 +151,20 @@ class Demo(unittest.TestCase):
                                ("sealed_idle", "uring", "resident_per_connection", 2049),
                                ("bulk", {}), ("bulk", "transfer", {"broken": "it fell over"})):
             with self.subTest(path_and_value):
-                self.assert_ends(changed(DEMO, *path_and_value), "14 passed, 1 failed, 0 skipped")
+                self.assert_ends(changed(DEMO, *path_and_value), "15 passed, 1 failed, 0 skipped")
 
     def test_absence_counts_as_skipped_only_where_the_machine_lacks_it(self):
         absent = changed(DEMO, "echo", "uring", {"absent": "forbidden"})
-        self.assert_ends(absent, "14 passed, 1 failed, 0 skipped")
+        self.assert_ends(absent, "15 passed, 1 failed, 0 skipped")
         absent["machine"]["uring_refused"] = "io_uring: no multishot poll (kernel 5.13)"
-        self.assert_ends(absent, "14 passed, 1 failed, 0 skipped")
+        self.assert_ends(absent, "15 passed, 1 failed, 0 skipped")
         absent["machine"]["uring_refused"] = "io_uring engine: not compiled in (PENSTOCK_URING=OFF)"
-        self.assert_ends(absent, "14 passed, 0 failed, 1 skipped")
+        self.assert_ends(absent, "15 passed, 0 failed, 1 skipped")
         absent["machine"]["uring_refused"] = ""
         absent["machine"]["uring_missing"] = "forbidden"
-        self.assert_ends(absent, "14 passed, 0 failed, 1 skipped")
+        self.assert_ends(absent, "15 passed, 0 failed, 1 skipped")
         self.assert_ends(changed(DEMO, "echo", "epoll", {"absent": "odd"}),
-                         "14 passed, 1 failed, 0 skipped")
+                         "15 passed, 1 failed, 0 skipped")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import programs
 
@@ -65,6 +66,12 @@ class Demo(unittest.TestCase):
     def test_a_build_without_openssl_has_no_bulk_transfer(self):
         self.tour.programs = Path(self.folder.name)
         self.assertIn("OpenSSL", self.step("bulk", "transfer", self.tour.bulk)["absent"])
+
+    def test_without_an_emulator_there_are_no_devices(self):
+        (Path(self.folder.name) / "rdma_pingpong").touch()
+        self.tour.programs = Path(self.folder.name)
+        with mock.patch.dict(os.environ, {"PATH": self.folder.name}):
+            self.assertIn("qemu", self.step("endpoint", "device", self.tour.soft_roce)["absent"])
 
 
 if __name__ == "__main__":

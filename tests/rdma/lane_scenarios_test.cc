@@ -7,7 +7,6 @@
 
 #include <csignal>
 #include <cstdlib>
-#include <fstream>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -22,6 +21,7 @@
 #include "testing/fake_fabric.h"
 #include "testing/fake_fabric_host.h"
 #include "testing/lane_kit.h"
+#include "testing/long_run.h"
 
 namespace penstock::internal {
 namespace {
@@ -33,8 +33,6 @@ using testing::LoopHost;
 
 enum class LanesOn { kFake, kMachine };
 
-bool Long() { return std::getenv("PENSTOCK_TESTS_LONG") != nullptr; }
-
 constexpr uint8_t kAddressGid = 1;  // of rdma_rxe, its IPv4 address
 
 LaneHub::Options HubOptions() {
@@ -43,14 +41,6 @@ LaneHub::Options HubOptions() {
   options.receives = 128;
   options.completion_depth = 1024;
   return options;
-}
-
-// What this process has in memory, in bytes.
-size_t ResidentBytes() {
-  std::ifstream file("/proc/self/statm");
-  size_t all = 0, resident = 0;
-  file >> all >> resident;
-  return resident * static_cast<size_t>(::sysconf(_SC_PAGESIZE));
 }
 
 class LaneScenarioTest : public ::testing::TestWithParam<LanesOn> {
@@ -120,7 +110,7 @@ class LaneScenarioTest : public ::testing::TestWithParam<LanesOn> {
   bool Run(std::function<bool()> until) {
     Timer limit(*loop_), look(*loop_);
     bool late = false;
-    limit.Arm(absl::Seconds(Long() ? 600 : 60), [&] {
+    limit.Arm(absl::Seconds(LongRun() ? 600 : 60), [&] {
       late = true;
       loop_->Stop();
     });
@@ -240,7 +230,7 @@ TEST_P(LaneScenarioTest, EveryByteOfMuchArrives) {
   Connect();
   Expose(1 << 20);
   constexpr uint64_t kPiece = 1 << 18;
-  const uint64_t rounds = Long() ? (uint64_t{1} << 30) / kPiece : 32;
+  const uint64_t rounds = LongRun() ? (uint64_t{1} << 30) / kPiece : 32;
   LaneUser& user = users_[0];
   uint64_t begun = 0, read = 0;
   std::vector<std::string> texts;
@@ -268,7 +258,7 @@ TEST_P(LaneScenarioTest, EveryByteOfMuchArrives) {
 }
 
 TEST_P(LaneScenarioTest, LanesComeAndGoAndMemoryStays) {
-  const int cycles = Long() ? 1000 : 40;
+  const int cycles = LongRun() ? 1000 : 40;
   size_t pinned = 0, resident = 0;
   for (int i = 0; i < cycles; ++i) {
     Connect();
