@@ -410,7 +410,7 @@ void Actor::Trick() {
 
 void Actor::Switch() {
   const EngineKind to =
-      scenario_.random().Chance(500) ? EngineKind::kAuto : scenario_.second_engine();
+      scenario_.random().Chance(500) ? EngineKind::kSimulated : scenario_.second_engine();
   scenario_.world().Note("switch", link_->id, static_cast<uint64_t>(side_));
   target_ = nullptr;
   const InCall call(*this);

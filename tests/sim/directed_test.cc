@@ -492,6 +492,52 @@ TEST_P(SimDirected, IdleStreamsHoldNothing) {
 
 // --- Moves ---
 
+// After a sweep of switches the other engine waits for both: by it alone the loop hears of its
+// timers, of posts from outside and of streams that are switched back.
+TEST_P(SimDirected, EnginesThatHaveChangedPlacesWakeTheLoop) {
+  Open();
+  for (const EngineKind to : {EngineKind::kUring, EngineKind::kSimulated}) {
+    std::optional<MoveCount> swept;
+    ASSERT_TRUE(SwitchAll(*loop_, to, [&](MoveCount count) { swept = count; }).ok());
+    world_.Touch(*loop_);
+    ASSERT_TRUE(RunUntil([&] { return swept.has_value(); }));
+    EXPECT_GT(swept->moved, 0u);
+    EXPECT_EQ(loop_->engine(), to);
+    RunFor(absl::Seconds(5));
+    Timer timer(*loop_);
+    bool fired = false, posted = false;
+    loop_->Post([&] { timer.Arm(absl::Seconds(1), [&] { fired = true; }); });
+    EXPECT_TRUE(RunUntil([&] { return fired; }, absl::Seconds(2)));
+    world_.After(absl::Seconds(1), [&] { loop_->Post([&] { posted = true; }); });
+    EXPECT_TRUE(RunUntil([&] { return posted; }, absl::Seconds(2)));
+    Write(*client_, "hello");
+    const auto got = ReadOnce(*server_);
+    ASSERT_TRUE(got.has_value() && got->ok());
+    EXPECT_EQ(**got, "hello");
+    SwitchEngine(*server_, to == EngineKind::kUring ? EngineKind::kSimulated : EngineKind::kUring);
+    Write(*client_, "back");
+    const auto again = ReadOnce(*server_);
+    ASSERT_TRUE(again.has_value() && again->ok());
+    EXPECT_EQ(**again, "back");
+  }
+}
+
+// Its host watches the descriptor of the engine that waits, which therefore stays.
+TEST_P(SimDirected, EnginesOfAnEmbeddedLoopKeepTheirPlaces) {
+  Open();
+  loop_->fd();
+  std::optional<MoveCount> swept;
+  ASSERT_TRUE(SwitchAll(*loop_, EngineKind::kUring, [&](MoveCount count) { swept = count; }).ok());
+  world_.Touch(*loop_);
+  ASSERT_TRUE(RunUntil([&] { return swept.has_value(); }));
+  EXPECT_EQ(swept->moved, 2u);
+  EXPECT_EQ(loop_->engine(), EngineKind::kSimulated);
+  Write(*client_, "hello");
+  const auto got = ReadOnce(*server_);
+  ASSERT_TRUE(got.has_value() && got->ok());
+  EXPECT_EQ(**got, "hello");
+}
+
 class SimCompletion : public SimDirected {};
 
 INSTANTIATE_TEST_SUITE_P(Styles, SimCompletion, ::testing::Values(SimStyle::kCompletion),

@@ -118,6 +118,8 @@ void Scenario::MakeLoops() {
     absl::StatusOr<std::unique_ptr<Loop>> loop = world_.NewLoop(std::move(options), style);
     if (!loop.ok()) return Violation("loop: " + loop.status().ToString());
     state->loop = *std::move(loop);
+    if (random_.Chance(200))
+      state->loop->fd();  // of a host, for whom its engines keep their places
     state->handle = state->loop->handle();
     loops_.push_back(std::move(state));
   }
@@ -210,7 +212,7 @@ void Scenario::Chaos() {
   } else if (what < 11) {
     state.loop->Stop();
   } else if (what < 13) {
-    const EngineKind to = random_.Chance(500) ? EngineKind::kAuto : second_engine_;
+    const EngineKind to = random_.Chance(500) ? EngineKind::kSimulated : second_engine_;
     const absl::Status begun = SwitchAll(*state.loop, to, [this](MoveCount count) {
       result_.switches += count.moved;
       if (count.failed > 0 && !scarce_) Violation("a sweep of switches failed without a cause");
@@ -330,6 +332,7 @@ void Scenario::CheckNothingLeft() {
   for (const auto& state : loops_) {
     if (state->gone) continue;
     const LoopSnapshot s = state->loop->Snapshot();
+    if (state->loop->engine() != EngineKind::kSimulated) ++result_.swaps;
     if (s.stranded > 0 && !scarce_) Violation("a move has left a stream without an engine");
     const uint64_t pinned = s.pinned_bytes + s.sealed_pinned_bytes;
     if (s.connecting + s.open + s.closing + pinned + s.idle + s.timers > 0) {

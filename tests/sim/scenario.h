@@ -55,6 +55,7 @@ struct ScenarioResult {
   uint64_t deadlines = 0;
   uint64_t refused_connects = 0;
   uint64_t switches = 0;
+  uint64_t swaps = 0;  // loops that the engine waits for that was not made first
   uint64_t migrations = 0;
   uint64_t migrations_failed = 0;
 };

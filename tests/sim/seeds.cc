@@ -52,6 +52,7 @@ void RunSeeds(const SeedPlan& plan, uint64_t part) {
     sum.deadlines += result.deadlines;
     sum.refused_connects += result.refused_connects;
     sum.switches += result.switches;
+    sum.swaps += result.swaps;
     sum.migrations += result.migrations;
     sum.migrations_failed += result.migrations_failed;
   }
@@ -67,6 +68,7 @@ void RunSeeds(const SeedPlan& plan, uint64_t part) {
   EXPECT_GT(sum.migrations, (to - from) / 4);
   if (to - from < 200) return;
   EXPECT_GT(sum.migrations_failed, 0u);
+  EXPECT_GT(sum.swaps, 0u);
 }
 
 void ReplaySeed(const SeedPlan& plan) {

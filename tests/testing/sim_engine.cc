@@ -380,7 +380,7 @@ absl::Status SimEngine::AddWatch(Watch& watch) {
 }
 
 void SimEngine::RemoveWatch(uint32_t slot, int fd) {
-  world_.UnwatchFd(fd);
+  world_.UnwatchFd(fd, this);
   loop_.slots().Free(slot);
 }
 
@@ -445,7 +445,7 @@ absl::Status SimEngine::Attach(Connection& connection) {
 bool SimEngine::Detach(Connection& connection) {
   State& state = StateOf(connection.slot());
   if (released_ || state.armed == 0) {
-    world_.UnwatchFd(connection.fd());
+    world_.UnwatchFd(connection.fd(), this);
     return true;
   }
   state.leaving = true;
@@ -482,7 +482,7 @@ void SimEngine::RefuseRelease(Token token) {
 void SimEngine::Parted(Connection& connection) {
   State& state = StateOf(connection.slot());
   if (state.armed != 0) return;
-  world_.UnwatchFd(connection.fd());
+  world_.UnwatchFd(connection.fd(), this);
   if (std::exchange(state.leaving, false)) return connection.OnDetached();
   connection.OnReleased();
 }

@@ -32,6 +32,7 @@ class SimEngine final : public internal::Engine, public SimWatcher {
   SimEngine(internal::LoopCore& core, SimWorld& world, EngineKind kind, SimStyle style);
   ~SimEngine() override;
 
+  const internal::LoopCore& core() const { return loop_; }
   // Whether Wait(0) would find something.
   bool HasDue() const;
 

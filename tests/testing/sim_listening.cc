@@ -70,7 +70,7 @@ void SimEngine::RefuseOne(Acceptor& acceptor) {
 bool SimEngine::Release(Acceptor& acceptor) {
   State& state = StateOf(acceptor.slot);
   state.accepting = false;
-  world_.UnwatchFd(acceptor.fd);
+  world_.UnwatchFd(acceptor.fd, this);
   if (!released_ && state.armed != 0) {
     state.releasing = true;
     Cancel(acceptor.slot, kAccept);

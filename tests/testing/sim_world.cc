@@ -90,15 +90,15 @@ absl::StatusOr<std::unique_ptr<Loop>> SimWorld::NewLoop(LoopOptions options, Sim
     if (kind == EngineKind::kEpoll) chosen = SimStyle::kReadiness;
     if (kind == EngineKind::kUring) chosen = SimStyle::kCompletion;
     auto engine = std::make_unique<SimEngine>(core, *this, kind, chosen);
+    record->core = &core;
+    ++record->engines;
     if (engine->fd() < 0) return internal::ErrnoStatus(-engine->fd(), "open an engine", nullptr);
-    if (record->primary == nullptr) record->primary = engine.get();
     return engine;
   };
   absl::StatusOr<std::unique_ptr<Loop>> loop =
       internal::LoopCore::CreateLoop(std::move(options), std::move(seams));
   if (loop.ok()) {
     record->loop = loop->get();
-    (*loop)->fd();  // this is its host, which knows the engine that waits
     record->poll = true;
   }
   return loop;
@@ -208,7 +208,11 @@ void SimWorld::TakeHeld() {
 
 bool SimWorld::HasTurn(const Loop& loop) const {
   const LoopRecord* const record = RecordOf(loop);
-  return record != nullptr && (record->poll || record->primary->HasDue());
+  return record != nullptr && (record->poll || HasDue(*record));
+}
+
+bool SimWorld::HasDue(const LoopRecord& record) {
+  return static_cast<const SimEngine&>(record.core->primary()).HasDue();
 }
 
 void SimWorld::TakeTurn(const Loop& loop) { PollLoop(*RecordOf(loop)); }
@@ -225,7 +229,7 @@ bool SimWorld::PollLoops() {
 
 bool SimWorld::PollLoop(LoopRecord& record) {
   if (record.loop == nullptr || record.running || record.stalled_until_ns > now_ns_) return false;
-  if (!record.poll && !record.primary->HasDue()) return false;
+  if (!record.poll && !HasDue(record)) return false;
   if (random_.Chance(faults_.loop_stall)) {
     record.stalled_until_ns = now_ns_ + 1 + Delay(faults_.stall_max);
     At(record.stalled_until_ns, [] {});
@@ -242,7 +246,9 @@ bool SimWorld::PollLoop(LoopRecord& record) {
 void SimWorld::Block(SimEngine& engine, int64_t timeout_ns) {
   LoopRecord* record = nullptr;
   for (const auto& candidate : loops_) {
-    if (candidate->primary == &engine) record = candidate.get();
+    if (candidate->core == &engine.core() && &candidate->core->primary() == &engine) {
+      record = candidate.get();
+    }
   }
   if (record == nullptr) return;  // a second engine never waits
   const int64_t end = timeout_ns < 0 ? kNever : now_ns_ + timeout_ns;
@@ -258,8 +264,8 @@ void SimWorld::Block(SimEngine& engine, int64_t timeout_ns) {
 
 void SimWorld::Forget(SimEngine& engine) {
   for (const auto& record : loops_) {
-    if (record->primary != &engine) continue;
-    record->primary = nullptr;
+    if (record->core != &engine.core() || --record->engines > 0) continue;
+    record->core = nullptr;
     record->loop = nullptr;
   }
 }
@@ -295,8 +301,9 @@ void SimWorld::WatchFd(int fd, SimWatcher* watcher, uint64_t token) {
   descriptors_[static_cast<size_t>(fd)].token = token;
 }
 
-void SimWorld::UnwatchFd(int fd) {
-  if (fd >= 0) descriptors_[static_cast<size_t>(fd)].watcher = nullptr;
+void SimWorld::UnwatchFd(int fd, const SimWatcher* watcher) {
+  if (fd < 0 || descriptors_[static_cast<size_t>(fd)].watcher != watcher) return;
+  descriptors_[static_cast<size_t>(fd)].watcher = nullptr;
 }
 
 void SimWorld::RaiseFd(int fd, uint32_t events) {

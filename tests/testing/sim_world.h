@@ -35,6 +35,12 @@
 #include "testing/sim_faults.h"
 #include "testing/sim_random.h"
 
+PENSTOCK_BEGIN_NAMESPACE
+namespace internal {
+class LoopCore;
+}  // namespace internal
+PENSTOCK_END_NAMESPACE
+
 namespace penstock::testing {
 
 class SimEngine;
@@ -71,7 +77,8 @@ class SimWorld {
 
   // --- For tests ---
   // `options.engine`: kSimulated is an engine of `style`; kEpoll and kUring, also as a second
-  // engine of the loop, are simulated ones of readiness and completion style.
+  // engine of the loop, are simulated ones of readiness and completion style. The loop is polled
+  // without its descriptor, so that its engines may change places.
   absl::StatusOr<std::unique_ptr<Loop>> NewLoop(LoopOptions options,
                                                 SimStyle style = SimStyle::kReadiness);
   // A pool whose memory can be refused (SimFaults::map_failure).
@@ -126,7 +133,9 @@ class SimWorld {
   int OpenFd();
   void CloseFd(int fd);
   void WatchFd(int fd, SimWatcher* watcher, uint64_t token);
-  void UnwatchFd(int fd);
+  // Ends it, unless somebody else has taken `watcher`'s place: whoever lets go of a descriptor that
+  // another engine watches by then leaves that alone, as epoll(7) and io_uring(7) do.
+  void UnwatchFd(int fd, const SimWatcher* watcher);
   void RaiseFd(int fd, uint32_t events);
   // Raises kSimIn on `fd` at `at_ns`, instead of what was set before; 0: never.
   void SetTimerFd(int fd, int64_t at_ns);
@@ -153,7 +162,8 @@ class SimWorld {
   };
   struct LoopRecord {
     Loop* loop = nullptr;
-    SimEngine* primary = nullptr;
+    internal::LoopCore* core = nullptr;
+    int engines = 0;
     bool poll = false;  // has said that it has more to do, or was touched
     bool running = false;
     int64_t stalled_until_ns = 0;
@@ -164,6 +174,9 @@ class SimWorld {
   bool Step(int64_t limit_ns);
   bool PollLoops();
   bool PollLoop(LoopRecord& record);
+  // Whether the engine that waits for `record`, which may be another one by now, has found
+  // something.
+  static bool HasDue(const LoopRecord& record);
   LoopRecord* RecordOf(const Loop& loop) const;
 
   int64_t now_ns_ = 1'000'000'000;
