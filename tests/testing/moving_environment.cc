@@ -60,6 +60,7 @@ class MovingEnvironment final : public Environment {
     absl::Time at;
     int begun = 0;
     uint64_t count = 0;
+    EngineKind own = EngineKind::kAuto;  // that it was made with
   };
 
   void SwitchAllOf(std::span<Loop* const> loops) {
@@ -67,7 +68,9 @@ class MovingEnvironment final : public Environment {
       Sweeps& sweeps = sweeps_[loop];
       if (std::exchange(sweeps.at, loop->now()) != loop->now()) sweeps.begun = 0;
       if (sweeps.begun++ >= kSweepsAtOnce) continue;
-      const EngineKind to = ++sweeps.count % 2 == 0 ? loop->engine() : Other(loop->engine());
+      // Not loop->engine(), which changes with a sweep.
+      if (sweeps.own == EngineKind::kAuto) sweeps.own = loop->engine();
+      const EngineKind to = ++sweeps.count % 2 == 0 ? sweeps.own : Other(sweeps.own);
       const absl::Status status = SwitchAll(*loop, to);
       EXPECT_TRUE(status.ok()) << status;
     }
