@@ -222,6 +222,7 @@ void Pinger::PrintFigures() const {
   examples::JsonLine()
       .Add("op", config_.op_name)
       .Add("transport", stats_.over_device ? "device" : "stream")
+      .Add("lanes", uint64_t{stats_.lanes})
       .Add("size", uint64_t{config_.size})
       .Add("iters", config_.iterations)
       .Add("depth", config_.depth)

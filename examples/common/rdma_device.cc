@@ -12,6 +12,7 @@
 
 ABSL_FLAG(std::string, device, "auto", "RDMA device: a name, auto for the first, or none");
 ABSL_FLAG(int32_t, gid_index, 0, "of the address of the device's port");
+ABSL_FLAG(int32_t, lanes, 1, "queue pairs for each endpoint, 1 to 8; the peer may have fewer");
 ABSL_FLAG(int32_t, spin, 0, "microseconds to look for more instead of sleeping, at most");
 
 namespace examples {
@@ -47,6 +48,8 @@ penstock::RdmaOptions WithDevice(penstock::Loop& loop, penstock::RdmaOptions opt
   thread_local Opened opened;
   if (opened.loop != &loop) opened = {&loop, OpenDevice(loop)};
   options.device = opened.device;
+  RangeOrFail("lanes", absl::GetFlag(FLAGS_lanes), 1, 8);
+  options.lanes = static_cast<uint32_t>(absl::GetFlag(FLAGS_lanes));
   // The peer is a program that a machine may give no turn for a while.
   options.open_deadline = options.ready_deadline = absl::Seconds(30);
   options.ping_interval = absl::Seconds(15);

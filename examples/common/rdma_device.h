@@ -4,6 +4,9 @@
 //   --device=NAME        that one
 //   --device=none        none: the stream between two programs carries the data
 //   --gid-index=N        of the address of its port; soft RoCE has IPv4 at 1
+//   --lanes=N            queue pairs for each endpoint, 1 to 8: large reads, writes and messages
+//   are
+//                        spread over them
 //   --spin=MICROSECONDS  how long to look for more work instead of sleeping, while traffic is brisk
 //
 // When it cannot be had, or the peer has none, the stream carries the data; the program says so on

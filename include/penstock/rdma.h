@@ -22,7 +22,9 @@
 // Order
 //   Messages arrive once, in the order they were started, and so do writes. A message that was
 //   started after a write arrives when all of the write is in the peer's memory. Reads may be
-//   overtaken by messages and writes that are started later.
+//   overtaken by messages and writes that are started later. Several lanes (RdmaOptions::lanes)
+//   keep the order of messages, of what is done to one place in memory, and of a write and the
+//   messages after it, and no other.
 // Flow control
 //   The peer says how many messages it has room for; what goes beyond waits in the queue, so that a
 //   slow receiver slows the sender. RdmaOptions bounds the queue; beyond it operations are refused
@@ -97,9 +99,10 @@ struct RdmaDeviceOptions {
   // While traffic is brisk, how long the loop looks for more instead of sleeping; zero: not at all.
   absl::Duration spin_max = absl::ZeroDuration();
   // Endpoints made by Accept that open over the device at the same time, 1 at least, from the
-  // peer's first word until they are open or use the stream; and those that wait in line for that,
-  // in order. Peers beyond both are refused at once, and told to come again after `retry_after`
-  // (the first; each after it a little later, up to eight times that): see RdmaDial.
+  // peer's first word until they are open or use the stream; one of several lanes counts as many
+  // times. And those that wait in line for that, in order. Peers beyond both are refused at once,
+  // and told to come again after `retry_after` (the first; each after it a little later, up to
+  // eight times that): see RdmaDial.
   uint32_t openings_max = 64;
   uint32_t openings_waiting_max = 1024;
   absl::Duration retry_after = absl::Milliseconds(250);
@@ -107,7 +110,7 @@ struct RdmaDeviceOptions {
 
 // Figures of one device since it was opened.
 struct RdmaDeviceStats {
-  uint32_t openings = 0;          // endpoints that are opening over the device
+  uint32_t openings = 0;          // lanes of endpoints that are opening over the device
   uint32_t openings_waiting = 0;  // that wait in line for it
   uint64_t openings_admitted = 0;
   uint64_t openings_refused = 0;
@@ -158,6 +161,12 @@ struct RdmaOptions {
   // word.
   absl::Duration ping_interval = absl::Seconds(2);
   uint32_t pings_missed_max = 3;
+  // Queue pairs for this endpoint, 1 to 8; with fewer at the peer, or fewer to be had, as many as
+  // both have. Messages go by the first of them; reads, writes and what is offered
+  // (`rendezvous_min`) are spread over all, in slices of 64 KiB by their place in the peer's
+  // memory. With more than one, writes to different places, and writes and the messages before
+  // them, may arrive in another order than they were started. If one fails, all are given up.
+  uint32_t lanes = 1;
   // Operations that wait to be posted, and their bytes.
   uint32_t queue_operations_max = 4096;
   uint64_t queue_bytes_max = 64 * 1024 * 1024;
@@ -225,6 +234,7 @@ class PENSTOCK_EXPORT RdmaRegion {
 struct RdmaStats {
   bool open = false;
   bool over_device = false;  // the data goes over a device
+  uint32_t lanes = 0;        // by so many queue pairs
   // Why the stream carries the data although a device was given. Empty when it does not.
   std::string fallback;
   uint64_t messages_sent = 0;  // taken by the peer's endpoint

@@ -12,14 +12,13 @@ Admission::~Admission() {
   PENSTOCK_CHECK(running_ == 0 && waiting_ == 0, "bring-ups outlive what admits them");
 }
 
-Admission::Answer Admission::Ask(Place& place, absl::AnyInvocable<void() &&> admitted) {
+Admission::Answer Admission::Ask(Place& place, size_t lanes,
+                                 absl::AnyInvocable<void() &&> admitted) {
   PENSTOCK_CHECK(place.state_ == Place::State::kNone, "a place is held already");
-  if (running_ < options_.concurrent && waiting_ == 0) {
+  place.lanes_ = lanes;
+  if (HasRoomFor(lanes) && waiting_ == 0) {
     place.admission_ = this;
-    place.state_ = Place::State::kAdmitted;
-    ++running_;
-    ++admitted_;
-    refused_in_row_ = 0;
+    Admit(place);
     return Answer::kAdmitted;
   }
   if (waiting_ == options_.waiting) {
@@ -45,7 +44,7 @@ void Admission::Place::Leave() {
   const State state = std::exchange(state_, State::kNone);
   if (state == State::kWaiting) admission->Remove(*this);
   if (state == State::kAdmitted) {
-    --admission->running_;
+    admission->running_ -= lanes_;
     admission->AdmitNext();
   }
   admitted_ = nullptr;
@@ -54,16 +53,20 @@ void Admission::Place::Leave() {
 // In a loop and not in itself: who is admitted may fail, and leave, at once.
 void Admission::AdmitNext() {
   if (std::exchange(admitting_, true)) return;
-  while (running_ < options_.concurrent && first_ != nullptr) {
+  while (first_ != nullptr && HasRoomFor(first_->lanes_)) {
     Place& place = *first_;
     Remove(place);
-    place.state_ = Place::State::kAdmitted;
-    ++running_;
-    ++admitted_;
-    refused_in_row_ = 0;
+    Admit(place);
     std::exchange(place.admitted_, nullptr)();
   }
   admitting_ = false;
+}
+
+void Admission::Admit(Place& place) {
+  place.state_ = Place::State::kAdmitted;
+  running_ += place.lanes_;
+  ++admitted_;
+  refused_in_row_ = 0;
 }
 
 void Admission::Append(Place& place) {

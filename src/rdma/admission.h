@@ -1,6 +1,6 @@
-// Admission: how many passive bring-ups of lanes may run at once. Making queue pairs takes the
-// device milliseconds, so that of many peers that come together, too many at once would all be too
-// late; the rest wait in line, in order, and beyond the line they are refused at once, with the
+// Admission: how many lanes may be brought up on the passive side at once. Making queue pairs takes
+// the device milliseconds, so that of many peers that come together, too many at once would all be
+// too late; the rest wait in line, in order, and beyond the line they are refused at once, with the
 // time after which to come again (I9).
 //
 // One for all endpoints of a device on one loop; single thread. It owns nothing: a place belongs to
@@ -21,7 +21,7 @@ PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 
 struct AdmissionOptions {
-  size_t concurrent = 64;  // at least 1
+  size_t concurrent = 64;  // lanes, at least 1
   size_t waiting = 1024;
   // What the first of a row of refused peers is told; each after it is told a little more, up to
   // eight times as much, so that they do not come back together.
@@ -29,7 +29,7 @@ struct AdmissionOptions {
 };
 
 struct AdmissionStats {
-  size_t running = 0;
+  size_t running = 0;  // lanes
   size_t waiting = 0;
   uint64_t admitted = 0;
   uint64_t refused = 0;
@@ -56,6 +56,7 @@ class Admission {
     enum class State : uint8_t { kNone, kWaiting, kAdmitted };
 
     State state_ = State::kNone;
+    size_t lanes_ = 1;
     Admission* admission_ = nullptr;
     Place* previous_ = nullptr;
     Place* next_ = nullptr;
@@ -68,10 +69,11 @@ class Admission {
   // No place is held any more.
   ~Admission();
 
-  // For `place`, which holds nothing. kAdmitted: at once. kWaiting: `admitted` will run, once, in
+  // For `place`, which holds nothing, to bring so many lanes up; of more than there may be, when
+  // nobody else does. kAdmitted: at once. kWaiting: `admitted` will run, once, in
   // some other place's Leave, unless `place` leaves before; it may destroy places, and ask for
   // them. kBusy: the place holds nothing, and the peer is to be told retry_after().
-  Answer Ask(Place& place, absl::AnyInvocable<void() &&> admitted);
+  Answer Ask(Place& place, size_t lanes, absl::AnyInvocable<void() &&> admitted);
 
   // For the peer that has just been refused.
   absl::Duration retry_after() const;
@@ -80,6 +82,10 @@ class Admission {
   }
 
  private:
+  bool HasRoomFor(size_t lanes) const {
+    return running_ == 0 || running_ + lanes <= options_.concurrent;
+  }
+  void Admit(Place& place);
   void Append(Place& place);
   void Remove(Place& place);
   void AdmitNext();

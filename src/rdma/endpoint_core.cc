@@ -50,6 +50,10 @@ absl::Status CheckOptions(const RdmaOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("read_depth is ", options.read_depth, ", must be 1 to ", kReadDepthMax));
   }
+  if (options.lanes < 1 || options.lanes > kLanesMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("lanes is ", options.lanes, ", must be 1 to ", kLanesMax));
+  }
   return absl::OkStatus();
 }
 
@@ -104,7 +108,7 @@ void EndpointCore::Start() {
   channel_->stream().SetIdleDeadline(absl::InfiniteDuration());
   channel_->Start();
   if (gate_.role() == GateRole::kActive) {
-    MakeLane();
+    MakeLanes(options_.lanes);
     Act(gate_.Connect(Offer()));
   }
   ArmGateTimer();
@@ -116,8 +120,8 @@ GateOffer EndpointCore::Offer() const {
                   .terms = {.depth = window_.depth(),
                             .size = static_cast<uint32_t>(kStreamPieceMax),
                             .read_depth = options_.read_depth}};
-  if (lane_ != nullptr) {
-    offer.lanes.push_back(lane_->address());
+  if (lanes_ != nullptr) {
+    offer.lanes = lanes_->addresses();
     offer.terms.size = Device()->options().receive_size;
     offer.terms.read_depth = std::min(options_.read_depth, Device()->read_depth());
   }
@@ -163,8 +167,8 @@ void EndpointCore::Act(GateAction action) {
 GateAction EndpointCore::BringUp() {
   // Without lanes: the stream that brought this carries the data, and is up.
   const absl::Status problem = PeerProblem();
-  if (problem.ok()) BringUpLane();
-  if (lane_ == nullptr) place_.Leave();
+  if (problem.ok()) BringUpLanes();
+  if (lanes_ == nullptr) place_.Leave();
   const uint64_t attempt = gate_.self().attempt;
   return problem.ok() ? gate_.OnLanesUp(core_->sys().Now(), attempt, Offer())
                       : gate_.OnLanesFailed(attempt, problem);
@@ -294,7 +298,7 @@ void EndpointCore::FailAll() {
 void EndpointCore::Retire() {
   queue_timer_->Cancel();
   timer_->Cancel();
-  lane_.reset();
+  lanes_.reset();
   lane_window_ = {};
   rewrite_.reset();
   if (channel_ == nullptr) return;
@@ -306,7 +310,7 @@ void EndpointCore::Retire() {
 
 void EndpointCore::DropChannel() {
   if (connection_ != nullptr) std::exchange(connection_, nullptr)->RemoveLayer(*this);
-  lane_.reset();
+  lanes_.reset();
   channel_.reset();
 }
 
@@ -338,7 +342,7 @@ void EndpointCore::FinishClose() {
   // Its lane ends in order, so that these arrive.
   if (carrier_ == Carrier::kLane) {
     SendFallback({.closing = true, .text = "closing"});
-    lane_.reset();
+    lanes_.reset();
   }
   // Neither do offers count as read that the peer hears of on the lane alone, or that are due.
   if (fetched_ > 0) {

@@ -14,8 +14,8 @@
 // comes behind an offer waits there (`behind_`) until that is fetched, so that messages are
 // delivered in order, and whole.
 //
-// The carrier is a Lane when both sides have a device, and the ControlChannel otherwise. It changes
-// once at most, from the lane to the channel: each side that has given up its lane tells by
+// The carrier is a LaneGroup when both sides have a device, and the ControlChannel otherwise. It
+// changes once at most, from the lane to the channel: each side that has given up its lane tells by
 // FALLBACK how many messages it had from it, and sends on the channel what the peer has not, when
 // it has heard the same of the peer.
 #ifndef PENSTOCK_RDMA_ENDPOINT_CORE_H_
@@ -47,8 +47,8 @@
 #include "rdma/control_message.h"
 #include "rdma/credit_window.h"
 #include "rdma/exposed_memory.h"
-#include "rdma/lane.h"
 #include "rdma/lane_device.h"
+#include "rdma/lane_group.h"
 #include "rdma/lane_window.h"
 #include "rdma/message_header.h"
 #include "rdma/ready_gate.h"
@@ -97,8 +97,8 @@ inline constexpr std::array<std::array<EndpointState, kEndpointEvents>, kEndpoin
 // What carries the data.
 enum class Carrier : uint8_t {
   kStream,
-  kLane,
-  kLeaving,  // the lane is gone, and the peer has not said yet what it had from it
+  kLane,     // all lanes of the endpoint
+  kLeaving,  // they are gone, and the peer has not said yet what it had from it
 };
 inline constexpr size_t kCarriers = 3;
 
@@ -130,7 +130,7 @@ struct Arrival {
 
 class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
                            private ControlChannel::Owner,
-                           private Lane::Owner,
+                           private LaneGroup::Owner,
                            private Deferred,
                            private Layer {
  public:
@@ -210,7 +210,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
 
   // --- endpoint_core.cc: life ---
   void Act(GateAction action);
-  // The lane, and what the gate says to that.
+  // The lanes, and what the gate says to that.
   GateAction BringUp();
   absl::Status PeerProblem() const;
   GateOffer Offer() const;
@@ -305,7 +305,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   absl::Status CheckRead(const AccessPrefix& access) const;
   bool ServeRead();
 
-  // --- endpoint_lane.cc: the lane, and from it to the stream ---
+  // --- endpoint_lane.cc: the lanes, and from them to the stream ---
   // For the peer's device to reach; none when there is no lane, or the device does not take it.
   ExposedMemory Register(std::span<char> memory, RdmaAccess access);
   // Null, or the device, if the control stream allows it.
@@ -313,17 +313,19 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   // The passive side: when it is this endpoint's turn.
   GateAction AskToBringUp();
   void OnAdmitted();
-  // A queue pair, not connected. None, for the reason that is noted: the stream is to do.
-  void MakeLane();
-  void BringUpLane();
-  void GiveUpLane(std::string_view why);
+  // Up to `count` queue pairs, not connected. None, for the reason that is noted: the stream is to
+  // do.
+  void MakeLanes(size_t count);
+  void BringUpLanes();
+  void GiveUpLanes(std::string_view why);
   // Without `why` that is the end in order, and no failure.
-  void LeaveLane(std::string_view why, bool reply);
+  void LeaveLanes(std::string_view why, bool reply);
   void SendFallback(ControlFallback fallback);
   void OnFallback(const ControlFallback& fallback);
   bool Resend();
   void ResendWrite(LaneWindow::Write write);
   void OnLaneMessage(BufferChain message) override;
+  void OnLaneStray() override;
   void OnLaneRoom() override { MarkReady(); }
   void OnLaneDone(uint64_t token, RdmaOutcome outcome, BufferChain data) override;
   void OnLaneEnd(absl::Status status) override;
@@ -372,7 +374,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   uint32_t messaged_writes_ = 0;       // that are out and that the peer's loop carries out
   WorkList finished_;
   Carrier carrier_ = Carrier::kStream;
-  std::unique_ptr<Lane> lane_;                // with kLane, and before that while opening
+  std::unique_ptr<LaneGroup> lanes_;          // with kLane, and before that while opening
   LaneWindow lane_window_;                    // with kLeaving, and until all is sent again, too
   std::optional<LaneWindow::Write> rewrite_;  // what is left of a write that is made again
   CreditWindow window_;

@@ -1,4 +1,4 @@
-// EndpointCore: its lane: how it comes up, what comes by it, and the way back to the stream.
+// EndpointCore: its lanes: how they come up, what comes by them, and the way back to the stream.
 #include <algorithm>
 #include <array>
 #include <memory>
@@ -37,7 +37,8 @@ GateAction EndpointCore::AskToBringUp() {
   LaneDevice* const device = Device();
   const bool unused = device == nullptr || gate_.peer_offer().lanes.empty();
   if (unused || !device->HubFor(*core_).ok()) return BringUp();  // over the stream
-  switch (device->admission().Ask(place_, [this] { OnAdmitted(); })) {
+  const size_t lanes = std::min<size_t>(options_.lanes, gate_.peer_offer().lanes.size());
+  switch (device->admission().Ask(place_, lanes, [this] { OnAdmitted(); })) {
     case Admission::Answer::kAdmitted:
       return BringUp();
     case Admission::Answer::kWaiting:
@@ -55,46 +56,47 @@ void EndpointCore::OnAdmitted() {
   MarkReady();
 }
 
-void EndpointCore::MakeLane() {
+void EndpointCore::MakeLanes(size_t count) {
   if (options_.device == nullptr) return;
   LaneDevice* const device = Device();
   if (device == nullptr) {
-    return GiveUpLane("the control stream may be sealed, and unsealed_lanes is not set");
+    return GiveUpLanes("the control stream may be sealed, and unsealed_lanes is not set");
   }
   const absl::StatusOr<LaneHub*> hub = device->HubFor(*core_);
-  if (!hub.ok()) return GiveUpLane(MessageOf(hub.status()));
-  auto lane = Lane::Create(**hub, *this, RandomPsn(), window_.depth() + LaneWindow::kSpare);
-  if (!lane.ok()) return GiveUpLane(MessageOf(lane.status()));
-  lane_ = *std::move(lane);
+  if (!hub.ok()) return GiveUpLanes(MessageOf(hub.status()));
+  auto lanes =
+      LaneGroup::Create(**hub, *this, count, window_.depth() + LaneWindow::kSpare, &RandomPsn);
+  if (!lanes.ok()) return GiveUpLanes(MessageOf(lanes.status()));
+  lanes_ = *std::move(lanes);
 }
 
-// Ours is up when this returns, or there is none.
-void EndpointCore::BringUpLane() {
+// All of ours are up when this returns, or there are none.
+void EndpointCore::BringUpLanes() {
   const std::vector<LaneAddress>& peers = gate_.peer_offer().lanes;
-  if (peers.empty()) return GiveUpLane("the peer has no device");
+  if (peers.empty()) return GiveUpLanes("the peer has no device");
   const ReceiveTerms& terms = gate_.peer_offer().terms;
   const bool active = gate_.role() == GateRole::kActive;
-  if (!active) MakeLane();
+  if (!active) MakeLanes(std::min<size_t>(options_.lanes, peers.size()));
   absl::Status status = absl::UnavailableError(stats_.fallback);
-  if (lane_ != nullptr) {
+  if (lanes_ != nullptr) {
     status = terms.size < kPeerReceiveMin
                  ? absl::FailedPreconditionError("the peer's receives are too small")
-                 : lane_->BringUp(peers.front(), terms.read_depth);
+                 : lanes_->BringUp(peers, terms.read_depth);
   }
   if (status.ok()) {
     lane_window_.Open(window_.depth(), terms.depth);
     Apply(CarrierEvent::kUp);
   } else if (active) {
-    // The peer's is up already: it hears of this before READY.
-    LeaveLane(MessageOf(status), /*reply=*/false);
+    // The peer's are up already: it hears of this before READY.
+    LeaveLanes(MessageOf(status), /*reply=*/false);
   } else {
-    GiveUpLane(MessageOf(status));
+    GiveUpLanes(MessageOf(status));
   }
 }
 
-// While the peer does not count on it.
-void EndpointCore::GiveUpLane(std::string_view why) {
-  const std::unique_ptr<Lane> gone = std::move(lane_);
+// While the peer does not count on them.
+void EndpointCore::GiveUpLanes(std::string_view why) {
+  const std::unique_ptr<LaneGroup> gone = std::move(lanes_);
   place_.Leave();
   if (options_.device != nullptr && stats_.fallback.empty()) stats_.fallback = why;
 }
@@ -123,7 +125,7 @@ void EndpointCore::PostWriteByLane(Work& work, const LaneTarget& target) {
       .region = work.region.id, .offset = work.offset, .epoch = work.region.epoch};
   lane_window_.OnWriteSent(access, work.number, work.data);
   queue_.OnPosted(work.data.size());
-  lane_->Write(work.number, target, std::exchange(work.data, {}));
+  lanes_->Write(work.number, target, std::exchange(work.data, {}));
   EndWrite(work, lane_writes_);
 }
 
@@ -158,22 +160,28 @@ void EndpointCore::OnLaneMessage(BufferChain message) {
   MarkReady();
 }
 
-// --- From the lane to the stream ---
+void EndpointCore::OnLaneStray() {
+  if (dead()) return;
+  End(Explain(absl::StatusCode::kInvalidArgument, "RDMA endpoint to",
+              "a message by another lane than the first"));
+}
+
+// --- From the lanes to the stream ---
 
 void EndpointCore::OnLaneEnd(absl::Status status) {
   if (dead()) return;
-  if (carrier_ != Carrier::kLane) return GiveUpLane(MessageOf(status));
-  LeaveLane(MessageOf(status), /*reply=*/false);
+  if (carrier_ != Carrier::kLane) return GiveUpLanes(MessageOf(status));
+  LeaveLanes(MessageOf(status), /*reply=*/false);
   MarkReady();
 }
 
-void EndpointCore::LeaveLane(std::string_view why, bool reply) {
+void EndpointCore::LeaveLanes(std::string_view why, bool reply) {
   const std::string reason(why);
   // The loops do again what the devices may not have done: from here on the devices do none of it.
-  if (lane_ != nullptr) lane_->Stop();
+  if (lanes_ != nullptr) lanes_->Stop();
   WithdrawOffers();
   SendFallback({.reply = reply, .text = reason.substr(0, kControlTextMax)});
-  GiveUpLane(reason);
+  GiveUpLanes(reason);
 }
 
 void EndpointCore::SendFallback(ControlFallback fallback) {
@@ -193,9 +201,9 @@ void EndpointCore::OnFallback(const ControlFallback& fallback) {
     return End(Explain(status.code(), "RDMA endpoint to", MessageOf(status)));
   }
   if (carrier_ == Carrier::kLane) {
-    LeaveLane(fallback.closing ? std::string()
-                               : absl::StrCat("the peer has given up its lane: ", fallback.text),
-              /*reply=*/true);
+    LeaveLanes(fallback.closing ? std::string()
+                                : absl::StrCat("the peer has given up its lane: ", fallback.text),
+               /*reply=*/true);
   }
   Apply(CarrierEvent::kHeard);
   piece_max_ = kStreamPieceMax;

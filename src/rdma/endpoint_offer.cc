@@ -190,10 +190,10 @@ bool EndpointCore::PostFetch() {
   work.number = ++reads_begun_;
   if (carrier_ == Carrier::kLane && work.part.address != 0) {
     // Without room in the pool it comes as messages do, to the heap if need be (I10).
-    BufferChain memory = lane_->NewMemory(work.size);
+    const LaneTarget target = {.address = work.part.address, .key = work.part.key};
+    BufferChain memory = lanes_->NewMemory(target, work.size);
     if (!memory.empty()) {
-      const LaneTarget target = {.address = work.part.address, .key = work.part.key};
-      lane_->Read(kReadToken | work.number, target, work.size, std::move(memory));
+      lanes_->Read(kReadToken | work.number, target, work.size, std::move(memory));
       lane_reads_.splice(lane_reads_.end(), fetches_, fetches_.begin());
       return true;
     }

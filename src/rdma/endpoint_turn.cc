@@ -161,7 +161,7 @@ bool EndpointCore::HasRoom() const {
     case Carrier::kStream:
       return channel_->HasRoom();
     case Carrier::kLane:
-      return lane_window_.HasRoom() && lane_->HasRoom();
+      return lane_window_.HasRoom() && lanes_->HasRoom();
     default:
       return false;
   }
@@ -175,7 +175,7 @@ void EndpointCore::PostData(MessageHeader header, const std::optional<AccessPref
   header.received = static_cast<uint16_t>(lane_window_.received());
   lane_window_.OnTold();
   lane_window_.OnSent(header, access, payload);
-  lane_->Send(MessageFront(header, access).view(), std::move(payload));
+  lanes_->Send(MessageFront(header, access).view(), std::move(payload));
 }
 
 MessageHeader EndpointCore::Header(MessageType type, uint32_t sequence, bool last) {
@@ -279,7 +279,7 @@ bool EndpointCore::PostRead(Work& work) {
   fetch_first_ = true;
   if (!std::exchange(work.on_region, true)) peer_regions_.OnPosted(work.region.id);
   if (target.address != 0) {
-    lane_->Read(kReadToken | work.number, target, work.size);
+    lanes_->Read(kReadToken | work.number, target, work.size);
     lane_reads_.splice(lane_reads_.end(), queue_.TakeFront());
     return true;
   }
@@ -374,6 +374,7 @@ RdmaStats EndpointCore::stats() const {
   RdmaStats stats = stats_;
   stats.open = gate_.state() == GateState::kOpen && !dead();
   stats.over_device = stats.open && carrier_ == Carrier::kLane;
+  stats.lanes = stats.over_device ? static_cast<uint32_t>(lanes_->size()) : 0;
   stats.operations_queued = static_cast<uint32_t>(queue_.size());
   stats.bytes_queued = queue_.bytes();
   for (const WorkList* out :

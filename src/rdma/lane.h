@@ -64,6 +64,9 @@ struct LaneWork {
 
 class Lane final {
  public:
+  // The most that one work request reads or writes, in bytes.
+  static constexpr size_t kSliceMax = 64 * 1024;
+
   class Owner {
    public:
     virtual void OnLaneMessage(BufferChain message) = 0;
@@ -131,6 +134,7 @@ class Lane final {
   void OnDone(LaneSlot slot, const FabricCompletion& completion);
   // There are slots again.
   void OnSlots();
+  // For its group, too, when another lane has failed.
   void OnFailed(std::string_view operation, std::string_view reason);
   // No completion will come any more.
   void OnQueueLost(const absl::Status& status);
@@ -139,7 +143,6 @@ class Lane final {
   static constexpr uint32_t kSendDepth = 128;
   static constexpr size_t kPartsMax = 4;  // as FabricQpOptions has it
   static constexpr size_t kInlinedMax = 64;
-  static constexpr size_t kSliceMax = 64 * 1024;
 
   enum class Step : uint8_t {
     kPosted,

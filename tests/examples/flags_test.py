@@ -39,7 +39,7 @@ BAD_VALUES = {
     "duration": (["5"], ["'5'", "500ms, 10s or 2m"]), "patience": (["0", "-1s"], ["above zero"]),
     "timeout": (["soon"], ["500ms, 10s or 2m"]),
     "max-bytes": (["-1"], [" to ", "is accepted"]), "op": (["swap"], ["send, write, read"]),
-    "transport": (["ib"], ["tcp, rdma"]), "spin": NUMBER, "gid-index": NUMBER, "max-frame": NUMBER,
+    "transport": (["ib"], ["tcp, rdma"]), "spin": NUMBER, "gid-index": NUMBER, "lanes": NUMBER, "max-frame": NUMBER,
     "seal": (["magic"], ["'magic'", "none, tls, psk and static are accepted"]),
     "cert": (["--seal=tls"], ["needs --cert"]), "key": (["--seal=tls --cert=x"], ["needs --key"]),
     "ca": (["--seal=tls --cert=x --key=x"], ["needs --ca"]),

@@ -22,7 +22,7 @@ class AdmissionTest : public ::testing::Test {
 
   // Asks for place `index`, which notes when it is admitted later.
   Answer Ask(size_t index) {
-    return admission_.Ask(places_[index], [this, index] {
+    return admission_.Ask(places_[index], 1, [this, index] {
       order_.push_back(static_cast<int>(index));
       if (on_admitted_) on_admitted_(index);
     });
@@ -54,6 +54,28 @@ TEST_F(AdmissionTest, AdmitsSomeLetsSomeWaitAndRefusesTheRest) {
   EXPECT_EQ(admission_.stats().admitted, 5u);
 }
 
+// What costs the device so much is counted as much, and comes in its turn all the same.
+TEST_F(AdmissionTest, OneOfManyLanesTakesAsManyPlaces) {
+  EXPECT_EQ(admission_.Ask(places_[0], 1, [] {}), Answer::kAdmitted);
+  bool both = false;
+  EXPECT_EQ(admission_.Ask(places_[1], 2, [&] { both = true; }), Answer::kWaiting);
+  EXPECT_EQ(Ask(2), Answer::kWaiting) << "there is room for it, but another one was first";
+  EXPECT_EQ(admission_.Ask(places_[3], 8, [] {}), Answer::kWaiting);
+  places_[0].Leave();
+  EXPECT_TRUE(both);
+  EXPECT_EQ(admission_.stats().running, 2u);
+  EXPECT_EQ(order_, std::vector<int>());
+  places_[1].Leave();
+  EXPECT_EQ(order_, std::vector<int>({2}));
+  EXPECT_FALSE(places_[3].admitted()) << "more than there may be: alone";
+  places_[2].Leave();
+  EXPECT_TRUE(places_[3].admitted());
+  EXPECT_EQ(admission_.stats().running, 8u);
+  EXPECT_EQ(Ask(4), Answer::kWaiting);
+  places_[3].Leave();
+  EXPECT_EQ(order_, std::vector<int>({2, 4}));
+}
+
 TEST_F(AdmissionTest, WhoeverLeavesTheLineIsNotAdmitted) {
   for (size_t i = 0; i < 5; ++i) Ask(i);
   places_[3].Leave();
@@ -67,7 +89,7 @@ TEST_F(AdmissionTest, WhoeverLeavesTheLineIsNotAdmitted) {
 
 TEST_F(AdmissionTest, APlaceThatGoesGivesItsRoomBack) {
   auto place = std::make_unique<Admission::Place>();
-  EXPECT_EQ(admission_.Ask(*place, [] {}), Answer::kAdmitted);
+  EXPECT_EQ(admission_.Ask(*place, 1, [] {}), Answer::kAdmitted);
   for (size_t i = 0; i < 2; ++i) Ask(i);
   EXPECT_FALSE(places_[1].admitted());
   place = nullptr;
@@ -140,7 +162,7 @@ TEST_F(AdmissionTest, AHerdIsServedWhole) {
       }
       if (due[i] != now) continue;
       const auto begin = [&busy_until, &now, i] { busy_until[i] = now + 5; };
-      const Answer answer = admission.Ask(places[i], begin);
+      const Answer answer = admission.Ask(places[i], 1, begin);
       if (answer == Answer::kAdmitted) begin();
       due[i] = answer == Answer::kBusy
                    ? now + static_cast<int>(absl::ToInt64Milliseconds(admission.retry_after()))
@@ -160,7 +182,7 @@ TEST_F(AdmissionDeathTest, MustOutliveItsPlaces) {
       {
         Admission::Place place;
         Admission admission;
-        admission.Ask(place, [] {});
+        admission.Ask(place, 1, [] {});
       },
       "bring-ups outlive what admits them");
 }

@@ -32,14 +32,20 @@ class EndpointHostileLaneTest : public HostileHarness, private Lane::Owner {
     HostileHarness::TearDown();
   }
 
-  void OpenWithLane(uint32_t size = 8192) {
+  void MakeHub() {
     device_ = *lanes().fabric().Open("fake1");
     LaneHub::Options options;
     options.receives = 64;
     hub_ = *LaneHub::Create(loop().core(), *device_, options);
-    lane_ = *Lane::Create(*hub_, *this, 5, kPeerDepth + LaneWindow::kSpare);
+  }
+  std::unique_ptr<Lane> NewLane(uint32_t psn) {
+    return *Lane::Create(*hub_, *this, psn, kPeerDepth + LaneWindow::kSpare);
+  }
+  void OpenWithLane(uint32_t size = 8192) {
+    MakeHub();
+    lane_ = NewLane(5);
     OpenWithAnswer([this, size](const ControlHello& hello) -> GateOffer {
-      EXPECT_EQ(hello.lanes.size(), 1u);
+      EXPECT_EQ(hello.lanes.size(), Quiet().lanes);
       EXPECT_TRUE(lane_->BringUp(hello.lanes.front(), hello.terms.read_depth).ok());
       return {.lanes = {lane_->address()},
               .terms = {.depth = kPeerDepth, .size = size, .read_depth = 2}};
@@ -78,6 +84,27 @@ TEST_P(EndpointHostileLaneTest, AnHonestPeerIsUnderstood) {
 TEST_P(EndpointHostileLaneTest, WhatIsNoMessage) {
   OpenWithLane();
   lane_->Send("short", {});
+  ExpectViolation();
+}
+
+// Messages go by the first lane: what came by another had no place in their order.
+TEST_P(EndpointHostileLaneTest, AMessageByAnotherLane) {
+  MakeHub();
+  const std::unique_ptr<Lane> first = NewLane(5);
+  lane_ = NewLane(6);
+  RdmaOptions options = Quiet();
+  options.lanes = 2;
+  OpenWithAnswer(
+      [&](const ControlHello& hello) -> GateOffer {
+        EXPECT_EQ(hello.lanes.size(), 2u);
+        EXPECT_TRUE(first->BringUp(hello.lanes.front(), hello.terms.read_depth).ok());
+        EXPECT_TRUE(lane_->BringUp(hello.lanes.back(), hello.terms.read_depth).ok());
+        return {.lanes = {first->address(), lane_->address()},
+                .terms = {.depth = kPeerDepth, .size = 8192, .read_depth = 2}};
+      },
+      options);
+  ASSERT_EQ(endpoint_->stats().lanes, 2u);
+  SendByLane(Header(MessageType::kMessage, 1), "stray");
   ExpectViolation();
 }
 

@@ -199,8 +199,8 @@ TEST_P(EndpointBreakTest, EveryCallOfTheDeviceMayFail) {
 
 TEST_P(EndpointLaneTest, AnActiveSideThatCannotConnectItsLaneSaysSoBeforeReady) {
   for (const FakeCall call : {FakeCall::kToReadyToReceive, FakeCall::kToReadyToSend}) {
-    // The passive side's is the first.
-    lanes().fabric().FailNth(call, 2, EINVAL);
+    // The passive side's are the first.
+    lanes().fabric().FailNth(call, Quiet().lanes + 1, EINVAL);
     RdmaEndpoints both = OpenEndpoints();
     EXPECT_EQ(lanes().fabric().stats().packets, 0u);
     ExpectTraffic(both, 10);

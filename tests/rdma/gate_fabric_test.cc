@@ -143,7 +143,7 @@ class GateSide {
       });
     };
     if (admission_ == nullptr) return begin();
-    switch (admission_->Ask(place_, begin)) {
+    switch (admission_->Ask(place_, 1, begin)) {
       case Admission::Answer::kAdmitted:
         return begin();
       case Admission::Answer::kWaiting:

@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "testing/fake_lanes.h"
 #include "testing/fate.h"
 #include "testing/harness.h"
@@ -35,6 +36,7 @@ class RdmaHarness : public Harness {
     if (IsSkipped() || !GetParam().name.ends_with("Lanes")) return;
     lanes_ = std::make_unique<FakeLanes>(environment(), loop());
     device_ = lanes_->device();
+    lanes_each_ = GetParam().name.ends_with("ThreeLanes") ? 3 : 1;
   }
   void TearDown() override {
     device_ = nullptr;
@@ -52,6 +54,7 @@ class RdmaHarness : public Harness {
     RdmaOptions options;
     options.ping_interval = absl::InfiniteDuration();
     options.device = device_;
+    options.lanes = lanes_each_;
     return options;
   }
 
@@ -105,6 +108,7 @@ class RdmaHarness : public Harness {
 
  private:
   inline static std::shared_ptr<RdmaDevice> device_;
+  inline static uint32_t lanes_each_ = 1;
   std::unique_ptr<FakeLanes> lanes_;
 
   template <class Start>
@@ -132,21 +136,24 @@ inline std::vector<EnvironmentCase> RdmaEnvironments() {
                                          "SimulatedCompletion"};
   return EnvironmentsNamed(kNames);
 }
-// The same with simulated devices.
-inline std::vector<EnvironmentCase> RdmaLaneEnvironments() {
-  std::vector<EnvironmentCase> cases = RdmaEnvironments();
-  for (EnvironmentCase& which : cases) which.name += "Lanes";
+// The same with simulated devices, one lane for each endpoint or three.
+inline std::vector<EnvironmentCase> WithLanes(const std::vector<EnvironmentCase>& below) {
+  std::vector<EnvironmentCase> cases;
+  for (const char* lanes : {"Lanes", "ThreeLanes"}) {
+    for (const EnvironmentCase& which : below) {
+      cases.push_back({absl::StrCat(which.name, lanes), which.make});
+    }
+  }
   return cases;
 }
+inline std::vector<EnvironmentCase> RdmaLaneEnvironments() { return WithLanes(RdmaEnvironments()); }
 inline std::vector<EnvironmentCase> SimulatedRdmaEnvironments() {
   constexpr std::string_view kNames[] = {"SimulatedReadiness", "SimulatedCompletion"};
   return EnvironmentsNamed(kNames);
 }
 
 inline std::vector<EnvironmentCase> SimulatedLaneEnvironments() {
-  std::vector<EnvironmentCase> cases = SimulatedRdmaEnvironments();
-  for (EnvironmentCase& which : cases) which.name += "Lanes";
-  return cases;
+  return WithLanes(SimulatedRdmaEnvironments());
 }
 
 }  // namespace internal
