@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 #include <functional>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -73,6 +74,53 @@ TEST_P(EndpointScenarioTest, MemoryIsWrittenReadAndTakenBack) {
   ASSERT_TRUE(Run([&] { return read && revoked; }));
   EXPECT_EQ(passive().trace, "open written revoked");
   Close();
+}
+
+// Written, read back, and sent as a message that is offered, each in slices by all of the lanes.
+TEST_P(EndpointScenarioTest, SeveralLanesShareWhatIsLarge) {
+  Leave();
+  Open(/*lanes=*/4);
+  std::vector<char> memory(1'000'000, '-');
+  absl::StatusOr<RdmaRegion> region = passive().endpoint->Expose(memory, RdmaAccess::kReadWrite);
+  ASSERT_TRUE(region.ok()) << region.status();
+  RdmaEndpoint& endpoint = *active().endpoint;
+  std::optional<RdmaRemoteRegion> remote;
+  endpoint.AwaitRegion([&](absl::StatusOr<RdmaRemoteRegion> exposed) {
+    ASSERT_TRUE(exposed.ok()) << exposed.status();
+    remote = *exposed;
+  });
+  ASSERT_TRUE(Run([&] { return remote.has_value(); }));
+  std::string expected(memory.size(), '-');
+  for (uint64_t i = 1; i <= 5; ++i) {
+    const std::string written = PatternBytes(i, 0, 700'000);
+    expected.replace(10'000 * i, written.size(), written);
+    bool news = false;
+    passive().endpoint->Receive([&](absl::StatusOr<BufferChain> message) {
+      EXPECT_TRUE(message.ok() && std::string(memory.data(), memory.size()) == expected) << i;
+      news = true;
+    });
+    endpoint.WriteThenSend(*remote, 10'000 * i, Payload(written), Payload("news"),
+                           [&](absl::Status status) { active().Note("written", status); });
+    ASSERT_TRUE(Run([&] { return news; })) << i;
+  }
+  bool read = false, received = false;
+  endpoint.Read(*remote, 4'321, 600'000, [&](absl::StatusOr<BufferChain> bytes) {
+    active().Note("read", bytes.status());
+    EXPECT_TRUE(bytes.ok() && bytes->ToString() == expected.substr(4'321, 600'000));
+    read = true;
+  });
+  ASSERT_TRUE(Run([&] { return read; }));
+  const std::string large = PatternBytes(6, 0, 900'000);
+  endpoint.Send(Payload(large), [&](absl::Status status) { active().Note("sent", status); });
+  passive().endpoint->Receive([&](absl::StatusOr<BufferChain> message) {
+    EXPECT_TRUE(message.ok() && message->ToString() == large);
+    received = true;
+  });
+  ASSERT_TRUE(Run([&] { return received; }));
+  EXPECT_EQ(endpoint.stats().offers, 1u);
+  EXPECT_EQ(endpoint.stats().lanes, 4u);
+  Close();
+  EXPECT_EQ(active().trace, "open open written written written written written read sent closed");
 }
 
 TEST_P(EndpointScenarioTest, AStreamCarriesMegabytes) {

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -79,7 +80,7 @@ class EndpointScenario : public ::testing::TestWithParam<EndpointsOn> {
   }
 
   // Two streams' ends, then two endpoints, open over their devices.
-  void Open() {
+  void Open(uint32_t lanes = 1) {
     StreamPtr accepted, connected;
     auto listener = Listener::Listen(*loop_, *SocketAddress::Parse("127.0.0.1:0"), {},
                                      [&](StreamPtr stream) { accepted = std::move(stream); });
@@ -92,6 +93,7 @@ class EndpointScenario : public ::testing::TestWithParam<EndpointsOn> {
     RdmaOptions options;
     options.ping_interval = absl::InfiniteDuration();
     options.open_deadline = options.ready_deadline = absl::Seconds(60);
+    options.lanes = lanes;
     options.device = sides_[0].device;
     sides_[0].endpoint = RdmaEndpoint::Connect(std::move(connected), options);
     options.device = sides_[1].device;
@@ -105,7 +107,7 @@ class EndpointScenario : public ::testing::TestWithParam<EndpointsOn> {
     }
     ASSERT_TRUE(Run([&] { return open == 2; }));
     for (Side& side : sides_) {
-      EXPECT_TRUE(side.endpoint->stats().over_device) << side.endpoint->stats().fallback;
+      EXPECT_EQ(side.endpoint->stats().lanes, lanes) << side.endpoint->stats().fallback;
     }
   }
   // The endpoints go, and so does what they leave for a while: streams that have to end, say.
