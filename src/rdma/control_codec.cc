@@ -50,7 +50,10 @@ enum Field : uint16_t {
   kRegionName = 18,
   kToken = 19,
   kAttempt = 20,
+  kName = 21,
 };
+
+bool IsPrintable(char c) { return c >= ' ' && c <= '~'; }
 
 template <class T>
 void PutNumber(std::string& out, T value) {
@@ -158,6 +161,7 @@ void Walkthrough(auto& m, Walk& walk, const ControlHello*) {
   walk(kDeadline, false, m.deadline_ms);
   walk.Lanes(m.lanes);
   walk(kTerms, true, m.terms.depth, m.terms.size, m.terms.read_depth);
+  walk.Name(m.name);
 }
 
 template <class Walk>
@@ -249,12 +253,8 @@ class FieldWriter {
     (writer << ... << parts);
     End();
   }
-  void Text(const std::string& text) {
-    if (text.empty()) return;
-    Begin(kText);
-    out_.append(text, 0, kControlTextMax);
-    End();
-  }
+  void Text(const std::string& text) { String(kText, text); }
+  void Name(const std::string& name) { String(kName, name); }
   void Lanes(const std::vector<LaneAddress>& lanes) {
     if (lanes.empty()) return;
     Begin(kLanes);
@@ -266,6 +266,12 @@ class FieldWriter {
   }
 
  private:
+  void String(uint16_t field, const std::string& text) {
+    if (text.empty()) return;
+    Begin(field);
+    out_.append(text, 0, kControlTextMax);
+    End();
+  }
   void Begin(uint16_t field) {
     begin_ = out_.size();
     PutNumber(out_, field);
@@ -321,6 +327,7 @@ std::string FieldName(uint16_t number) {
       "",           "versions", "features", "from",         "to",          "nonce",    "deadline",
       "lanes",      "terms",    "code",     "retry",        "text",        "attempts", "nonces",
       "transcript", "sequence", "credits",  "region grant", "region name", "token",    "attempt",
+      "name",
   };
   if (number == 0 || number >= std::size(kNames)) return absl::StrCat("field ", number);
   return std::string(kNames[number]);
@@ -366,8 +373,19 @@ class FieldReader {
     text = raw->value;
     // It ends up in messages of errors.
     for (char& c : text) {
-      if (c < ' ' || c > '~') c = '?';
+      if (!IsPrintable(c)) c = '?';
     }
+  }
+  // Told apart by every byte, so none is replaced.
+  void Name(std::string& name) {
+    RawField* raw = Take(kName, false);
+    if (raw == nullptr) return;
+    if (raw->value.size() > kControlTextMax ||
+        !std::all_of(raw->value.begin(), raw->value.end(), IsPrintable)) {
+      Fail(absl::StrCat("name of ", raw->value.size(), " bytes, or not of ASCII"));
+      return;
+    }
+    name = raw->value;
   }
   void Lanes(std::vector<LaneAddress>& lanes) {
     RawField* raw = Take(kLanes, false);
@@ -568,22 +586,6 @@ FrameFormat ControlFrameFormat(bool with_data) {
     format.body_max = kControlDataMax;
   }
   return format;
-}
-
-std::optional<uint8_t> ChooseVersion(const ControlHello& hello) {
-  const uint8_t highest = std::min(hello.version_max, kControlVersionMax);
-  if (highest < std::max(hello.version_min, kControlVersionMin)) return std::nullopt;
-  return highest;
-}
-
-// FNV-1a. It needs no cryptography: whoever could forge the hash could forge the whole message, and
-// what tells attempts apart are the nonces in the bytes that are hashed.
-uint64_t TranscriptHash(std::string_view hello, std::string_view accept) {
-  uint64_t hash = 0xcbf29ce484222325;
-  for (std::string_view part : {hello, accept}) {
-    for (char byte : part) hash = (hash ^ static_cast<uint8_t>(byte)) * 0x100000001b3;
-  }
-  return hash;
 }
 
 absl::Status CheckControl(const ControlMessage& message) {

@@ -57,10 +57,10 @@ inline constexpr uint64_t kFeatureOffers = 1 << 3;    // offered messages are fe
 
 using Bytes16 = std::array<uint8_t, 16>;
 
-// Who speaks. Numbers of attempts are never used twice by one process; a process that starts again
-// has another incarnation.
+// Who speaks. Numbers of attempts are never used twice by one process, and ascend; a process that
+// starts again has another incarnation.
 struct AttemptId {
-  Bytes16 incarnation{};  // random, of the process
+  Bytes16 incarnation{};  // random, of the process, or of its set of peers (peer_set.h)
   uint64_t endpoint = 0;
   uint64_t attempt = 0;  // not 0
 
@@ -99,6 +99,7 @@ struct ControlHello {
   uint32_t deadline_ms = 0;  // that are left for opening; 0: none is told
   std::vector<LaneAddress> lanes{};
   ReceiveTerms terms{};
+  std::string name{};  // that others dial the sender by; ASCII, at most kControlTextMax bytes
 
   bool operator==(const ControlHello&) const = default;
 };

@@ -65,7 +65,8 @@ GateAction ReadyGate::Connect(GateOffer offer) {
                         .from = options_.self,
                         .nonce = options_.nonce,
                         .lanes = std::move(offer.lanes),
-                        .terms = offer.terms};
+                        .terms = offer.terms,
+                        .name = options_.name};
   if (options_.handshake_deadline < absl::Hours(1)) {
     hello.deadline_ms =
         static_cast<uint32_t>(absl::ToInt64Milliseconds(options_.handshake_deadline));
@@ -130,6 +131,7 @@ GateAction ReadyGate::OnHello(int64_t now_ns, const ControlHello& hello, std::st
   if (options_.role != GateRole::kPassive) return Violate("HELLO from the passive side");
   if (state_ != GateState::kIdle) return Violate("a second HELLO");
   peer_ = hello.from;
+  peer_name_ = hello.name;
   peer_nonce_ = hello.nonce;
   const std::optional<uint8_t> version = ChooseVersion(hello);
   if (!version.has_value()) {
@@ -203,6 +205,11 @@ GateAction ReadyGate::OnLanesFailed(uint64_t attempt, const absl::Status& status
 GateAction ReadyGate::OnBusy(absl::Duration retry_after) {
   if (state_ != GateState::kPassiveBringup) return Late();
   return Refuse(RejectCode::kBusy, "too many endpoints are opening here", retry_after);
+}
+
+GateAction ReadyGate::OnSuperseded() {
+  if (state_ != GateState::kPassiveBringup) return Late();
+  return Refuse(RejectCode::kSuperseded, "another endpoint of the two lives on");
 }
 
 GateAction ReadyGate::OnData(uint32_t tag) {

@@ -149,6 +149,8 @@ struct GateOptions {
   absl::Duration ready_deadline = absl::Seconds(3);
   // For messages of errors.
   std::optional<SocketAddress> peer{};
+  // Of the active side, for HELLO.
+  std::string name{};
 };
 
 // What a side tells of its lanes; without lanes the control stream is to carry the data.
@@ -192,6 +194,8 @@ class ReadyGate {
   // Passive side, instead of bringing lanes up: too many others are at it. REJECT says when the
   // peer is to come again.
   GateAction OnBusy(absl::Duration retry_after);
+  // The same: another endpoint of this peer lives on.
+  GateAction OnSuperseded();
 
   // A receive has brought a message whose header has this tag.
   GateAction OnData(uint32_t tag);
@@ -224,6 +228,8 @@ class ReadyGate {
 
   // Known from HELLO (passive) or ACCEPT (active) on.
   const AttemptId& peer() const { return peer_; }
+  // That HELLO has told; empty: none.
+  const std::string& peer_name() const { return peer_name_; }
   const GateOffer& peer_offer() const { return peer_offer_; }
   // What both sides have; on the passive side that is what ACCEPT will say.
   uint64_t features() const { return features_; }
@@ -255,6 +261,7 @@ class ReadyGate {
   uint64_t features_ = 0;
   size_t lanes_offered_ = 0;
   AttemptId peer_;
+  std::string peer_name_;
   Bytes16 peer_nonce_{};
   GateOffer peer_offer_;
   uint64_t transcript_ = 0;

@@ -37,6 +37,16 @@ ControlHello Hello() {
           .terms = {.depth = 64, .size = 8192, .read_depth = 16}};
 }
 
+// Of a set of peers, without a device.
+ControlHello NamedHello() {
+  ControlHello hello = Hello();
+  hello.features = kFeatureReady | kFeatureFallback;
+  hello.deadline_ms = 0;
+  hello.lanes.clear();
+  hello.name = "b:123";
+  return hello;
+}
+
 ControlAccept Accept() {
   return {.features = kFeatureReady,
           .from = kPassive,
@@ -67,6 +77,11 @@ std::vector<std::pair<ControlMessage, std::string>> Goldens() {
                              "03020100efcdab0034120300", kGid,  //
                              "06050400efcdab0034120300", kGid,  //
                              "08000c00400000000020000010000000")},
+      {NamedHello(),
+       absl::StrCat("506e7352010100006b000000",  //
+                    "010002000101", "020008000300000000000000", "03002000", kTripleActive,
+                    "05001000707172737475767778797a7b7c7d7e7f", "0600040000000000",
+                    "08000c00400000000020000010000000", "15000500623a313233")},
       {Accept(), absl::StrCat("506e7352010200009d000000",  //
                               "0100010001", "020008000100000000000000", "03002000", kTriplePassive,
                               "04002000", kTripleActive, "05001000909192939495969798999a9b9c9d9e9f",
@@ -295,6 +310,14 @@ TEST(ControlCodecTest, RefusesAnOpeningThatCannotBe) {
   EXPECT_EQ(hello([](auto& m) { m.from.attempt = 0; }), at + "attempt 0");
   EXPECT_EQ(hello([](auto& m) { m.version_min = 2; }), at + "no version range");
   EXPECT_EQ(hello([](auto& m) { m.version_min = 0; }), at + "no version range");
+  EXPECT_EQ(hello([](auto& m) { m.name = std::string(256, 'n'); }), "none");
+  EXPECT_EQ(hello([](auto& m) { m.name = "caf\xc3\xa9"; }),
+            at + "name of 5 bytes, or not of ASCII");
+  ControlHello nameless = NamedHello();
+  nameless.name.clear();
+  const std::string body = EncodeControl(nameless).substr(kControlHeaderSize);
+  EXPECT_EQ(ProblemOf(Message(ControlType::kHello, body + RawField(21, std::string(257, 'n')))),
+            at + "name of 257 bytes, or not of ASCII");
 }
 
 TEST(ControlCodecTest, RefusesAnAnswerOrARegionThatCannotBe) {

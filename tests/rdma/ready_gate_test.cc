@@ -390,6 +390,19 @@ TEST(ReadyGateTest, ABusySideSaysWhenToComeAgain) {
   EXPECT_EQ(pair.active.retry_after(), absl::Milliseconds(300));
 }
 
+TEST(ReadyGateTest, AnEndpointThatAnotherSupersedesIsNotTriedAgain) {
+  Pair pair;
+  EXPECT_EQ(pair.passive.OnSuperseded(), GateAction::kIgnore) << "nobody has come";
+  pair.SayHello();
+  EXPECT_EQ(pair.passive.OnSuperseded(), GateAction::kClose);
+  const std::vector<std::string> frames = ControlFramesOf(pair.passive.TakeOutgoing());
+  ASSERT_EQ(frames.size(), 1u);
+  const ControlMessage reject = ControlOf(frames[0]);
+  EXPECT_EQ(std::get<ControlReject>(reject).code, RejectCode::kSuperseded);
+  EXPECT_EQ(GiveFrame(pair.active, 0, frames[0]), GateAction::kClose);
+  EXPECT_TRUE(absl::IsAborted(pair.active.status())) << pair.active.status();
+}
+
 TEST(ReadyGateTest, LanesThatFailTellThePeer) {
   Pair pair;
   pair.SayHello();
