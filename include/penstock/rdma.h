@@ -69,6 +69,7 @@ PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 class DialCore;
 class EndpointCore;
+class PeerEndpoints;
 }  // namespace internal
 
 // What became of an operation.
@@ -330,6 +331,7 @@ class PENSTOCK_EXPORT RdmaEndpoint {
   Loop& loop() const;
 
  private:
+  friend class internal::PeerEndpoints;
   explicit RdmaEndpoint(std::shared_ptr<internal::EndpointCore> core);
   std::shared_ptr<internal::EndpointCore> core_;
 };

@@ -23,6 +23,7 @@ DialCore::DialCore(Loop& loop, RdmaDial::Connector connect, RdmaDialOptions opti
       options_(std::move(options)),
       done_(std::move(done)),
       deadline_(loop.now() + options_.deadline),
+      backoff_(options_.pause_min, options_.pause_max),
       limit_(std::make_unique<Timer>(loop)),
       pause_(std::make_unique<Timer>(loop)) {}
 
@@ -72,20 +73,13 @@ void DialCore::TryAgain(const absl::Status& status, absl::Duration retry_after) 
   if (attempts_ >= options_.attempts_max) {
     return End(GaveUp(status.code(), absl::StrCat("after ", attempts_, " attempts")));
   }
-  const absl::Duration pause = std::max(Pause(), retry_after);
+  const absl::Duration pause = std::max(backoff_.Next(RandomBytes()[0]), retry_after);
   if (loop_.now() + pause > deadline_) {
     return End(GaveUp(absl::StatusCode::kDeadlineExceeded,
                       absl::StrCat("the next attempt, in ", absl::FormatDuration(pause),
                                    ", would be after the deadline")));
   }
   pause_->Arm(pause, [this] { Try(); });
-}
-
-absl::Duration DialCore::Pause() {
-  absl::Duration pause = options_.pause_min;
-  for (uint32_t i = 1; i < attempts_ && pause < options_.pause_max; ++i) pause *= 2;
-  pause = std::min(pause, options_.pause_max);
-  return pause / 2 + pause / 2 * (RandomBytes()[0] / 255.0);
 }
 
 void DialCore::End(absl::StatusOr<std::unique_ptr<RdmaEndpoint>> result) {

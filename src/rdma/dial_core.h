@@ -18,6 +18,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "rdma/backoff.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -38,8 +39,6 @@ class DialCore final : public std::enable_shared_from_this<DialCore> {
   void OnStream(uint32_t attempt, absl::StatusOr<StreamPtr> stream);
   void OnOpen(uint32_t attempt, const absl::Status& status);
   void TryAgain(const absl::Status& status, absl::Duration retry_after);
-  // What is waited for before the next attempt, unless the peer has asked for more.
-  absl::Duration Pause();
   void End(absl::StatusOr<std::unique_ptr<RdmaEndpoint>> result);
   absl::Status GaveUp(absl::StatusCode code, std::string_view why) const;
 
@@ -48,6 +47,7 @@ class DialCore final : public std::enable_shared_from_this<DialCore> {
   const RdmaDialOptions options_;
   RdmaDial::Callback done_;  // null: nothing is to be done any more
   const absl::Time deadline_;
+  Backoff backoff_;
   std::unique_ptr<Timer> limit_;
   std::unique_ptr<Timer> pause_;
   std::unique_ptr<RdmaEndpoint> endpoint_;

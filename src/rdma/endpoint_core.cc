@@ -20,22 +20,25 @@ namespace {
 // How long an endpoint that has ended waits for the peer to take the reason.
 constexpr absl::Duration kRetireMax = absl::Seconds(1);
 
-AttemptId NewAttempt() {
-  static const Bytes16 incarnation = RandomBytes();
+AttemptId NewAttempt(const EndpointMember* member) {
+  static const Bytes16 process = RandomBytes();
   static std::atomic<uint64_t> last{0};
   const uint64_t number = last.fetch_add(1, std::memory_order_relaxed) + 1;
+  const Bytes16& incarnation = member == nullptr ? process : member->incarnation;
   return {.incarnation = incarnation, .endpoint = number, .attempt = number};
 }
 
-GateOptions OptionsOfGate(GateRole role, const RdmaOptions& options, const SocketAddress& peer) {
+GateOptions OptionsOfGate(GateRole role, const RdmaOptions& options, const SocketAddress& peer,
+                          const EndpointMember* member) {
   return {.role = role,
-          .self = NewAttempt(),
+          .self = NewAttempt(member),
           .nonce = RandomBytes(),
           .features = kFeatureReady | kFeatureFallback | kFeatureOneSided | kFeatureOffers,
           .policy = options.ready_policy,
           .handshake_deadline = options.open_deadline,
           .ready_deadline = options.ready_deadline,
-          .peer = peer};
+          .peer = peer,
+          .name = member == nullptr ? std::string() : member->name};
 }
 
 // Reads of one side that are not answered yet, whatever the other would take.
@@ -73,7 +76,8 @@ Bytes16 RandomBytes() {
   return bytes;
 }
 
-EndpointCore::EndpointCore(GateRole role, StreamPtr control, RdmaOptions options)
+EndpointCore::EndpointCore(GateRole role, StreamPtr control, RdmaOptions options,
+                           std::optional<EndpointMember> member)
     : Deferred([](Deferred* node) { static_cast<EndpointCore*>(node)->Service(); }),
       loop_(&control->loop()),
       core_(&loop_->core()),
@@ -84,7 +88,8 @@ EndpointCore::EndpointCore(GateRole role, StreamPtr control, RdmaOptions options
                                                 static_cast<ControlChannel::Owner&>(*this))),
       connection_(channel_->stream().connection()),
       loop_end_([](Deferred* node) { static_cast<LoopEnd*>(node)->core.OnLoopEnd(); }, *this),
-      gate_(OptionsOfGate(role, options_, peer_), core_->sys().Now()),
+      gate_(OptionsOfGate(role, options_, peer_, member.has_value() ? &*member : nullptr),
+            core_->sys().Now()),
       queue_(options_.queue_operations_max, options_.queue_bytes_max),
       window_(ReceiveDepth(options_)) {
   may_leave_stream_ =
@@ -93,6 +98,7 @@ EndpointCore::EndpointCore(GateRole role, StreamPtr control, RdmaOptions options
   queue_timer_.emplace(core_->timers());
   core_->AtEnd(loop_end_);
   if (connection_ != nullptr) connection_->AddLayer(*this);
+  if (member.has_value()) on_hello_ = std::move(member->on_hello);
 }
 
 EndpointCore::~EndpointCore() { DropChannel(); }
@@ -144,7 +150,8 @@ absl::Status EndpointCore::PeerProblem() const {
 
 void EndpointCore::Act(GateAction action) {
   if (action == GateAction::kBringUp) {
-    action = gate_.role() == GateRole::kActive ? BringUp() : AskToBringUp();
+    const bool active = gate_.role() == GateRole::kActive;
+    action = active ? BringUp() : on_hello_ ? AskOwner() : AskToBringUp();
   }
   const std::string outgoing = gate_.TakeOutgoing();
   if (!outgoing.empty() && channel_ != nullptr) channel_->Send(outgoing);
@@ -293,6 +300,7 @@ void EndpointCore::FailAll() {
   offers_out_.clear();
   while (!serving_.empty()) serving_.pop();
   served_.reset();
+  TellWatcher();
 }
 
 void EndpointCore::Retire() {
@@ -373,6 +381,8 @@ EndpointCore::Leftovers EndpointCore::TakeLeftovers() {
        {&sends_out_, &writes_out_, &reads_out_, &lane_writes_, &lane_reads_, &finished_}) {
     left.works.splice(left.works.end(), *list);
   }
+  left.works.splice(left.works.end(), watcher_);
+  left.probe = std::exchange(probe_, nullptr);
   left.receive_done = std::exchange(receive_done_, nullptr);
   left.region_done = std::exchange(region_done_, nullptr);
   left.close_done = std::exchange(close_done_, nullptr);

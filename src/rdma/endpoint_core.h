@@ -128,13 +128,22 @@ struct Arrival {
   bool last = false;              // of its message
 };
 
+// What an endpoint that belongs to a set of peers (peer_set.h) has besides.
+struct EndpointMember {
+  Bytes16 incarnation{};  // the set's
+  std::string name{};     // that is told in HELLO
+  // The passive side's HELLO has come, and Admit or a refusal is to follow. In a turn of callbacks.
+  absl::AnyInvocable<void() &&> on_hello;
+};
+
 class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
                            private ControlChannel::Owner,
                            private LaneGroup::Owner,
                            private Deferred,
                            private Layer {
  public:
-  EndpointCore(GateRole role, StreamPtr control, RdmaOptions options);
+  EndpointCore(GateRole role, StreamPtr control, RdmaOptions options,
+               std::optional<EndpointMember> member = std::nullopt);
   ~EndpointCore();
   // Once shared.
   void Start();
@@ -154,6 +163,22 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   // Of RdmaRegion.
   void Revoke(uint64_t id, uint32_t epoch, Stream::DoneCallback done);
   void Remove(uint64_t id, uint32_t epoch);
+
+  // Of a set of peers, its owner. The passive side goes on after its HELLO, or refuses it: that
+  // ends it, with Aborted, or with Unavailable.
+  void Admit();
+  void Supersede();
+  void RefuseBusy(absl::Duration retry_after);
+  // Ends it; the peer is told why.
+  void GiveUp(absl::StatusCode code, std::string_view why);
+  // `done` runs once with how it ended, when the callbacks of all operations have run that had been
+  // started before. Replaces an earlier one; null: none.
+  void Watch(RdmaEndpoint::DoneCallback done);
+  // `alive` runs when the peer has answered, if it does; of an open endpoint. As Watch.
+  void Probe(absl::AnyInvocable<void() &&> alive);
+  // Known from HELLO, or ACCEPT, on. The name is HELLO's.
+  const AttemptId& peer_attempt() const { return gate_.peer(); }
+  const std::string& peer_name() const { return gate_.peer_name(); }
 
   RdmaStats stats() const;
   const SocketAddress& peer() const { return peer_; }
@@ -188,6 +213,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   struct Leftovers {
     Fifo<Call> calls;
     WorkList works;
+    absl::AnyInvocable<void() &&> probe;
     RdmaEndpoint::ReceiveCallback receive_done;
     RdmaEndpoint::RegionCallback region_done;
     RdmaEndpoint::DoneCallback close_done;
@@ -229,6 +255,11 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   Leftovers TakeLeftovers();
   absl::Status Explain(absl::StatusCode code, std::string_view operation,
                        std::string_view reason) const;
+
+  // --- endpoint_member.cc: what a set of peers asks of it ---
+  GateAction AskOwner();
+  void TellWatcher();
+  void OnProbed(uint64_t token);
 
   // --- endpoint_turn.cc: callbacks, and posting ---
   void MarkReady();
@@ -406,6 +437,10 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   uint32_t written_ = 0;
 
   // Callbacks.
+  absl::AnyInvocable<void() &&> on_hello_;  // of a set of peers, as the next two
+  WorkList watcher_;                        // none, or an operation that is the end itself
+  absl::AnyInvocable<void() &&> probe_;
+  uint64_t probe_token_ = 0;
   Fifo<Call> calls_;  // all that are neither an operation's nor pending below
   Fifo<RdmaEndpoint::DoneCallback> open_waiters_;
   RdmaEndpoint::ReceiveCallback receive_done_;

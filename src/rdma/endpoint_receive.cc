@@ -85,6 +85,7 @@ void EndpointCore::OnOpenControl(const ControlMessage& message) {
 void EndpointCore::OnPong(const ControlPong& pong) {
   if (pong.token > answered_ && pong.token <= stats_.pings) {
     answered_ = pong.token;
+    OnProbed(pong.token);
   } else {
     End(Explain(absl::StatusCode::kInvalidArgument, "RDMA endpoint to",
                 absl::StrCat("PONG ", pong.token, " where ", answered_ + 1, " to ", stats_.pings,

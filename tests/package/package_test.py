@@ -174,7 +174,7 @@ class Package:
             # They refuse in as many words; see without_secure.
             headers = [h for h in headers if not needs_secure(h, include)]
         if "-DPENSTOCK_NO_RDMA" in flags:
-            headers = [h for h in headers if h.name != "rdma.h"]
+            headers = [h for h in headers if not h.name.startswith("rdma")]
         for header in headers:
             name = header.relative_to(include)
             source = scratch / (str(name).replace("/", "_") + ".cc")
