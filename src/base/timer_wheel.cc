@@ -49,13 +49,15 @@ void TimerWheel::MoveAll(TimerLink& from, TimerLink& to) {
 // The level is that of the highest digit (base 64) in which the node's tick differs from the
 // current one. So every node of a level lies in a later slot than the current tick does there, and
 // all of it comes before anything of the levels above.
-void TimerWheel::Place(TimerNode& node) {
+uint64_t TimerWheel::Place(TimerNode& node) {
   const uint64_t difference = (node.tick_ ^ current_) | (kSlots - 1);
   const size_t level = (std::bit_width(difference) - 1) / kSlotBits;
-  const size_t index = (node.tick_ >> (level * kSlotBits)) % kSlots;
+  const size_t shift = level * kSlotBits;
+  const size_t index = (node.tick_ >> shift) % kSlots;
   Append(Head(level, index), node);
   slots_occupied_[level] |= uint64_t{1} << index;
   levels_occupied_ |= 1u << level;
+  return std::max(node.tick_ >> shift << shift, current_);
 }
 
 void TimerWheel::Unlink(TimerLink& link) {
@@ -77,10 +79,10 @@ void TimerWheel::Schedule(TimerNode& node, uint64_t tick) {
     if (node.tick_ == tick) return;
     Unlink(node);
   } else {
-    ++armed_;
+    if (armed_++ == 0) next_ = kNever;
   }
   node.tick_ = tick;
-  Place(node);
+  next_ = std::min(next_, Place(node));
 }
 
 void TimerWheel::Cancel(TimerNode& node) {
@@ -108,6 +110,10 @@ bool TimerWheel::FindSlot(Slot& slot) const {
 
 size_t TimerWheel::Advance(uint64_t now_tick, size_t budget) {
   const uint64_t last = std::min(now_tick, kLastTick - 1);
+  if (next_ > last) {
+    current_ = std::max(current_, last + 1);
+    return 0;
+  }
   size_t fired = 0;
   while (budget > 0) {
     if (due_.next != &due_) {
@@ -141,10 +147,11 @@ size_t TimerWheel::Advance(uint64_t now_tick, size_t budget) {
       Place(node);
     }
   }
+  next_ = FindNextTick();
   return fired;
 }
 
-uint64_t TimerWheel::NextArmedTick() const {
+uint64_t TimerWheel::FindNextTick() const {
   if (due_.next != &due_) return current_ - 1;
   Slot slot;
   return FindSlot(slot) ? slot.start : kNever;

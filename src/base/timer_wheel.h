@@ -95,8 +95,8 @@ class TimerWheel {
   // The tick at which Advance should next be called, kNever when nothing is armed. Not later than
   // the earliest deadline; later than every tick advanced to, unless more is due. For a far
   // deadline it is the start of a slot: advancing there, at most six times, gives the deadline
-  // itself.
-  uint64_t NextTick() const { return armed_ == 0 ? kNever : NextArmedTick(); }
+  // itself. What has been cancelled counts until its time has come.
+  uint64_t NextTick() const { return armed_ == 0 ? kNever : next_; }
 
   size_t armed() const { return armed_; }
 
@@ -107,10 +107,11 @@ class TimerWheel {
     uint64_t start;
   };
 
-  void Place(TimerNode& node);
+  // Where: the start of the slot, or now in one that has begun.
+  uint64_t Place(TimerNode& node);
   void Unlink(TimerLink& link);
   bool FindSlot(Slot& slot) const;
-  uint64_t NextArmedTick() const;
+  uint64_t FindNextTick() const;
   static void Append(TimerLink& head, TimerLink& link);
   static void MoveAll(TimerLink& from, TimerLink& to);
   static TimerNode& NodeOf(TimerLink& link) { return static_cast<TimerNode&>(link); }
@@ -119,6 +120,8 @@ class TimerWheel {
   // Every tick before this one has been fired or is in due_.
   uint64_t current_;
   size_t armed_ = 0;
+  // Nothing is to be done before: most turns of a loop ask for no more than this.
+  uint64_t next_ = kNever;
   // Nodes of the tick being fired.
   TimerLink due_;
   uint32_t levels_occupied_ = 0;

@@ -280,7 +280,8 @@ bool LoopCore::RunTasks() {
 
 void LoopCore::RunTimers() {
   counters_.timers.Set(timers_.armed());
-  if (timers_.armed() == 0) return;
+  // Nothing is due while an alarm is set for the first of them: such a turn reads no clock.
+  if (AlarmCovers(NextTimer())) return;
   counters_.timers_fired.Add(timers_.Advance(now_tick(), kTimersMax));
 }
 
@@ -313,9 +314,7 @@ void LoopCore::PushReady(Connection& connection) {
 }
 
 int64_t LoopCore::NextWake() const {
-  int64_t at = INT64_MAX;
-  const uint64_t tick = timers_.NextTick();
-  if (tick != TimerWheel::kNever) at = TimerWheel::NsOfTick(tick);
+  int64_t at = NextTimer();
   if (draining_) at = std::min(at, drain_until_ns_);
   at = std::min(at, trim_at_ns_);
   return at;
@@ -326,7 +325,7 @@ bool LoopCore::ArmWakeTimer() {
   const int64_t at = NextWake();
   // A time limit on every wait would cost a kernel timer each; this one is set only when something
   // is due earlier than it. Too early an alarm is a turn for nothing.
-  return at == INT64_MAX || (timer_at_ns_ != 0 && timer_at_ns_ <= at) || SetWakeTimer(at);
+  return AlarmCovers(at) || SetWakeTimer(at);
 }
 
 bool LoopCore::SetWakeTimer(int64_t at) {

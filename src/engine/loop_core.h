@@ -227,6 +227,15 @@ class LoopCore : private RoomWaiter {
   uint64_t Traffic() const;
   [[gnu::cold]] void BeginQuietWatch();
   [[gnu::cold]] void TrimWhenQuiet();
+  // When the first timer is due, in ns of now_ns(); INT64_MAX: none is armed.
+  int64_t NextTimer() const {
+    const uint64_t tick = timers_.NextTick();
+    return tick == TimerWheel::kNever ? INT64_MAX : TimerWheel::NsOfTick(tick);
+  }
+  // The timerfd fires by then, or then is never.
+  bool AlarmCovers(int64_t at) const {
+    return at == INT64_MAX || (timer_at_ns_ != 0 && timer_at_ns_ <= at);
+  }
   // When the loop must run again without being woken, in ns of now_ns(); INT64_MAX: never.
   int64_t NextWake() const;
   // Sees to it that the timerfd wakes the loop by then. False: it is time now.

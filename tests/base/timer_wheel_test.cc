@@ -160,6 +160,25 @@ TEST(TimerWheel, CancelledNodesNeverFire) {
   EXPECT_EQ(wheel.Advance(2'000'000, kUnlimited), 0u);
 }
 
+TEST(TimerWheel, WhatIsCancelledCountsUntilItsTimeHasCome) {
+  TimerWheel wheel(0);
+  std::vector<Recorder*> log;
+  Recorder soon(log), later(log);
+  wheel.Schedule(soon, 10);
+  wheel.Schedule(later, 40);
+  wheel.Cancel(soon);
+  EXPECT_EQ(wheel.NextTick(), 10u);
+  EXPECT_EQ(wheel.Advance(9, kUnlimited), 0u);
+  EXPECT_EQ(wheel.NextTick(), 10u);
+  EXPECT_EQ(wheel.Advance(10, kUnlimited), 0u);
+  EXPECT_EQ(wheel.NextTick(), 40u);
+  // Not once nothing is left.
+  wheel.Cancel(later);
+  wheel.Schedule(later, 50);
+  EXPECT_EQ(wheel.NextTick(), 50u);
+  wheel.Cancel(later);
+}
+
 TEST(TimerWheel, TheLastTickIsNeverReached) {
   TimerWheel wheel(0);
   std::vector<Recorder*> log;
