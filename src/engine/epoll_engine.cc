@@ -63,6 +63,7 @@ int EpollEngine::Wait(int64_t timeout_ns) {
 }
 
 int EpollEngine::WaitFailed(int error) {
+  loop_.DoubtAlarm();
   loop_.Fault(ErrnoStatus(error, "epoll_wait", nullptr).ToString());
   return 0;
 }

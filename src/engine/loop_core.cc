@@ -281,7 +281,7 @@ bool LoopCore::RunTasks() {
 void LoopCore::RunTimers() {
   counters_.timers.Set(timers_.armed());
   // Nothing is due while an alarm is set for the first of them: such a turn reads no clock.
-  if (AlarmCovers(NextTimer())) return;
+  if (AlarmCovers(NextTimer()) && timer_watch_->failures == 0) return;
   counters_.timers_fired.Add(timers_.Advance(now_tick(), kTimersMax));
 }
 
@@ -333,10 +333,10 @@ bool LoopCore::SetWakeTimer(int64_t at) {
     alarm_ = true;  // as if it had been set in time
     return false;
   }
-  timer_at_ns_ = at;
   counters_.syscalls.Add(1);
-  sys_.TimerFdSet(timer_watch_->fd, at);
-  return true;
+  const bool set = sys_.TimerFdSet(timer_watch_->fd, at) == 0;
+  timer_at_ns_ = set ? at : 0;
+  return set;
 }
 
 uint64_t LoopCore::Traffic() const {
@@ -451,6 +451,7 @@ void LoopCore::SwapPrimary() {
   wake_watch_ = std::move(wake);
   engine_watch_ = std::move(other);
   std::swap(primary_, secondary_);
+  DoubtAlarm();  // the other engine may have been about to tell of it
   primary_->StopNotifying();
   secondary_ready_ = true;  // what is due there already raises no event
   engine_reason_ = "every stream was switched to it";

@@ -118,6 +118,8 @@ class LoopCore : private RoomWaiter {
   Loop& loop() { return *loop_; }
 
   // --- For engines, connections and the transport ---
+  // Whoever waits may not be told that the timerfd has fired: a wait of the engine has failed, say.
+  void DoubtAlarm() { timer_at_ns_ = 0; }
   Sys& sys() { return sys_; }
   PoolCache& cache() { return cache_; }
   SlotTable& slots() { return slots_; }

@@ -227,6 +227,7 @@ void UringEngine::Enable() {
 }
 
 void UringEngine::EnterFailed(int error) {
+  loop_.DoubtAlarm();
   if (error == ETIME || error == EINTR || error == EAGAIN || error == EBUSY) return;
   loop_.Fault(ErrnoStatus(error, "io_uring_enter", nullptr).ToString());
 }

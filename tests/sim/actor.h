@@ -101,6 +101,9 @@ class Actor {
   bool MayAct() const;
   bool connecting() const { return connecting_; }
   uint64_t queued_bytes() const { return stream_ == nullptr ? 0 : stream_->stats().queued_bytes; }
+  // Something of its own is not with the kernel yet: bytes, or the record that a sealed stream ends
+  // with.
+  bool sending() const { return queued_bytes() > 0 || (write_shut_ && !write_shut_done_); }
   uint64_t written() const { return written_; }
   bool write_failed() const { return write_failed_; }
   const SimLink* link() const { return link_; }

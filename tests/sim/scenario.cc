@@ -281,9 +281,9 @@ void Scenario::CheckIdle() {
     if (!state->gone) world_.Touch(*state->loop);
   }
   world_.Run([] { return false; }, absl::Seconds(10));
-  const bool queued = std::any_of(actors_.begin(), actors_.end(),
-                                  [](const auto& actor) { return actor->queued_bytes() > 0; });
-  if (queued) return;  // a peer that does not read
+  const bool sending = std::any_of(actors_.begin(), actors_.end(),
+                                   [](const auto& actor) { return actor->sending(); });
+  if (sending) return;  // to a peer that does not read
   // A record that was cut off by a send that failed stays a part for as long as its stream lives.
   const bool cut =
       sealing() != nullptr && std::any_of(actors_.begin(), actors_.end(),

@@ -2,6 +2,7 @@
 
 #include <linux/io_uring.h>
 #include <unistd.h>
+#include <algorithm>
 
 #include <cerrno>
 #include <iterator>
@@ -163,6 +164,7 @@ int FaultSys::PeerName(int fd, sockaddr* address, socklen_t* length) {
 }
 
 int FaultSys::Close(int fd) {
+  if (fd == timer_) timer_ = -1;
   const int error = Next(Call::kClose);
   // close(2) frees the descriptor whatever it says.
   const int result = Sys::Close(fd);
@@ -222,7 +224,19 @@ int FaultSys::TimerFd() {
 
 int FaultSys::TimerFdSet(int fd, int64_t at_ns) {
   if (const int error = Next(Call::kTimerFdSet)) return -error;
-  return Sys::TimerFdSet(fd, at_ns);
+  timer_ = fd;
+  timer_at_ns_ = at_ns;
+  return SetTimer();
+}
+
+int FaultSys::SetTimer() {
+  // Zero would disarm it.
+  return Sys::TimerFdSet(timer_, std::max<int64_t>(timer_at_ns_ - skew_ns_, 1));
+}
+
+void FaultSys::AdvanceClock(int64_t ns) {
+  skew_ns_ += ns;
+  if (timer_ >= 0) SetTimer();
 }
 
 void* FaultSys::Map(size_t size, int flags, int* error) {

@@ -89,8 +89,8 @@ class FaultSys : public Sys {
   void Clear() { fault_ = {}; }
   bool fired() const { return fired_; }
   uint64_t count(Call call) const { return counts_[static_cast<size_t>(call)]; }
-  // Time that passes for the library and for nobody else.
-  void AdvanceClock(int64_t ns) { skew_ns_ += ns; }
+  // Time that passes for the library, its timerfd included, and for nobody else.
+  void AdvanceClock(int64_t ns);
 
   int Socket(int family, int type, int protocol) override;
   int Bind(int fd, const sockaddr* address, socklen_t length) override;
@@ -127,11 +127,14 @@ class FaultSys : public Sys {
  private:
   // Counts a call; the error it must fail with, or 0.
   int Next(Call call);
+  int SetTimer();
 
   Fault fault_;
   std::array<uint64_t, kCalls> counts_{};
   bool fired_ = false;
   int64_t skew_ns_ = 0;
+  int timer_ = -1;  // what the loop has set last
+  int64_t timer_at_ns_ = 0;
 };
 
 }  // namespace internal
