@@ -95,7 +95,9 @@ struct RdmaDeviceOptions {
   uint32_t receives = 4096;
   uint32_t receive_size = 8192;
   // Receives of these that one endpoint may have its peer use, 2 at least; it takes 8 more. An
-  // endpoint that finds fewer left uses the stream.
+  // endpoint that finds fewer left uses the stream. When nothing comes by it for a while
+  // (RdmaOptions::ping_interval) it keeps 10 of all these, and takes the rest again when something
+  // does.
   uint32_t endpoint_receives = 32;
   // While traffic is brisk, how long the loop looks for more instead of sleeping; zero: not at all.
   absl::Duration spin_max = absl::ZeroDuration();

@@ -51,6 +51,7 @@ enum Field : uint16_t {
   kToken = 19,
   kAttempt = 20,
   kName = 21,
+  kReceives = 22,
 };
 
 bool IsPrintable(char c) { return c >= ' ' && c <= '~'; }
@@ -233,6 +234,11 @@ void Walkthrough(auto& m, Walk& walk, const ControlClose*) {
 }
 
 template <class Walk>
+void Walkthrough(auto& m, Walk& walk, const ControlGrant*) {
+  walk(kReceives, true, m.receives);
+}
+
+template <class Walk>
 void Walkthrough(auto&, Walk&, const ControlSkipped*) {}
 
 template <class M, class Walk>
@@ -301,7 +307,7 @@ ControlType TypeOf(const ControlMessage& message) {
   return static_cast<ControlType>(message.index() + 1);
 }
 static_assert(std::is_same_v<std::variant_alternative_t<0, ControlMessage>, ControlHello>);
-static_assert(std::is_same_v<std::variant_alternative_t<11, ControlMessage>, ControlClose>);
+static_assert(std::is_same_v<std::variant_alternative_t<12, ControlMessage>, ControlGrant>);
 constexpr size_t kControlTypes = std::variant_size_v<ControlMessage> - 1;
 
 template <class M>
@@ -327,7 +333,7 @@ std::string FieldName(uint16_t number) {
       "",           "versions", "features", "from",         "to",          "nonce",    "deadline",
       "lanes",      "terms",    "code",     "retry",        "text",        "attempts", "nonces",
       "transcript", "sequence", "credits",  "region grant", "region name", "token",    "attempt",
-      "name",
+      "name",       "receives",
   };
   if (number == 0 || number >= std::size(kNames)) return absl::StrCat("field ", number);
   return std::string(kNames[number]);
@@ -500,16 +506,6 @@ std::string_view Problem(const ControlRegion& region) {
 std::string_view Problem(const auto&) { return {}; }
 
 }  // namespace
-
-std::string ControlTypeName(ControlType type) {
-  static constexpr std::string_view kNames[] = {"HELLO",  "ACCEPT",   "REJECT", "READY",
-                                                "CREDIT", "REGION",   "REVOKE", "PING",
-                                                "PONG",   "FALLBACK", "DRAIN",  "CLOSE"};
-  static_assert(std::size(kNames) == kControlTypes);
-  if (type == ControlType::kData) return "DATA";
-  if (IsKnown(type)) return std::string(kNames[static_cast<size_t>(type) - 1]);
-  return absl::StrCat("type ", static_cast<int>(type));
-}
 
 std::string EncodeControl(const ControlMessage& message) {
   PENSTOCK_CHECK(!std::holds_alternative<ControlSkipped>(message), "nothing to encode");

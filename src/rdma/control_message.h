@@ -42,6 +42,7 @@ enum class ControlType : uint8_t {
   kFallback = 10,
   kDrain = 11,
   kClose = 12,
+  kGrant = 13,
   // Not a message of fields: bytes of the endpoint's own, once the fallback is agreed. See
   // control_codec.h.
   kData = 64,
@@ -54,6 +55,7 @@ inline constexpr uint64_t kFeatureReady = 1 << 0;     // the active side sends R
 inline constexpr uint64_t kFeatureFallback = 1 << 1;  // the control stream can carry the data
 inline constexpr uint64_t kFeatureOneSided = 1 << 2;  // regions can be read and written
 inline constexpr uint64_t kFeatureOffers = 1 << 3;    // offered messages are fetched
+inline constexpr uint64_t kFeatureGrants = 1 << 4;    // GRANT is sent and understood
 
 using Bytes16 = std::array<uint8_t, 16>;
 
@@ -224,6 +226,15 @@ struct ControlClose {
   bool operator==(const ControlClose&) const = default;
 };
 
+// How many messages may be on the way to the sender by the lane, from now on. One that takes some
+// back is answered by the number that holds: this one, or the old one when more are on the way.
+struct ControlGrant {
+  bool reply = false;
+  uint32_t receives = 0;
+
+  bool operator==(const ControlGrant&) const = default;
+};
+
 // A message of a later version that may be skipped.
 struct ControlSkipped {
   uint8_t type = 0;
@@ -234,7 +245,7 @@ struct ControlSkipped {
 using ControlMessage =
     std::variant<ControlHello, ControlAccept, ControlReject, ControlReady, ControlCredit,
                  ControlRegion, ControlRevoke, ControlPing, ControlPong, ControlFallback,
-                 ControlDrain, ControlClose, ControlSkipped>;
+                 ControlDrain, ControlClose, ControlGrant, ControlSkipped>;
 
 }  // namespace internal
 PENSTOCK_END_NAMESPACE

@@ -33,7 +33,8 @@ GateOptions OptionsOfGate(GateRole role, const RdmaOptions& options, const Socke
   return {.role = role,
           .self = NewAttempt(member),
           .nonce = RandomBytes(),
-          .features = kFeatureReady | kFeatureFallback | kFeatureOneSided | kFeatureOffers,
+          .features =
+              kFeatureReady | kFeatureFallback | kFeatureOneSided | kFeatureOffers | kFeatureGrants,
           .policy = options.ready_policy,
           .handshake_deadline = options.open_deadline,
           .ready_deadline = options.ready_deadline,
@@ -230,6 +231,7 @@ void EndpointCore::OnPingTime() {
     ++stats_.pings;
     channel_->Send(EncodeControl(ControlPing{.token = stats_.pings}));
   }
+  LookForQuiet();
   ArmPing();
   Service();
 }

@@ -47,6 +47,7 @@
 #include "rdma/control_message.h"
 #include "rdma/credit_window.h"
 #include "rdma/exposed_memory.h"
+#include "rdma/idle_grant.h"
 #include "rdma/lane_device.h"
 #include "rdma/lane_group.h"
 #include "rdma/lane_window.h"
@@ -361,6 +362,13 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   void OnLaneDone(uint64_t token, RdmaOutcome outcome, BufferChain data) override;
   void OnLaneEnd(absl::Status status) override;
 
+  // --- endpoint_grant.cc: the receives that the peer may use ---
+  uint32_t WholeGrant() const { return window_.depth() + LaneWindow::kSpare; }
+  void OnGrantEvent(GrantEvent event);
+  void LookForQuiet();
+  void TakeGrantAgain();
+  absl::Status OnGrant(const ControlGrant& grant);
+
   // --- Layer: it stays on its loop ---
   absl::Status MayLeave() const override;
   void OnLeave() override {}
@@ -386,6 +394,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   bool closing_ = false;           // Close was called
   bool receive_cancelled_ = false;
   bool heard_ = false;          // of the peer, since the last look
+  bool lane_heard_ = false;     // by the lanes, more than acknowledgements
   bool written_due_ = false;    // the peer's writes are to be acknowledged
   bool fetched_due_ = false;    // and its offers
   bool fetch_first_ = true;     // by turns with the reads that were asked for
@@ -405,7 +414,8 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   uint32_t messaged_writes_ = 0;       // that are out and that the peer's loop carries out
   WorkList finished_;
   Carrier carrier_ = Carrier::kStream;
-  std::unique_ptr<LaneGroup> lanes_;          // with kLane, and before that while opening
+  std::unique_ptr<LaneGroup> lanes_;  // with kLane, and before that while opening
+  IdleGrant idle_grant_;
   LaneWindow lane_window_;                    // with kLeaving, and until all is sent again, too
   std::optional<LaneWindow::Write> rewrite_;  // what is left of a write that is made again
   CreditWindow window_;

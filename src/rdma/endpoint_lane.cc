@@ -64,8 +64,7 @@ void EndpointCore::MakeLanes(size_t count) {
   }
   const absl::StatusOr<LaneHub*> hub = device->HubFor(*core_);
   if (!hub.ok()) return GiveUpLanes(MessageOf(hub.status()));
-  auto lanes =
-      LaneGroup::Create(**hub, *this, count, window_.depth() + LaneWindow::kSpare, &RandomPsn);
+  auto lanes = LaneGroup::Create(**hub, *this, count, WholeGrant(), &RandomPsn);
   if (!lanes.ok()) return GiveUpLanes(MessageOf(lanes.status()));
   lanes_ = *std::move(lanes);
 }

@@ -77,6 +77,8 @@ void EndpointCore::OnOpenControl(const ControlMessage& message) {
     return OnRevoke(*revoke);
   } else if (const auto* drain = std::get_if<ControlDrain>(&message)) {
     return OnDrain(*drain);
+  } else if (const auto* grant = std::get_if<ControlGrant>(&message)) {
+    status = OnGrant(*grant);
   }
   if (!status.ok()) End(Explain(status.code(), "RDMA endpoint to", MessageOf(status)));
 }
@@ -167,6 +169,7 @@ absl::Status EndpointCore::TakeHeader(MessageHeader& header, bool by_lane) {
   if (gate_.state() != GateState::kOpen) return Violation("data before the endpoint is open");
   if (!by_lane && carrier_ != Carrier::kStream) return Violation("data beside the lane");
   if (by_lane) {
+    lane_heard_ = lane_heard_ || header.type != MessageType::kCredit;
     if (absl::Status status = lane_window_.OnHeader(header); !status.ok()) return status;
   }
   return window_.OnHeader(header.credits, header.received);

@@ -126,6 +126,7 @@ bool EndpointCore::RunRegion() {
 void EndpointCore::Settle() {
   if (channel_ == nullptr) return;
   if (!dead()) {
+    TakeGrantAgain();
     Pump();
     Announce();
     DrainOut();

@@ -71,6 +71,13 @@ Lane::~Lane() {
   hub_.GiveBack(grant_);
 }
 
+bool Lane::SetGrant(uint32_t grant) {
+  if (grant > grant_ && !hub_.Grant(grant - grant_)) return false;
+  if (grant < grant_) hub_.GiveBack(grant_ - grant);
+  grant_ = grant;
+  return true;
+}
+
 absl::Status Lane::BringUp(const LaneAddress& peer, uint32_t peer_read_depth) {
   FabricPath path;
   path.port = hub_.options().port;

@@ -95,6 +95,8 @@ class Lane final {
   // What the peer must know to bring its lane up.
   const LaneAddress& address() const { return address_; }
   uint32_t grant() const { return grant_; }
+  // Gives receives back to the bank, or takes more: false when it has not so many left.
+  bool SetGrant(uint32_t grant);
   // Brings it to RTR and RTS: it can receive and send when this returns OK. `peer_read_depth`: what
   // the peer has announced as ReceiveTerms::read_depth; with 0 nothing may be read.
   absl::Status BringUp(const LaneAddress& peer, uint32_t peer_read_depth = 0);

@@ -87,6 +87,8 @@ class LaneGroup final {
   BufferChain NewMemory(const LaneTarget& target, uint64_t size);
   void Stop();
   bool HasRoom() const;
+  // As Lane has it.
+  bool SetGrant(uint32_t grant) { return lanes_.front()->lane->SetGrant(grant); }
 
  private:
   // Hears of one lane for the group.

@@ -23,10 +23,23 @@ BufferChain ShareOf(BufferChain& chain) {
 }  // namespace
 
 void LaneWindow::Open(uint32_t depth, uint32_t peer_depth) {
-  limit_ = std::min(peer_depth, CreditWindow::kDepthMax) + kSpare;
-  granted_ = depth + kSpare;
+  limit_max_ = limit_ = std::min(peer_depth, CreditWindow::kDepthMax) + kSpare;
+  SetGranted(depth + kSpare);
+}
+
+void LaneWindow::SetGranted(uint32_t receives) {
+  granted_ = receives;
   // As many tellings as are reserved are enough for all that the peer can send without one.
-  news_ = (depth + kSpare + kReserved - 1) / kReserved;
+  news_ = (receives + kReserved - 1) / kReserved;
+}
+
+absl::StatusOr<uint32_t> LaneWindow::SetLimit(uint32_t receives) {
+  if (receives < kIdleGrant || receives > limit_max_) {
+    return absl::InvalidArgumentError(absl::StrCat("GRANT of ", receives, " receives, ", kIdleGrant,
+                                                   " to ", limit_max_, " can be"));
+  }
+  if (sent_.size() <= receives) limit_ = receives;
+  return limit_;
 }
 
 void LaneWindow::OnSent(const MessageHeader& header, const std::optional<AccessPrefix>& access,

@@ -25,6 +25,7 @@
 #include <optional>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "base/fifo.h"
 #include "rdma/message_header.h"
 
@@ -50,8 +51,19 @@ class LaneWindow {
     uint64_t after = 0;  // messages had been sent before it
   };
 
+  // Receives that an endpoint keeps while nothing comes: two messages are as fast as ever.
+  static constexpr uint32_t kIdleGrant = kSpare + 2;
+
   // The lane is up: the depths of terms of this side and of the peer.
   void Open(uint32_t depth, uint32_t peer_depth);
+  // Receives that the peer may use by now.
+  uint32_t granted() const { return granted_; }
+  // The peer has consented to fewer, or will be told of more.
+  void SetGranted(uint32_t receives);
+  // The peer grants so many by now. The number that holds from then on: a smaller one only if no
+  // more are on the way. InvalidArgument for less than kIdleGrant, or more than it began with.
+  absl::StatusOr<uint32_t> SetLimit(uint32_t receives);
+  uint32_t limit() const { return limit_; }
 
   // --- Sending ---
   // Room for anything; room for a message of type kCredit.
@@ -75,8 +87,10 @@ class LaneWindow {
   void OnTold() { told_ = received_; }
   // Messages of the peer that have come.
   uint64_t received() const { return received_; }
-  // So many have come untold that the peer may need to hear of it.
-  bool NewsDue() const { return received_ - told_ >= news_; }
+  // That have come and that no header has told of.
+  uint64_t untold() const { return received_ - told_; }
+  // So many are untold that the peer may need to hear of it.
+  bool NewsDue() const { return untold() >= news_; }
 
   // --- The end of the lane ---
   // The peer has so many and takes no more by the lane. InvalidArgument when that cannot be.
@@ -98,6 +112,7 @@ class LaneWindow {
   Fifo<Write> writes_;
   std::optional<Write> first_write_;  // looked at
   uint32_t limit_ = 0;
+  uint32_t limit_max_ = 0;
   uint32_t granted_ = 0;  // receives that the peer may use
   uint32_t news_ = 1;
   uint64_t acknowledged_ = 0;

@@ -149,6 +149,9 @@ std::vector<std::pair<ControlMessage, std::string>> Goldens() {
        "506e7352010c00000e000000"
        "090002000200"
        "0b0004006c617465"},
+      {ControlGrant{.reply = true, .receives = 10},
+       "506e7352010d010008000000"
+       "160004000a000000"},
   };
 }
 
@@ -246,7 +249,7 @@ TEST(ControlCodecTest, NamesWhatItMustNotSkip) {
             "RDMA control PING: unknown critical field 77");
   EXPECT_EQ(ProblemOf(Message(ControlType::kPing, RawField(0x8000 | 16, "1234") + token)),
             "RDMA control PING: unknown critical field 16");
-  EXPECT_EQ(ProblemOf(Message(ControlType{13}, token)), "RDMA control type 13: unknown");
+  EXPECT_EQ(ProblemOf(Message(ControlType{14}, token)), "RDMA control type 14: unknown");
   EXPECT_EQ(ProblemOf(Message(ControlType{0}, token)), "RDMA control type 0: unknown");
   EXPECT_EQ(ProblemOf(Message(ControlType::kData, token)), "RDMA control DATA: unknown");
   // What is known may be marked as well.

@@ -150,6 +150,32 @@ TEST_F(LaneWindowTest, ASteadyFlowAllocatesNothing) {
   EXPECT_EQ(AllocationsOnThisThread(), before);
 }
 
+TEST_F(LaneWindowTest, WhatThePeerMayReceiveChangesByItsConsent) {
+  constexpr uint32_t kIdle = LaneWindow::kIdleGrant;
+  EXPECT_EQ(*window_.SetLimit(kIdle), kIdle);
+  uint32_t sent = 0;
+  for (; window_.HasRoom(); ++sent) Send(MessageType::kMessage, sent + 1);
+  EXPECT_EQ(sent, kIdle - LaneWindow::kSpare / 2);
+  EXPECT_EQ(*window_.SetLimit(kDepth + LaneWindow::kSpare), kDepth + LaneWindow::kSpare);
+  for (; sent <= kIdle; ++sent) Send(MessageType::kMessage, sent + 1);
+  EXPECT_EQ(*window_.SetLimit(kIdle), kDepth + LaneWindow::kSpare) << "more are on the way";
+  ASSERT_TRUE(Told(1).ok());
+  EXPECT_EQ(*window_.SetLimit(kIdle), kIdle);
+  EXPECT_FALSE(window_.HasRoom());
+  EXPECT_TRUE(absl::IsInvalidArgument(window_.SetLimit(kIdle - 1).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(window_.SetLimit(kDepth + LaneWindow::kSpare + 1).status()));
+}
+
+TEST_F(LaneWindowTest, ThePeerKeepsToWhatItHasConsentedTo) {
+  window_.SetGranted(LaneWindow::kIdleGrant);
+  MessageHeader header;
+  for (uint32_t i = 0; i < LaneWindow::kIdleGrant; ++i) {
+    EXPECT_EQ(window_.NewsDue(), i >= 3) << "four tellings are enough for all of them";
+    ASSERT_TRUE(window_.OnHeader(header).ok());
+  }
+  EXPECT_TRUE(absl::IsInvalidArgument(window_.OnHeader(header)));
+}
+
 // However the two sides send, until neither has anything left to say, neither is stuck.
 TEST_F(LaneWindowTest, TwoFullSidesGoOn) {
   for (uint32_t depth : {2u, 3u, 16u, 100u}) {
