@@ -14,7 +14,7 @@ namespace internal {
 namespace {
 
 // Of an attempt: whether another one may fare better.
-bool MayBeMended(const absl::Status& status) {
+bool MayFareBetter(const absl::Status& status) {
   switch (status.code()) {
     case absl::StatusCode::kUnavailable:
     case absl::StatusCode::kDeadlineExceeded:
@@ -312,7 +312,7 @@ void PeerLink::OnCurrentEnded(absl::Status why) {
   const bool told = std::exchange(told_, false);
   open_late_ = false;
   last_ = why;
-  bool mendable = MayBeMended(why);
+  bool mendable = MayFareBetter(why);
   if (gone.endpoint != nullptr) {
     retry_after_ = gone.endpoint->retry_after();
     if (mendable && BytesMoved(gone.endpoint->stats())) backoff_.Reset();

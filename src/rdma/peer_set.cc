@@ -21,7 +21,7 @@ bool IsName(std::string_view name) {
          std::all_of(name.begin(), name.end(), [](char c) { return c >= ' ' && c <= '~'; });
 }
 
-absl::Status CheckOptions(const RdmaPeerSetOptions& options) {
+absl::Status CheckSetOptions(const RdmaPeerSetOptions& options) {
   if (!options.name.empty() && !IsName(options.name)) {
     return absl::InvalidArgumentError(
         absl::StrCat("name must be at most ", kControlTextMax, " printable characters of ASCII"));
@@ -48,7 +48,7 @@ PeerSet::PeerSet(Loop& loop, RdmaPeerSetOptions options, RdmaPeerSet::OpenCallba
                  RdmaPeerSet::EndCallback on_end, const Bytes16& incarnation)
     : loop_(loop),
       options_(std::move(options)),
-      problem_(CheckOptions(options_)),
+      problem_(CheckSetOptions(options_)),
       on_open_(std::move(on_open)),
       on_end_(std::move(on_end)),
       incarnation_(incarnation),

@@ -406,7 +406,7 @@ struct PeersResult {
 };
 
 // Looks at every world that any order of events leads to, the near ones first.
-PeersResult Search(const PeersStory& story) {
+PeersResult SearchPeers(const PeersStory& story) {
   struct Node {
     PeersWorld world;
     std::string path;
@@ -443,22 +443,22 @@ PeersResult Search(const PeersStory& story) {
   return result;
 }
 
-void Report(const PeersResult& result) {
+void ReportPeers(const PeersResult& result) {
   ::testing::Test::RecordProperty("worlds", static_cast<int>(result.worlds));
   ::testing::Test::RecordProperty("joined", static_cast<int>(result.joined));
   ::testing::Test::RecordProperty("exhausted", static_cast<int>(result.exhausted));
 }
 
 TEST(PeerOrdersTest, BothDialAndOneStreamLivesOnWithAllWorkOnce) {
-  const PeersResult result = Search({.works = 2});
+  const PeersResult result = SearchPeers({.works = 2});
   EXPECT_EQ(result.wrong, "");
   EXPECT_GT(result.joined, 0u);
-  Report(result);
+  ReportPeers(result);
 }
 
 TEST(PeerOrdersTest, OneDialIsEnough) {
   for (const std::array<bool, 2> dials : {std::array{true, false}, std::array{false, true}}) {
-    const PeersResult result = Search({.dials = dials});
+    const PeersResult result = SearchPeers({.dials = dials});
     EXPECT_EQ(result.wrong, "");
     EXPECT_GT(result.joined, 0u);
     EXPECT_EQ(result.exhausted, 0u);
@@ -466,31 +466,31 @@ TEST(PeerOrdersTest, OneDialIsEnough) {
 }
 
 TEST(PeerOrdersTest, AnyStreamMayBeResetAtAnyStep) {
-  const PeersResult result = Search({.wires = 4, .resets = 1});
+  const PeersResult result = SearchPeers({.wires = 4, .resets = 1});
   EXPECT_EQ(result.wrong, "");
   EXPECT_GT(result.joined, 0u);
-  Report(result);
+  ReportPeers(result);
 }
 
 TEST(PeerOrdersTest, ASideMayBeStartedAgainAtAnyStepWithoutAWord) {
-  const PeersResult result = Search({.wires = 3, .restarts = 1});
+  const PeersResult result = SearchPeers({.wires = 3, .restarts = 1});
   EXPECT_EQ(result.wrong, "");
   EXPECT_GT(result.joined, 0u);
-  Report(result);
+  ReportPeers(result);
 }
 
 TEST(PeerOrdersTest, AProbeThatEndsTooEarlyCostsAStreamAndNoMore) {
-  const PeersResult result = Search({.wires = 3, .resets = 1, .hasty = true});
+  const PeersResult result = SearchPeers({.wires = 3, .resets = 1, .hasty = true});
   EXPECT_EQ(result.wrong, "");
-  Report(result);
+  ReportPeers(result);
 }
 
 // Proof that the search can fail: when both sides take the other for the smaller one, or both for
 // the larger one, there are orders in which neither stream lives on.
 TEST(PeerOrdersTest, WithoutAnOrderBetweenTheTwoBothStreamsMayEnd) {
-  EXPECT_EQ(Search({.wires = 2}).exhausted, 0u);
+  EXPECT_EQ(SearchPeers({.wires = 2}).exhausted, 0u);
   for (const uint8_t self : {0x00, 0xff}) {
-    const PeersResult result = Search({.wires = 2, .take_itself_for = self});
+    const PeersResult result = SearchPeers({.wires = 2, .take_itself_for = self});
     EXPECT_GT(result.exhausted, 0u) << int{self};
   }
 }

@@ -23,7 +23,7 @@
 namespace penstock::internal {
 namespace {
 
-struct Letter {
+struct PeerLetter {
   std::string text;
   Fate fate;
 };
@@ -62,7 +62,7 @@ class PeerSeedsTest : public RdmaHarness {
     sites_[which]->set().Dial(kNames[1 - which], std::move(connect)).IgnoreError();
   }
   void Send(size_t which) {
-    Letter& letter = letters_.emplace_back();
+    PeerLetter& letter = letters_.emplace_back();
     letter.text = absl::StrCat(kNames[which], letters_.size());
     const absl::Duration limit =
         Draw(3) == 0 ? absl::Milliseconds(Draw(20)) : absl::InfiniteDuration();
@@ -138,12 +138,12 @@ class PeerSeedsTest : public RdmaHarness {
       if (!settled) Pass(absl::Milliseconds(20));
     }
     EXPECT_TRUE(settled);
-    for (const Letter& letter : letters_) Await(letter.fate).IgnoreError();
+    for (const PeerLetter& letter : letters_) Await(letter.fate).IgnoreError();
     Settle();
     Judge();
   }
   Fate SendLast(size_t which) {
-    Letter& letter = letters_.emplace_back();
+    PeerLetter& letter = letters_.emplace_back();
     letter.text = absl::StrCat("last of ", kNames[which], letters_.size());
     sites_[which]->set().Send(kNames[1 - which], Chain(letter.text), letter.fate.OnDone(),
                               absl::InfiniteDuration());
@@ -155,7 +155,7 @@ class PeerSeedsTest : public RdmaHarness {
       EXPECT_EQ(sites_[which]->set().stats().open, 1u);
       EXPECT_EQ(sites_[which]->set().stats().peers, 1u);
     }
-    for (const Letter& letter : letters_) {
+    for (const PeerLetter& letter : letters_) {
       EXPECT_EQ(letter.fate.runs() + letter.fate.dropped(), 1) << letter.text;
       EXPECT_LE(received_[letter.text], 1) << letter.text << ": " << letter.fate.status();
       if (letter.fate.runs() == 0) continue;
@@ -172,7 +172,7 @@ class PeerSeedsTest : public RdmaHarness {
   std::vector<uint8_t> incarnations_;
   std::deque<StreamPair> streams_;
   std::array<std::unique_ptr<PeerSite>, 2> sites_;
-  std::deque<Letter> letters_;
+  std::deque<PeerLetter> letters_;
   std::map<std::string, int> received_;
   bool started_again_ = false;
 };

@@ -17,7 +17,7 @@ namespace {
 
 // Rows are states, columns events, in the order of their enumerations; a cell is the next state and
 // the action. Written down from the design, not from the code.
-constexpr const char* kTable[kPeerStates] = {
+constexpr const char* kPeerTable[kPeerStates] = {
     // want unwant time stream opened ended for-good smaller larger restarted again late alive gone
     "Cc Is Ii Ii Ii Ii Ii Aa Aa Ir Ir Ir Ii Ii",  // I idle
     "P- Is Cc Pi Pi Pi Pi Aa Aa Pr Pr Pr Pi Pi",  // P pausing
@@ -27,24 +27,24 @@ constexpr const char* kTable[kPeerStates] = {
     "O- Is Oi Oi Oi Pp I- Or Or Aa Bq Or Oi Oi",  // O open
     "B- Is Ah Bi Bi Ah Ah Br Br Aa Bo Br OR O-",  // B probing
 };
-constexpr std::string_view kStateLetters = "IPCLAOB";
-constexpr std::string_view kActionLetters = "-iclpsahqorRt";
+constexpr std::string_view kPeerStateLetters = "IPCLAOB";
+constexpr std::string_view kPeerActionLetters = "-iclpsahqorRt";
 
 TEST(PeerCoreTest, TheTableIsTheDesign) {
   for (size_t state = 0; state < kPeerStates; ++state) {
     std::string row;
     for (const PeerTransition& cell : kPeerTransitions[state]) {
       if (!row.empty()) row += ' ';
-      row += kStateLetters[static_cast<size_t>(cell.next)];
-      row += kActionLetters[static_cast<size_t>(cell.action)];
+      row += kPeerStateLetters[static_cast<size_t>(cell.next)];
+      row += kPeerActionLetters[static_cast<size_t>(cell.action)];
     }
-    EXPECT_EQ(row, kTable[state]) << state;
+    EXPECT_EQ(row, kPeerTable[state]) << state;
   }
 }
 
-constexpr uint8_t kSelf = 0x50;
+constexpr uint8_t kPeerSelf = 0x50;
 
-AttemptId From(uint8_t incarnation, uint64_t attempt) {
+AttemptId PeerFrom(uint8_t incarnation, uint64_t attempt) {
   return {.incarnation = RepeatedByte(incarnation), .endpoint = attempt, .attempt = attempt};
 }
 
@@ -61,16 +61,16 @@ class PeerCoreHelloTest : public ::testing::Test {
     EXPECT_EQ(core_.OnOpened(peer), PeerAction::kTell);
   }
 
-  PeerCore core_{RepeatedByte(kSelf)};
+  PeerCore core_{RepeatedByte(kPeerSelf)};
 };
 
 TEST_F(PeerCoreHelloTest, WhoHasSaidNothingAnswersAnybody) {
   for (const uint8_t peer : {0x10, 0x90}) {
-    PeerCore idle(RepeatedByte(kSelf));
-    EXPECT_EQ(idle.OnHello(From(peer, 1)), PeerAction::kAnswer);
-    PeerCore connecting(RepeatedByte(kSelf));
+    PeerCore idle(RepeatedByte(kPeerSelf));
+    EXPECT_EQ(idle.OnHello(PeerFrom(peer, 1)), PeerAction::kAnswer);
+    PeerCore connecting(RepeatedByte(kPeerSelf));
     connecting.Want();
-    EXPECT_EQ(connecting.OnHello(From(peer, 1)), PeerAction::kAnswer);
+    EXPECT_EQ(connecting.OnHello(PeerFrom(peer, 1)), PeerAction::kAnswer);
     EXPECT_EQ(connecting.OnStream(), PeerAction::kIgnore) << "the stream is of no use any more";
   }
 }
@@ -78,66 +78,66 @@ TEST_F(PeerCoreHelloTest, WhoHasSaidNothingAnswersAnybody) {
 TEST_F(PeerCoreHelloTest, OfTwoThatCallTheSmallerIncarnationIsAnswered) {
   core_.Want();
   core_.OnStream();
-  EXPECT_EQ(core_.OnHello(From(0x90, 1)), PeerAction::kRefuse);
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x90, 1)), PeerAction::kRefuse);
   EXPECT_EQ(core_.state(), PeerState::kCalling);
-  EXPECT_EQ(core_.OnHello(From(0x10, 1)), PeerAction::kAnswer);
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x10, 1)), PeerAction::kAnswer);
   EXPECT_EQ(core_.state(), PeerState::kAnswering);
 }
 
 TEST_F(PeerCoreHelloTest, ANewIncarnationReplacesAtOnce) {
-  OpenByAnswer(From(0x10, 7));
-  EXPECT_EQ(core_.OnHello(From(0x20, 1)), PeerAction::kAnswer);
+  OpenByAnswer(PeerFrom(0x10, 7));
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x20, 1)), PeerAction::kAnswer);
   EXPECT_EQ(core_.restarts(), 1u);
-  EXPECT_EQ(core_.OnHello(From(0x30, 1)), PeerAction::kAnswer) << "before it has opened, too";
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x30, 1)), PeerAction::kAnswer) << "before it has opened, too";
   EXPECT_EQ(core_.restarts(), 2u);
 }
 
 TEST_F(PeerCoreHelloTest, WhatAPeerSaidBeforeItsRestartIsLate) {
-  OpenByCall(From(0x10, 7));
-  EXPECT_EQ(core_.OnHello(From(0x20, 1)), PeerAction::kAnswer);
-  EXPECT_EQ(core_.OnHello(From(0x10, 9)), PeerAction::kRefuse);
-  EXPECT_EQ(core_.OnOpened(From(0x20, 1)), PeerAction::kTell);
-  EXPECT_EQ(core_.OnHello(From(0x10, 10)), PeerAction::kRefuse);
+  OpenByCall(PeerFrom(0x10, 7));
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x20, 1)), PeerAction::kAnswer);
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x10, 9)), PeerAction::kRefuse);
+  EXPECT_EQ(core_.OnOpened(PeerFrom(0x20, 1)), PeerAction::kTell);
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x10, 10)), PeerAction::kRefuse);
   EXPECT_EQ(core_.state(), PeerState::kOpen);
   EXPECT_EQ(core_.restarts(), 1u);
 }
 
 // Its first word came last, so that it was taken for the older one.
 TEST_F(PeerCoreHelloTest, APeerTakenForPastByMistakeIsAnsweredWhenTheOtherHasEnded) {
-  OpenByAnswer(From(0x20, 1));
-  EXPECT_EQ(core_.OnHello(From(0x10, 9)), PeerAction::kAnswer) << "in truth a late one";
-  EXPECT_EQ(core_.OnHello(From(0x20, 2)), PeerAction::kRefuse);
+  OpenByAnswer(PeerFrom(0x20, 1));
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x10, 9)), PeerAction::kAnswer) << "in truth a late one";
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x20, 2)), PeerAction::kRefuse);
   EXPECT_EQ(core_.OnEnded(true), PeerAction::kNone);
-  EXPECT_EQ(core_.OnHello(From(0x20, 3)), PeerAction::kAnswer);
-  EXPECT_EQ(core_.OnOpened(From(0x20, 3)), PeerAction::kTell);
-  EXPECT_EQ(core_.OnHello(From(0x20, 4)), PeerAction::kProbe) << "it is not past any more";
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x20, 3)), PeerAction::kAnswer);
+  EXPECT_EQ(core_.OnOpened(PeerFrom(0x20, 3)), PeerAction::kTell);
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x20, 4)), PeerAction::kProbe) << "it is not past any more";
 }
 
 TEST_F(PeerCoreHelloTest, TheSameIncarnationIsProbedFirst) {
-  OpenByAnswer(From(0x10, 7));
-  EXPECT_EQ(core_.OnHello(From(0x10, 6)), PeerAction::kRefuse) << "given up before attempt 7";
-  EXPECT_EQ(core_.OnHello(From(0x10, 8)), PeerAction::kProbe);
-  EXPECT_EQ(core_.OnHello(From(0x10, 8)), PeerAction::kRefuse);
-  EXPECT_EQ(core_.OnHello(From(0x10, 9)), PeerAction::kHold);
+  OpenByAnswer(PeerFrom(0x10, 7));
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x10, 6)), PeerAction::kRefuse) << "given up before attempt 7";
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x10, 8)), PeerAction::kProbe);
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x10, 8)), PeerAction::kRefuse);
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x10, 9)), PeerAction::kHold);
   EXPECT_EQ(core_.OnAlive(), PeerAction::kRefuseHeld);
   EXPECT_EQ(core_.state(), PeerState::kOpen);
-  EXPECT_EQ(core_.OnHello(From(0x10, 10)), PeerAction::kProbe);
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x10, 10)), PeerAction::kProbe);
   EXPECT_EQ(core_.OnTime(), PeerAction::kAnswerHeld);
-  EXPECT_EQ(core_.OnOpened(From(0x10, 10)), PeerAction::kTell);
-  EXPECT_EQ(core_.OnHello(From(0x10, 11)), PeerAction::kProbe);
+  EXPECT_EQ(core_.OnOpened(PeerFrom(0x10, 10)), PeerAction::kTell);
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x10, 11)), PeerAction::kProbe);
   EXPECT_EQ(core_.OnEnded(true), PeerAction::kAnswerHeld);
 }
 
 TEST_F(PeerCoreHelloTest, ARestartEndsAProbe) {
-  OpenByAnswer(From(0x10, 7));
-  EXPECT_EQ(core_.OnHello(From(0x10, 8)), PeerAction::kProbe);
-  EXPECT_EQ(core_.OnHello(From(0x20, 1)), PeerAction::kAnswer);
+  OpenByAnswer(PeerFrom(0x10, 7));
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x10, 8)), PeerAction::kProbe);
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x20, 1)), PeerAction::kAnswer);
   EXPECT_EQ(core_.OnAlive(), PeerAction::kIgnore);
   EXPECT_EQ(core_.OnHeldGone(), PeerAction::kIgnore);
 }
 
 TEST_F(PeerCoreHelloTest, WhatIsAskedForIsDialledAgainAndAgain) {
-  OpenByCall(From(0x10, 7));
+  OpenByCall(PeerFrom(0x10, 7));
   EXPECT_EQ(core_.OnEnded(true), PeerAction::kPause);
   EXPECT_EQ(core_.OnTime(), PeerAction::kConnect);
   EXPECT_EQ(core_.OnTime(), PeerAction::kPause) << "no stream came";
@@ -148,9 +148,9 @@ TEST_F(PeerCoreHelloTest, WhatIsAskedForIsDialledAgainAndAgain) {
 }
 
 TEST_F(PeerCoreHelloTest, WhoWasAnsweredAloneIsNotDialled) {
-  OpenByAnswer(From(0x10, 7));
+  OpenByAnswer(PeerFrom(0x10, 7));
   EXPECT_EQ(core_.OnEnded(true), PeerAction::kNone);
-  EXPECT_EQ(core_.OnHello(From(0x10, 8)), PeerAction::kAnswer);
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x10, 8)), PeerAction::kAnswer);
   EXPECT_EQ(core_.Want(), PeerAction::kNone) << "one is on its way";
   EXPECT_EQ(core_.OnEnded(true), PeerAction::kPause);
   EXPECT_EQ(core_.Unwant(), PeerAction::kStop);
