@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Runs the models, move.pml of a move and gate.pml of the ready gate, and compares them with the code.
-One case a run:
+"""Runs the models, move.pml of a move, gate.pml of the ready gate and peers.pml of two sides that call each
+other, and compares them with the code. One case a run:
 
   table    their states, events and transitions are those of the code
   holds    Spin finds no error in them, and their tables are used to the full
@@ -58,7 +58,20 @@ GATE = Model(
     mutants={"GATE_OFF": [], "LATE_OPENS": [], "ANY_READY": [], "ANY_DATA": [],
              "NO_DEADLINE": []},
 )
-MODELS = [MOVE, GATE]
+PEERS = Model(
+    name="peers.pml",
+    source="src/rdma/peer_set_core.h",
+    sizes=[
+        ["-DSTREAMS=2"],
+        ["-DSTREAMS=3", "-DSTRAYS=1"],
+        ["-DSTREAMS=3", "-DTROUBLES=1", "-DRESTARTS=1"],
+        ["-DSTREAMS=3", "-DSTRAYS=1", "-DRESTARTS=1"],
+    ],
+    small=[],
+    mutants={"BOTH_YIELD": [], "BOTH_REFUSE": [], "BOTH_LIVE": [], "WORK_EARLY": [],
+             "AT_ONCE": ["-DSTREAMS=3", "-DSTRAYS=1"]},
+)
+MODELS = [MOVE, GATE, PEERS]
 
 
 def names_of(text, enum):
@@ -87,21 +100,39 @@ def move_of_model(text):
 
 def listed_in(text, pattern):
     states, events = [re.findall(r"\w+", names) for names in
-                      re.findall(r"^mtype = \{(.*?)\};", text, re.MULTILINE)[:2]]
+                      re.findall(r"^mtype = \{(.*?)\};", text, re.MULTILINE | re.DOTALL)[:2]]
     return states, events, {(state, event): after
                             for state, event, after in re.findall(pattern, text)}
 
 
-def gate_of_code(text):
-    """The same of ready_gate.h, whose table its unit test has cell by cell."""
-    states, events = names_of(text, "GateState"), names_of(text, "GateEvent")
-    test = (ROOT / "tests/rdma/ready_gate_test.cc").read_text()
-    body = re.search(r"kTable\[kGateStates\] = \{(.*?)\};", test, re.DOTALL).group(1)
-    letters = dict(zip(re.search(r'kStateLetters = "(\w+)"', test).group(1), states, strict=True))
+def letters_of_test(text, kind, test):
+    """The same of a header of src/rdma whose unit test has the table cell by cell."""
+    states, events = names_of(text, f"{kind}State"), names_of(text, f"{kind}Event")
+    test = (ROOT / "tests/rdma" / test).read_text()
+    body = re.search(r"k\w*Table\[k%sStates\] = \{(.*?)\};" % kind, test, re.DOTALL).group(1)
+    letters = dict(zip(re.search(r'k\w*StateLetters = "(\w+)"', test).group(1), states, strict=True))
     rows = {}
     for state, row in zip(states, re.findall(r'"(.*?)"', body), strict=True):
         for event, cell in zip(events, row.split(), strict=True):
             rows[state, event] = letters[cell[0]]
+    return states, events, rows
+
+
+def gate_of_code(text):
+    return letters_of_test(text, "Gate", "ready_gate_test.cc")
+
+
+def peers_of_code(text):
+    return letters_of_test(text, "Peer", "peer_set_core_test.cc")
+
+
+def peers_of_model(text):
+    """The same of peers.pml: nobody wants it any more ends it, and what is not listed changes nothing."""
+    states, events, listed = listed_in(
+        text, r":: state\[s\] == (\w+) && event == (\w+) -> state\[s\] = (\w+);")
+    rows = {(state, event): "kIdle" if event == "kUnwant" else state
+            for state in states for event in events}
+    rows.update(listed)
     return states, events, rows
 
 
@@ -116,7 +147,8 @@ def gate_of_model(text):
     return states, events, rows
 
 
-TABLES = {MOVE.name: (move_of_code, move_of_model), GATE.name: (gate_of_code, gate_of_model)}
+TABLES = {MOVE.name: (move_of_code, move_of_model), GATE.name: (gate_of_code, gate_of_model),
+          PEERS.name: (peers_of_code, peers_of_model)}
 
 
 # What the model does in a step of its own because its language has no other way: it has no counterpart
