@@ -273,6 +273,21 @@ TEST_F(LaneGroupTest, OneLaneThatFailsRetiresAllAndEverythingIsToldOnce) {
   }
 }
 
+// The others have work under way when the first has ended: it is told of before the end is.
+TEST_F(LaneGroupTest, TheEndIsToldWhenEveryLaneIsDrained) {
+  ConnectGroups(3);
+  fabric_.set_drop(
+      [](const FakePacket& packet) { return packet.kind == FakePacketKind::kRequest; });
+  left_.lanes->Write(1, At(OffsetOf(1)), Payload("first"));
+  ASSERT_TRUE(Run([&] { return fabric_.stats().timeouts == 3; }));
+  left_.lanes->Write(2, At(OffsetOf(2)), Payload("later"));
+  ASSERT_TRUE(Run([&] { return !left_.ends.empty(); }));
+  ASSERT_EQ(left_.done.size(), 2u);
+  EXPECT_EQ(left_.Count(RdmaOutcome::kInDoubt), 2u);
+  EXPECT_EQ(left_.done[1].token, 2u);
+  fabric_.set_drop(nullptr);
+}
+
 TEST_F(LaneGroupTest, ALaneThatDoesNotComeUpLeavesNone) {
   for (const FakeCall call : {FakeCall::kToReadyToReceive, FakeCall::kToReadyToSend}) {
     for (uint64_t nth = 1; nth <= 3; ++nth) {
