@@ -8,6 +8,10 @@ namespace examples {
 void MoveFigures::Add(const penstock::LoopSnapshot& loop) {
   engine_switches += loop.switches_to_epoll + loop.switches_to_uring;
   loop_moves += loop.moves_in;
+  for (size_t i = 0; i < refused.size(); ++i) {
+    refused[i] += std::accumulate(loop.moves_refused_by[i].begin(), loop.moves_refused_by[i].end(),
+                                  uint64_t{0});
+  }
   stranded += loop.stranded;
   late_completions += loop.late_completions;
   bytes_carried += loop.bytes_carried;
@@ -31,8 +35,15 @@ double MoveFigures::PauseUs(double fraction) const {
 }
 
 void MoveFigures::AddTo(JsonLine& line) const {
+  const auto refusals = [this](penstock::MoveDirection direction) {
+    return refused[static_cast<size_t>(direction)];
+  };
   line.Add("engine_switches", engine_switches)
       .Add("loop_moves", loop_moves)
+      .Add("refused_to_epoll", refusals(penstock::MoveDirection::kToEpoll))
+      .Add("refused_to_uring", refusals(penstock::MoveDirection::kToUring))
+      .Add("refused_out", refusals(penstock::MoveDirection::kOut))
+      .Add("refused_in", refusals(penstock::MoveDirection::kIn))
       .Add("stranded", stranded)
       .Add("pause_p50_us", PauseUs(0.5))
       .Add("pause_p99_us", PauseUs(0.99))

@@ -20,6 +20,7 @@ struct MoveFigures {
 
   uint64_t engine_switches = 0;
   uint64_t loop_moves = 0;
+  std::array<uint64_t, penstock::kMoveDirections> refused{};
   uint64_t stranded = 0;
   uint64_t late_completions = 0;
   uint64_t bytes_carried = 0;

@@ -6,9 +6,11 @@
 // for some ticks, and compares the thread's CPU time for each read with what it was before, on
 // average over the ticks that led to the trial. It keeps the other engine only for a gain, and only
 // when no tick of the trial was worse than the best before; otherwise it goes back, and waits
-// before it tries again, twice as long each further time. Faults of an engine, which no peer
-// causes, end a trial at once; so does a delay of the loop's turns that grows by 20 ms while the
-// first few try. A tick with fewer than 200 reads says nothing: on a quieter loop it never acts.
+// before it tries again, twice as long each further time. Faults of the engine that is tried
+// (LoopSnapshot::faults_epoll, faults_uring), which no peer causes, end a trial at once, and lead
+// back also later, when it was won; so do streams that it refuses, and a delay of the loop's turns
+// that grows by 20 ms while the first few try. A tick with fewer than 200 reads says nothing: on a
+// quieter loop it never acts.
 //
 // Streams of StreamOptions::pinned_engine stay where they are. Every decision is a line in trace().
 #ifndef PENSTOCK_ADAPTIVE_H_
@@ -48,7 +50,8 @@ struct AdaptiveOptions {
   // After a trial none begins for `dwell`, twice that after the second that failed, and so on.
   absl::Duration dwell = absl::Seconds(30);
   absl::Duration dwell_max = absl::Hours(1);
-  // At most so many sweeps over all streams, there and back, in any such time.
+  // At most so many sweeps over all streams, there and back, in any such time; but one more away
+  // from an engine at fault.
   int switches_max = 3;
   absl::Duration window = absl::Minutes(5);
   // Lines kept for trace(); the oldest go first.

@@ -112,9 +112,11 @@ class PENSTOCK_EXPORT Loop {
   // Poll takes no notice of it: the next Run ends at once then.
   void Stop();
 
-  // Graceful end, on the loop's thread: listeners stop accepting at once; Run returns when the last
-  // stream has gone, or after `grace`, when the rest are aborted with Cancelled. Again: a shorter
-  // grace counts.
+  // Graceful end, on the loop's thread: listeners stop accepting and streams of other loops are
+  // refused at once; Run returns when the last stream has gone and the kernel has let go of it, or
+  // after `grace`, when the rest are aborted with Cancelled (for those the kernel gets a second
+  // more). A stream that is on its way to another loop (penstock/move.h) counts as one of this
+  // until it has arrived there. Again: a shorter grace counts.
   void Drain(absl::Duration grace);
   // A drain has ended: no stream is left.
   bool drained() const;
@@ -161,11 +163,11 @@ class PENSTOCK_EXPORT Loop {
   std::unique_ptr<internal::LoopCore> core_;
 };
 
-// How many streams SwitchAll or MigrateAll (penstock/move.h) has moved, and how many stayed where
-// they were for an error. Those that ended meanwhile count as neither.
+// What became of the streams of SwitchAll or MigrateAll (penstock/move.h).
 struct MoveCount {
   uint64_t moved = 0;
-  uint64_t failed = 0;
+  uint64_t failed = 0;  // refused: they stayed where they were
+  uint64_t ended = 0;   // ended meanwhile, or were moved by somebody else
 };
 
 // A one-shot timer of 1 ms resolution, owned by the caller. Never fires early. Arm and Cancel

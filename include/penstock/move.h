@@ -34,6 +34,7 @@ class StreamMail;
 //   FAILED_PRECONDITION the stream is not open
 //   UNIMPLEMENTED       the engine is absent or forbidden, or no socket of Penstock's is below
 //   RESOURCE_EXHAUSTED  and others: the engine did not take it, and the old one serves it still
+//   UNAVAILABLE         the engine has failed, or the kernel does not end what it was told to end
 //   CANCELLED           a later move of the same stream took the place of this one
 // or how the stream has ended meanwhile. Loop's thread.
 PENSTOCK_EXPORT void SwitchEngine(Stream& stream, EngineKind to,
@@ -56,7 +57,8 @@ PENSTOCK_EXPORT absl::Status SwitchAll(Loop& loop, EngineKind to,
 //   FAILED_PRECONDITION the stream is not open, or a handshake is running on it
 //   UNIMPLEMENTED       as above; also when the engine asked for is absent there
 //   CANCELLED           a later move took the place of this one
-// or how the stream has ended. It is never lost: when the target refuses it goes on where it was.
+// or how the stream has ended. It is never lost: when the target refuses it goes on where it was. A
+// loop that drains waits, within its grace, for a stream that is on its way and may come back.
 // When both loops go while it is under way, it is closed and its callbacks are destroyed unrun, on
 // the thread of the loop that went last.
 //
@@ -69,6 +71,15 @@ PENSTOCK_EXPORT absl::Status SwitchAll(Loop& loop, EngineKind to,
 // Bytes that are held at that moment stay in the pool they came from until they are delivered or
 // sent: loops that pass streams on should share a pool (LoopOptions::pool).
 PENSTOCK_EXPORT void Migrate(Stream& stream, const LoopHandle& target, Stream::DoneCallback done,
+                             EngineKind engine = EngineKind::kAuto);
+
+// The same with the owner's pointer: in here, on the thread of the stream's loop, and out again in
+// `done`, on the thread of the loop that then has the stream: the target's with OK, and otherwise
+// its own, with why it stayed or how it has ended (the stream is there all the same). Meanwhile
+// nobody has it but the move. When `done` is destroyed unrun, because both loops have gone, the
+// stream goes with it. `stream` must not be null. Errors as above.
+using MigrateCallback = absl::AnyInvocable<void(absl::Status, StreamPtr) &&>;
+PENSTOCK_EXPORT void Migrate(StreamPtr stream, const LoopHandle& target, MigrateCallback done,
                              EngineKind engine = EngineKind::kAuto);
 
 // Migrate for every open stream of `loop` that has StreamOptions::migratable, idle or busy, but for

@@ -21,6 +21,21 @@ PENSTOCK_BEGIN_NAMESPACE
 // Buckets of LoopSnapshot::move_pauses.
 inline constexpr size_t kPauseBuckets = 24;
 
+// Where a stream was to go.
+enum class MoveDirection : uint8_t { kToEpoll, kToUring, kOut, kIn };
+inline constexpr size_t kMoveDirections = 4;
+
+// Why it did not.
+enum class MoveRefusal : uint8_t {
+  kUnsupported,  // no such engine here, or no socket of Penstock's below (UNIMPLEMENTED)
+  kBusy,         // something lies on it that may not leave now, a handshake (FAILED_PRECONDITION)
+  kNoRoom,       // connections_max, descriptors, memory or kernel limits (RESOURCE_EXHAUSTED)
+  kGone,         // the other loop is draining or gone, or an engine has failed (UNAVAILABLE)
+  kHeld,         // the kernel does not end what it was told to end
+  kError,        // of the engine that was to take it
+};
+inline constexpr size_t kMoveRefusals = 6;
+
 struct LoopSnapshot {
   // Connections, by state.
   uint64_t connecting = 0;
@@ -68,6 +83,9 @@ struct LoopSnapshot {
   // operations of RDMA endpoints.
   uint64_t deadlines = 0;
   uint64_t faults = 0;  // errors that are no peer's doing: the count to alarm on
+  // Of these, of an engine: waits, watches and cancels that fail, streams that it cannot keep.
+  uint64_t faults_epoll = 0;
+  uint64_t faults_uring = 0;
 
   // Moves (penstock/move.h), by direction and outcome.
   uint64_t switches_to_epoll = 0;
@@ -76,8 +94,10 @@ struct LoopSnapshot {
   uint64_t moves_out = 0;   // streams that left for one
   uint64_t moves_back = 0;  // of these, came back: the target refused or was gone
   // Moves of open streams that left them where they were, each counted once: by the loop that
-  // refused to take the stream, and otherwise by the one that keeps it.
+  // refused to take the stream (kIn), and otherwise by the one that keeps it. All of them, and by
+  // MoveDirection and MoveRefusal.
   uint64_t moves_refused = 0;
+  std::array<std::array<uint64_t, kMoveRefusals>, kMoveDirections> moves_refused_by{};
   uint64_t stranded = 0;          // ended because no engine took them any more: stays 0
   uint64_t late_completions = 0;  // receives that completed after their cancel, and were kept
   uint64_t bytes_carried = 0;     // unread and unsent, taken along by moves

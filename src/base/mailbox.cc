@@ -8,6 +8,10 @@ namespace internal {
 
 bool Mailbox::Push(Task task) {
   auto node = std::make_unique<Node>(Node{.next = nullptr, .task = std::move(task)});
+  return PushNode(node);
+}
+
+bool Mailbox::PushNode(std::unique_ptr<Node>& node) {
   uintptr_t head = head_.load(std::memory_order_relaxed);
   for (;;) {
     if (head == kClosed) return false;
@@ -28,6 +32,18 @@ bool Mailbox::Push(Task task) {
     }
     if (pushed) return true;
   }
+}
+
+bool Mailbox::PushMove(Task task) {
+  // Outlives the lock: what a refused task does as it is destroyed may push as well.
+  auto node = std::make_unique<Node>(Node{.next = nullptr, .task = std::move(task)});
+  const std::lock_guard<std::mutex> lock(moves_mutex_);
+  return !moves_ended_ && PushNode(node);
+}
+
+void Mailbox::EndMoves() {
+  const std::lock_guard<std::mutex> lock(moves_mutex_);
+  moves_ended_ = true;
 }
 
 // Turns the stack from `head` down round and appends it to the owner's list.

@@ -13,6 +13,9 @@
 // Waking a sleeping thread costs the waker about 11 us, a push some 50 ns: hence a push wakes only
 // when it is the one that finds the owner asleep.
 //
+// Connections that move come by PushMove, which alone takes a lock: an owner that ends can so be
+// sure that none comes after it has looked for the last time.
+//
 // Held by shared_ptr, so that handles may outlive the owner. Push and wakeups() from any thread,
 // the rest by the owner only. The queue is bounded by its posters alone; what one turn runs is
 // bounded by Drain's budget (I9).
@@ -24,6 +27,8 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <mutex>
 #include <utility>
 
 #include "absl/functional/any_invocable.h"
@@ -45,6 +50,10 @@ class Mailbox {
 
   // False, and `task` is destroyed unrun on this thread, once closed.
   bool Push(Task task);
+  // The same, but also false after EndMoves: for what must not wait where nobody may look again.
+  bool PushMove(Task task);
+  // The owner is about to look no more. What PushMove took until now, has_work tells of.
+  void EndMoves();
 
   // Runs what has been pushed before the call, at most `budget` tasks; returns how many. Tasks that
   // tasks push wait for the next Drain.
@@ -83,6 +92,8 @@ class Mailbox {
   static constexpr uintptr_t kSleeping = 1;
   static constexpr uintptr_t kClosed = 2;
 
+  // Takes `node` unless closed.
+  bool PushNode(std::unique_ptr<Node>& node);
   void Append(uintptr_t head);
 
   std::atomic<uintptr_t> head_{0};
@@ -90,6 +101,8 @@ class Mailbox {
   std::atomic<uint32_t> wakers_{0};
   std::atomic<uint64_t> wakeups_{0};
   const Wake wake_;
+  std::mutex moves_mutex_;
+  bool moves_ended_ = false;
   // The owner's: taken from the stack and not yet run, oldest first.
   Node* first_ = nullptr;
   Node* last_ = nullptr;

@@ -64,19 +64,23 @@ BalanceController::Action BalanceController::Tick(std::span<const Busy> loops) {
   return {Action::Kind::kMove, pair->from, pair->to, pair->difference / 2 / busy};
 }
 
-void BalanceController::Ended(uint64_t streams, double part) {
+void BalanceController::Ended(const MoveCount& streams, double part) {
   Apply(BalanceEvent::kEnded);
-  moves_ += streams;
-  if (streams > 0) {
+  moves_ += streams.moved;
+  const std::string others =
+      streams.failed + streams.ended == 0
+          ? ""
+          : absl::StrFormat(" (%d were refused, %d ended)", streams.failed, streams.ended);
+  if (streams.moved > 0) {
     rest_ = 0;
-    return Note(absl::StrFormat("%s: %d streams with %.0f %% of its traffic go", why_, streams,
-                                100 * part));
+    return Note(absl::StrFormat("%s: %d streams with %.0f %% of its traffic go%s", why_,
+                                streams.moved, 100 * part, others));
   }
   rest_ = rest_ == 0 ? options_.rest : std::min(2 * rest_, options_.rest_max);
   rest_until_ = tick_ + static_cast<uint64_t>(rest_);
   Note(absl::StrFormat(
-      "%s: no stream may go, is small enough or is taken; none is asked for %d ticks", why_,
-      rest_));
+      "%s: no stream may go, is small enough or is taken%s; none is asked for %d ticks", why_,
+      others, rest_));
 }
 
 void BalanceController::Note(std::string line) {

@@ -8,6 +8,7 @@
 
 #include <penstock/balance.h>
 #include <penstock/export.h>
+#include <penstock/loop.h>
 
 #include <array>
 #include <cstddef>
@@ -63,8 +64,9 @@ class BalanceController {
 
   // Once a tick, with all loops.
   Action Tick(std::span<const Busy> loops);
-  // What became of kMove: so many streams have arrived, with that part of the loop's traffic.
-  void Ended(uint64_t streams, double part);
+  // What became of kMove: so many streams have arrived, with that part of the loop's traffic;
+  // others were refused, or have ended on their way.
+  void Ended(const MoveCount& streams, double part);
 
   BalanceState state() const { return state_; }
   uint64_t moves() const { return moves_; }

@@ -121,6 +121,8 @@ class Connection : private TimerNode {
   EngineKind EngineElsewhere() const {
     return pinned_engine_ ? engine_->kind() : EngineKind::kAuto;
   }
+  // To `to`, if its engine is broken: whatever it was told to do, and whoever has asked for what.
+  void LeaveBroken(EngineKind to);
   // Layers come and go on the loop's thread, and go before this does.
   void AddLayer(Layer& layer);
   void RemoveLayer(Layer& layer);
@@ -318,6 +320,8 @@ class Connection : private TimerNode {
   void ComeBack(LoopCore& loop);
   void EndInTransit();
   absl::Status MoveError(const absl::Status& why) const;
+  // By the loop that has it.
+  void CountRefused(MoveRefusal why);
 
   void CheckThread() const;  // debug builds
   absl::Status Refusal(std::string_view operation, std::string_view reason) const;

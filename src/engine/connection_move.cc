@@ -16,6 +16,21 @@ PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 namespace {
 
+MoveRefusal RefusalOf(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kUnimplemented:
+      return MoveRefusal::kUnsupported;
+    case absl::StatusCode::kFailedPrecondition:
+      return MoveRefusal::kBusy;
+    case absl::StatusCode::kResourceExhausted:
+      return MoveRefusal::kNoRoom;
+    case absl::StatusCode::kUnavailable:
+      return MoveRefusal::kGone;
+    default:
+      return MoveRefusal::kError;
+  }
+}
+
 // Tells a listener on its own loop, if that still exists, of the end of a connection that it
 // accepted and that has moved away.
 class RemoteCloseObserver : public CloseObserver {
@@ -43,7 +58,11 @@ class Connection::Transit {
   static void Send(Connection& connection, Way way) {
     const Parcel& parcel = *connection.parcel_;
     const LoopHandle to = way == Way::kThere ? *parcel.target : parcel.source;
-    to.Post(Transit(connection, to.core_, way));
+    Transit transit(connection, to.core_, way);
+    if (to.mailbox_ == nullptr) return;  // a handle of no loop: as if it had gone
+    // Back it goes to the mailbox in any case, which goes with the loop, on its thread.
+    way == Way::kThere ? to.mailbox_->PushMove(std::move(transit))
+                       : to.mailbox_->Push(std::move(transit));
   }
 
   Transit(Transit&& other) noexcept
@@ -107,7 +126,7 @@ void Connection::BeginMove() {
   if (!parcel.target.has_value()) {
     const absl::StatusOr<Engine*> to = loop_->EngineFor(parcel.engine);
     if (!to.ok()) {
-      loop_->counters().moves_refused.Add(1);
+      CountRefused(RefusalOf(to.status()));
       return FinishMove(MoveError(to.status()));
     }
     if (*to == engine_) return FinishMove(absl::OkStatus());
@@ -122,6 +141,11 @@ void Connection::BeginMove() {
 absl::Status Connection::MoveError(const absl::Status& why) const {
   return PeerStatus(why.code(), "move the connection to", &peer_,
                     std::string_view(why.message().data(), why.message().size()));
+}
+
+void Connection::CountRefused(MoveRefusal why) {
+  const bool leaves = parcel_->target.has_value();
+  loop_->CountRefusal(leaves ? MoveDirection::kOut : loop_->DirectionTo(parcel_->engine), why);
 }
 
 // --- The old engine has let go ---
@@ -150,10 +174,13 @@ void Connection::Proceed() {
 }
 
 void Connection::OnNotReleased() {
-  loop_->counters().moves_refused.Add(1);
+  CountRefused(MoveRefusal::kHeld);
+  const absl::Status why =
+      MoveError(absl::UnavailableError("the kernel does not end what it was told to end"));
+  loop_->EngineFault(engine_->kind(), why.ToString());
   parcel_->Apply(MoveEvent::kTaken);
   write_blocked_ = false;  // the poll that waited for room may have ended meanwhile
-  FinishMove(MoveError(absl::UnavailableError("the kernel does not end what it was told to end")));
+  FinishMove(why);
 }
 
 absl::Status Connection::AttachTo(Engine& engine) {
@@ -166,14 +193,15 @@ absl::Status Connection::AttachTo(Engine& engine) {
 }
 
 void Connection::Stay(absl::Status why) {
-  loop_->counters().moves_refused.Add(1);
-  const absl::Status again = AttachTo(*parcel_->from);
+  CountRefused(RefusalOf(why));
+  Engine& back = parcel_->from->broken() ? **loop_->EngineFor(EngineKind::kAuto) : *parcel_->from;
+  const absl::Status again = AttachTo(back);
   again.ok() ? Settled(MoveError(why)) : Strand(again);
 }
 
 void Connection::Strand(const absl::Status& why) {
   loop_->counters().stranded.Add(1);
-  loop_->Fault(why.ToString());
+  loop_->EngineFault(engine_->kind(), why.ToString());
   Hold();
   End(MoveError(why), true);
   Drop();
@@ -220,6 +248,17 @@ void Connection::EndMove() {
   loop_->Defer(*parcel_);
 }
 
+void Connection::LeaveBroken(EngineKind to) {
+  if (!engine_->broken()) return;
+  if (state_ == ConnectionState::kConnecting) {
+    End(PeerStatus(absl::StatusCode::kUnavailable, "connect to", &peer_,
+                   "the engine that waited for it has failed"),
+        true);
+  } else if (state_ == ConnectionState::kOpen && !(moving() && parcel_->target.has_value())) {
+    Move(to, nullptr, nullptr);
+  }
+}
+
 // --- To another loop ---
 
 void Connection::HandOver() {
@@ -236,6 +275,7 @@ void Connection::HandOver() {
     observer_ = std::make_shared<RemoteCloseObserver>(parcel_->source, std::move(observer_));
   }
   loop_->counters().moves_out.Add(1);
+  parcel_->away = loop_->NewAwayTicket();  // before the loop counts it no more
   LeaveLoop(nullptr);
   Transit::Send(*this, Transit::Way::kThere);
 }
@@ -268,7 +308,7 @@ void Connection::Arrive(LoopCore& loop) {
   absl::Status status = loop.AdmitMove();
   if (status.ok()) status = JoinLoop(loop, parcel_->engine);
   if (!status.ok()) {
-    loop.counters().moves_refused.Add(1);
+    loop.CountRefusal(MoveDirection::kIn, RefusalOf(status));
     parcel_->refusal = MoveError(status);
     return Transit::Send(*this, Transit::Way::kBack);
   }
@@ -278,8 +318,9 @@ void Connection::Arrive(LoopCore& loop) {
 
 void Connection::ComeBack(LoopCore& loop) {
   loop.counters().moves_back.Add(1);
-  if (!parcel_->target.has_value()) loop.counters().moves_refused.Add(1);
-  absl::Status status = JoinLoop(loop, parcel_->source_engine);
+  if (!parcel_->target.has_value()) loop.CountRefusal(MoveDirection::kOut, MoveRefusal::kGone);
+  const bool same = loop.EngineFor(parcel_->source_engine).ok();
+  absl::Status status = JoinLoop(loop, same ? parcel_->source_engine : EngineKind::kAuto);
   if (status.ok()) {
     Hold();
     Settled(std::exchange(parcel_->refusal, absl::OkStatus()));

@@ -72,6 +72,9 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   virtual EngineKind kind() const = 0;
+  // The kernel serves it no more, for good: it takes nothing, lets go of everything at once, and
+  // its loop has the other engine take what it had (LoopCore::OnEngineBroken).
+  virtual bool broken() const { return false; }
 
   // --- Waiting ---
   // Readable (poll(2)) whenever Wait(0) would find something. Negative: -errno.

@@ -14,6 +14,8 @@ namespace {
 constexpr uint64_t kReadsMin = 200;
 // A canary that makes others wait this much longer is ill.
 constexpr absl::Duration kDelayMax = absl::Milliseconds(20);
+// Ticks that an action may take. One that takes longer has met a kernel that does not let go.
+constexpr int kTicksMoving = 8;
 // Ticks that what a read cost before a trial is the average of.
 constexpr size_t kTicksKept = 8;
 
@@ -97,6 +99,7 @@ void EngineController::NoteHold(AdaptHold hold, double batch) {
 }
 
 EngineController::Action EngineController::Watch(const LoadSample& sample) {
+  if (const uint64_t faults = sample.FaultsOf(engine_); won_ && faults > 0) return BlowFuse(faults);
   if (sample.reads >= kReadsMin) delay_before_ = sample.delay;
   if (!Speaks(sample)) {
     Forget();
@@ -112,7 +115,7 @@ EngineController::Action EngineController::Watch(const LoadSample& sample) {
   if (before_each_.size() > kTicksKept) before_each_.pop_front();
   const double batch = ReadsOfTurn(sample);
   const bool at_once = engine_ == EngineKind::kEpoll && batch >= options_.up_at_once;
-  if ((speaks_ < options_.sustain && !at_once) || !MayTry(sample)) return {};
+  if ((speaks_ < options_.sustain && !at_once) || StillMoving() || !MayTry(sample)) return {};
   before_ns_ = NsOfRead(before_cpu_, before_reads_);
   before_best_ns_ = *std::min_element(before_each_.begin(), before_each_.end());
   open_before_ = sample.open;
@@ -125,11 +128,23 @@ EngineController::Action EngineController::Watch(const LoadSample& sample) {
       sample.open));
   Forget();
   Apply(AdaptEvent::kWant);
-  return {other(), streams};
+  return Begin(other(), streams);
+}
+
+bool EngineController::StillMoving() {
+  if (moving_to_ == EngineKind::kAuto) return false;
+  if (++ticks_moved_ <= kTicksMoving) return true;
+  trouble_ = absl::StrCat("streams are still on their way after ", kTicksMoving, " ticks");
+  moving_to_ = EngineKind::kAuto;
+  return false;
 }
 
 EngineController::Action EngineController::Canary(const LoadSample& sample) {
-  if (sample.faults > 0) return GoBack(absl::StrCat(sample.faults, " engine faults"));
+  if (const uint64_t faults = sample.FaultsOf(other()); faults > 0) {
+    return GoBack(absl::StrCat(faults, " engine faults"));
+  }
+  if (StillMoving()) return {};
+  if (!trouble_.empty()) return GoBack(trouble_);
   if (sample.delay > delay_before_ + kDelayMax) {
     return GoBack(absl::StrCat("turns come ", absl::FormatDuration(sample.delay), " late"));
   }
@@ -143,7 +158,11 @@ EngineController::Action EngineController::Canary(const LoadSample& sample) {
 }
 
 EngineController::Action EngineController::Trial(const LoadSample& sample) {
-  if (sample.faults > 0) return GoBack(absl::StrCat(sample.faults, " engine faults"));
+  if (const uint64_t faults = sample.FaultsOf(other()); faults > 0) {
+    return GoBack(absl::StrCat(faults, " engine faults"));
+  }
+  if (StillMoving()) return {};
+  if (!trouble_.empty()) return GoBack(trouble_);
   if (++measured_ == 0) return {};  // streams moved in this one
   trial_reads_ += sample.reads;
   trial_cpu_ += sample.cpu;
@@ -165,6 +184,7 @@ EngineController::Action EngineController::Trial(const LoadSample& sample) {
     return GoBack(absl::StrCat(found, ", but not in every tick"));
   Apply(AdaptEvent::kWell);
   engine_ = other();
+  won_ = true;
   Rest(false);
   Note(absl::StrCat(Name(engine_), " stays: ", found));
   return {};
@@ -178,10 +198,44 @@ EngineController::Action EngineController::GoBack(const std::string& why) {
   return SwitchAll(engine_);
 }
 
+EngineController::Action EngineController::BlowFuse(uint64_t faults) {
+  const EngineKind at_fault = engine_;
+  engine_ = other();
+  won_ = false;
+  Rest(true);
+  Note(absl::StrCat("back to ", Name(engine_), ": ", faults, " engine faults of ", Name(at_fault),
+                    ", which a trial was won by; no trial for ",
+                    absl::FormatDuration(rest_until_ - now_)));
+  return SwitchAll(engine_);
+}
+
 EngineController::Action EngineController::SwitchAll(EngineKind to) {
   swept_at_.push_back(now_);
   ++switches_;
-  return {to, 0};
+  return Begin(to, 0);
+}
+
+EngineController::Action EngineController::Begin(EngineKind to, uint64_t streams) {
+  moving_to_ = to;
+  ticks_moved_ = 0;
+  trouble_.clear();
+  return {to, streams};
+}
+
+void EngineController::Ended(const MoveCount& count) {
+  if (moving_to_ == EngineKind::kAuto) return;
+  const std::string to = Name(std::exchange(moving_to_, EngineKind::kAuto));
+  const std::string what = absl::StrCat(count.moved, " streams are now on ", to, ", ", count.failed,
+                                        " were refused, ", count.ended, " ended meanwhile");
+  Note(what);
+  // Some that stay tell of a limit that others will meet; a trial of half of them measures both.
+  if (count.failed > 0) trouble_ = what;
+}
+
+void EngineController::Failed(const absl::Status& why) {
+  moving_to_ = EngineKind::kAuto;
+  trouble_ = why.ToString();
+  if (state_ == AdaptState::kWatching) Note(absl::StrCat("no stream could be moved: ", trouble_));
 }
 
 void EngineController::Rest(bool failed) {

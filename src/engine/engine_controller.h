@@ -3,6 +3,9 @@
 //
 // Watching ─want─► Canary ─well─► Trial ─gain─► Watching on the other engine
 //    ▲                └──── ill, fault ──┴─ none, fault ──► back, and Watching
+//
+// The fuse: faults of the engine that is tried, and later of the one that a trial was won by, lead
+// back. Nothing else that goes wrong does: what peers and networks do is no engine's fault.
 #ifndef PENSTOCK_ENGINE_ENGINE_CONTROLLER_H_
 #define PENSTOCK_ENGINE_ENGINE_CONTROLLER_H_
 
@@ -30,8 +33,14 @@ struct LoadSample {
   uint64_t reads = 0;
   uint64_t turns = 0;
   uint64_t bytes = 0;  // read
-  uint64_t faults = 0;
+  // Of each engine, since the last tick.
+  uint64_t faults_epoll = 0;
+  uint64_t faults_uring = 0;
   uint64_t open = 0;  // now
+
+  uint64_t FaultsOf(EngineKind engine) const {
+    return engine == EngineKind::kUring ? faults_uring : faults_epoll;
+  }
 };
 
 enum class AdaptState : uint8_t { kWatching, kCanary, kTrial };
@@ -67,6 +76,10 @@ class EngineController {
   static absl::Status Check(const AdaptiveOptions& options);
 
   Action Tick(const LoadSample& sample);
+  // What became of an action: once for each, before it the next tick measures nothing.
+  void Ended(const MoveCount& count);
+  // It could not begin.
+  void Failed(const absl::Status& why);
 
   EngineKind engine() const { return engine_; }  // the one that was decided for
   AdaptState state() const { return state_; }
@@ -81,6 +94,8 @@ class EngineController {
     state_ = kAdaptTransitions[static_cast<size_t>(state_)][static_cast<size_t>(event)];
   }
   Action Watch(const LoadSample& sample);
+  // Whether the streams of the last action are still on their way; not for ever.
+  bool StillMoving();
   Action Canary(const LoadSample& sample);
   Action Trial(const LoadSample& sample);
   // Whether the load speaks for the other engine.
@@ -88,8 +103,11 @@ class EngineController {
   // If not, the trace says why: once after each trial, however long the load goes on to speak.
   bool MayTry(const LoadSample& sample);
   void NoteHold(AdaptHold hold, double batch);
+  Action Begin(EngineKind to, uint64_t streams);
   Action SwitchAll(EngineKind to);
   Action GoBack(const std::string& why);
+  // The engine that a trial was won by is at fault.
+  Action BlowFuse(uint64_t faults);
   void Rest(bool failed);
   void Forget();
   void Note(const std::string& line);
@@ -97,6 +115,11 @@ class EngineController {
   const AdaptiveOptions options_;
   EngineKind engine_;
   AdaptState state_ = AdaptState::kWatching;
+  bool won_ = false;  // engine_ is one that a trial was won by: the fuse is in
+  // Of the last action: where to, ticks until it ended, and, not empty, why a trial must not go on.
+  EngineKind moving_to_ = EngineKind::kAuto;
+  int ticks_moved_ = 0;
+  std::string trouble_;
   absl::Duration now_;  // since the controller was made
   absl::Duration rest_until_;
   absl::Duration dwell_;

@@ -64,7 +64,7 @@ int EpollEngine::Wait(int64_t timeout_ns) {
 
 int EpollEngine::WaitFailed(int error) {
   loop_.DoubtAlarm();
-  loop_.Fault(ErrnoStatus(error, "epoll_wait", nullptr).ToString());
+  loop_.EngineFault(kind(), ErrnoStatus(error, "epoll_wait", nullptr).ToString());
   return 0;
 }
 
@@ -159,7 +159,7 @@ void EpollEngine::Accept(Acceptor& acceptor) {
   // takes.
   const absl::Status status =
       Control(EPOLL_CTL_MOD, acceptor.fd, EPOLLIN, acceptor.slot, "epoll: start accepting");
-  if (!status.ok()) loop_.Fault(status.ToString());
+  if (!status.ok()) loop_.EngineFault(kind(), status.ToString());
 }
 
 void EpollEngine::StopAccepting(Acceptor& acceptor) {
@@ -168,7 +168,7 @@ void EpollEngine::StopAccepting(Acceptor& acceptor) {
   slot.engine_word &= ~EpollBit::kAccepting;
   const absl::Status status =
       Control(EPOLL_CTL_MOD, acceptor.fd, 0, acceptor.slot, "epoll: stop accepting");
-  if (!status.ok()) loop_.Fault(status.ToString());
+  if (!status.ok()) loop_.EngineFault(kind(), status.ToString());
 }
 
 void EpollEngine::Forget(Acceptor& acceptor) {

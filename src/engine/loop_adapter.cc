@@ -26,7 +26,8 @@ LoopAdapter::Reading LoopAdapter::Read() const {
   now.reads = counters.receives.value();
   now.turns = counters.turns.value();
   now.bytes = counters.bytes_in.value();
-  now.faults = counters.faults.value();
+  now.faults_epoll = counters.faults_epoll.value();
+  now.faults_uring = counters.faults_uring.value();
   return now;
 }
 
@@ -44,16 +45,27 @@ void LoopAdapter::Tick() {
   sample.reads = now.reads - last_.reads;
   sample.turns = now.turns - last_.turns;
   sample.bytes = now.bytes - last_.bytes;
-  sample.faults = now.faults - last_.faults;
+  sample.faults_epoll = now.faults_epoll - last_.faults_epoll;
+  sample.faults_uring = now.faults_uring - last_.faults_uring;
   sample.open = loop_.counters().open.value();
   last_ = now;
-  const EngineController::Action action = controller_.Tick(sample);
-  if (action.to != EngineKind::kAuto) {
-    const absl::Status begun = action.streams == 0 ? loop_.SwitchAll(action.to, nullptr)
-                                                   : loop_.SwitchSome(action.to, action.streams);
-    if (!begun.ok()) loop_.Fault(begun.ToString());
-  }
+  Do(controller_.Tick(sample));
   Arm();
+}
+
+void LoopAdapter::Do(const EngineController::Action& action) {
+  if (action.to == EngineKind::kAuto) return;
+  // The sweep of an earlier action, whose place this one takes, is told of as well.
+  auto done = [self = std::weak_ptr(self_), number = ++actions_](MoveCount count) {
+    const auto adapter = self.lock();
+    if (adapter != nullptr && (*adapter)->actions_ == number) (*adapter)->controller_.Ended(count);
+  };
+  const absl::Status begun = action.streams == 0
+                                 ? loop_.SwitchAll(action.to, std::move(done))
+                                 : loop_.SwitchSome(action.to, action.streams, std::move(done));
+  if (begun.ok()) return;
+  loop_.Fault(begun.ToString());
+  controller_.Failed(begun);
 }
 
 }  // namespace internal

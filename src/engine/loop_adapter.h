@@ -10,6 +10,7 @@
 #include <penstock/export.h>
 
 #include <cstdint>
+#include <memory>
 
 #include "base/timer_wheel.h"
 #include "engine/engine_controller.h"
@@ -32,12 +33,14 @@ class LoopAdapter {
     uint64_t reads = 0;
     uint64_t turns = 0;
     uint64_t bytes = 0;
-    uint64_t faults = 0;
+    uint64_t faults_epoll = 0;
+    uint64_t faults_uring = 0;
   };
 
   Reading Read() const;
   void Arm();
   void Tick();
+  void Do(const EngineController::Action& action);
 
   LoopCore& loop_;
   const absl::Duration tick_;
@@ -45,6 +48,9 @@ class LoopAdapter {
   CallbackTimer timer_;
   Reading last_;
   int64_t due_ns_ = 0;
+  uint64_t actions_ = 0;
+  // For actions that end when this has gone.
+  const std::shared_ptr<LoopAdapter*> self_ = std::make_shared<LoopAdapter*>(this);
 };
 
 }  // namespace internal

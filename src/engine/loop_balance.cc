@@ -43,10 +43,13 @@ struct LoopBalance::Batch {
   Batch(const Batch&) = delete;
   Batch& operator=(const Batch&) = delete;
   ~Batch() {
-    const uint64_t moved = moved_.load(std::memory_order_relaxed);
+    MoveCount count;
+    count.moved = moved_.load(std::memory_order_relaxed);
+    count.failed = refused_.load(std::memory_order_relaxed);
+    count.ended = begun - count.moved - count.failed;
     const double part = static_cast<double>(bytes_.load(std::memory_order_relaxed)) / all;
-    home_.Post([balance = std::move(balance_), moved, part] {
-      if (const auto self = balance.lock()) self->OnEnded(moved, part);
+    home_.Post([balance = std::move(balance_), count, part] {
+      if (const auto self = balance.lock()) self->OnEnded(count, part);
     });
   }
   // Any thread: a stream that carried so much has arrived.
@@ -55,12 +58,18 @@ struct LoopBalance::Batch {
     bytes_.fetch_add(bytes, std::memory_order_relaxed);
   }
 
-  double all = 1;  // bytes that the loop carried; by the task that begins the moves
+  // Any thread: one stays, which is still open.
+  void Refused() { refused_.fetch_add(1, std::memory_order_relaxed); }
+
+  // By the task that begins the moves: bytes that the loop carried, and moves.
+  double all = 1;
+  uint64_t begun = 0;
 
  private:
   const LoopHandle home_;
   std::weak_ptr<LoopBalance> balance_;
   std::atomic<uint64_t> moved_{0};
+  std::atomic<uint64_t> refused_{0};
   std::atomic<uint64_t> bytes_{0};
 };
 
@@ -90,18 +99,22 @@ void LoopBalance::Traffic::Move(LoopCore& loop, const LoopHandle& to, double par
   std::sort(streams.begin(), streams.end(),
             [](const Stream& a, const Stream& b) { return a.bytes > b.bytes; });
   double left = all * part;
-  size_t begun = 0;
   for (const Stream& stream : streams) {
-    if (stream.bytes == 0 || begun == streams_max) break;
+    if (stream.bytes == 0 || batch->begun == streams_max) break;
     const auto carried = static_cast<double>(stream.bytes);
     if (carried > left) continue;
     left -= carried;
-    ++begun;
+    ++batch->begun;
     Connection* const connection = Find(loop, stream.token);
-    connection->Move(connection->EngineElsewhere(), &to,
-                     [batch, bytes = stream.bytes](const absl::Status& status) {
-                       if (status.ok()) batch->Arrived(bytes);
-                     });
+    connection->Move(
+        connection->EngineElsewhere(), &to,
+        [batch, connection, bytes = stream.bytes](const absl::Status& status) {
+          if (status.ok()) {
+            batch->Arrived(bytes);
+          } else if (connection->state() == ConnectionState::kOpen && !absl::IsCancelled(status)) {
+            batch->Refused();
+          }
+        });
   }
 }
 
@@ -184,7 +197,7 @@ void LoopBalance::Move(const BalanceController::Action& action) {
   });
 }
 
-void LoopBalance::OnEnded(uint64_t streams, double part) {
+void LoopBalance::OnEnded(const MoveCount& streams, double part) {
   moving_ = false;
   controller_.Ended(streams, part);
   TellIfStill();

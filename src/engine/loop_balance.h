@@ -53,7 +53,7 @@ class LoopBalance : public std::enable_shared_from_this<LoopBalance> {
   void OnAnswer(size_t index, const Reading& reading);
   void Observe(const BalanceController::Action& action);
   void Move(const BalanceController::Action& action);
-  void OnEnded(uint64_t streams, double part);
+  void OnEnded(const MoveCount& streams, double part);
   void TellIfStill();
 
   LoopCore& home_;

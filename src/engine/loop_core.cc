@@ -22,8 +22,6 @@ constexpr size_t kTimersMax = 4096;
 constexpr size_t kDeferredMax = 1024;
 constexpr absl::Duration kRoomRetry = absl::Milliseconds(10);
 constexpr absl::Duration kRoomPatience = absl::Milliseconds(250);
-// How long a loop going away waits for the kernel to give operations back before it says so.
-constexpr int64_t kCloseWaitNs = 1'000'000'000;
 
 }  // namespace
 
@@ -166,8 +164,15 @@ absl::Status LoopCore::ChoosePrimary() {
 }
 
 absl::StatusOr<Engine*> LoopCore::EngineFor(EngineKind kind) {
-  if (kind == EngineKind::kAuto || kind == primary_->kind()) return primary_.get();
-  if (secondary_ != nullptr && kind == secondary_->kind()) return secondary_.get();
+  if (kind == EngineKind::kAuto) {
+    return primary_->broken() && secondary_ != nullptr ? secondary_.get() : primary_.get();
+  }
+  for (Engine* engine : {primary_.get(), secondary_.get()}) {
+    if (engine == nullptr || engine->kind() != kind) continue;
+    if (!engine->broken()) return engine;
+    return absl::UnavailableError(
+        absl::StrCat("the loop's ", std::string(EngineKindName(kind)), " engine has failed"));
+  }
   if (secondary_ != nullptr) {
     return absl::UnimplementedError(absl::StrCat("a loop hosts two engines and has both; not ",
                                                  std::string(EngineKindName(kind))));
@@ -189,7 +194,11 @@ void LoopCore::Run() {
   TurnScope scope(*this);
   while (!TakeStop()) {
     Turn(true);
-    if (draining_ && FinishDrain()) break;
+    if (!draining_ || !FinishDrain()) continue;
+    // One turn more for the streams that others had sent by now: it sends them back.
+    if (std::exchange(moves_ended_, true)) break;
+    mailbox_->EndMoves();
+    if (!mailbox_->has_work()) break;
   }
 }
 
@@ -209,6 +218,8 @@ bool LoopCore::Poll() {
   const bool unsubmitted =
       primary_->HasUnsubmitted() || (secondary_ != nullptr && secondary_->HasUnsubmitted());
   if (HasWork() || events_left_ || secondary_ready_ || unsubmitted || !ArmWakeTimer()) return true;
+  if (primary_->broken())
+    return true;  // the descriptor that its host watches tells nothing any more
   asleep_ = mailbox_->PrepareToSleep();
   return !asleep_;
 }
@@ -238,7 +249,9 @@ void LoopCore::Turn(bool may_sleep) {
 }
 
 int LoopCore::Wait(bool may_sleep) {
-  if (secondary_ != nullptr && secondary_->HasUnsubmitted()) secondary_ready_ = true;
+  if (secondary_ != nullptr && (secondary_->HasUnsubmitted() || primary_->broken())) {
+    secondary_ready_ = true;
+  }
   may_sleep = may_sleep && !secondary_ready_ && ArmWakeTimer();
   // Posters write a wake-up only between these two (eventfd costs them 11 us when we sleep).
   may_sleep = may_sleep && mailbox_->PrepareToSleep();
@@ -433,14 +446,16 @@ void LoopCore::SwapPrimary() {
   wake->fd = wake_watch_->fd;
   other->fd = primary_->fd();
   if (other->fd < 0) {
-    return Fault(ErrnoStatus(-other->fd, "eventfd to watch an engine by", nullptr).ToString());
+    return EngineFault(
+        primary_->kind(),
+        ErrnoStatus(-other->fd, "eventfd to watch an engine by", nullptr).ToString());
   }
   Watch* const watches[] = {timer.get(), wake.get(), other.get()};
   for (size_t added = 0; added < std::size(watches); ++added) {
     const absl::Status status = secondary_->AddWatch(*watches[added]);
     if (status.ok()) continue;
     while (added-- > 0) secondary_->RemoveWatch(watches[added]->slot, watches[added]->fd);
-    return Fault(status.ToString());
+    return EngineFault(secondary_->kind(), status.ToString());
   }
   for (const Watch* watch :
        {static_cast<Watch*>(timer_watch_.get()), static_cast<Watch*>(wake_watch_.get()),
@@ -494,35 +509,11 @@ void LoopCore::Unlink(Connection& connection) {
   if (connection.next_ != nullptr) connection.next_->previous_ = connection.previous_;
 }
 
-// --- Ending ---
-
-void LoopCore::Drain(absl::Duration grace) {
-  const int64_t until = TimerWheel::DeadlineNs(sys_.Now(), grace);
-  if (draining_) {
-    drain_until_ns_ = std::min(drain_until_ns_, until);
-    return;
-  }
-  draining_ = true;
-  drain_until_ns_ = until;
-  const std::vector<LoopObserver*> observers = observers_;
-  for (LoopObserver* observer : observers) observer->OnDrain();
-  Post([] {});  // so that a loop with nothing open ends its wait
-}
-
-bool LoopCore::FinishDrain() {
-  const bool empty = Empty();
-  if (now_ns() >= drain_until_ns_) {
-    drain_until_ns_ = INT64_MAX;  // once: nothing is admitted any more
-    drain_over_ = true;
-    ForEachConnection([](Connection& c) { c.EndDrained(); });
-    RunReady();
-  }
-  return empty && !HasWork();
-}
-
 void LoopCore::AddObserver(LoopObserver* observer) { observers_.push_back(observer); }
 
 void LoopCore::RemoveObserver(LoopObserver* observer) { std::erase(observers_, observer); }
+
+// --- Ending; drains are in loop_drain.cc ---
 
 LoopCore::~LoopCore() {
   mailbox_->Close();
@@ -584,6 +575,12 @@ void LoopCore::Touch() {
 
 void LoopCore::Log(LogSeverity severity, std::string_view message, const char* file, int line) {
   options_.log(severity, file, line, message);
+}
+
+void LoopCore::EngineFault(EngineKind engine, std::string_view message, const char* file,
+                           int line) {
+  (engine == EngineKind::kUring ? counters_.faults_uring : counters_.faults_epoll).Add(1);
+  Fault(message, file, line);
 }
 
 void LoopCore::Fault(std::string_view message, const char* file, int line) {

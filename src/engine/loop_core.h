@@ -32,6 +32,7 @@
 #include "engine/deferred.h"
 #include "engine/engine.h"
 #include "engine/move_sweep.h"
+#include "engine/parcel.h"
 #include "engine/slot_table.h"
 
 PENSTOCK_BEGIN_NAMESPACE
@@ -44,8 +45,9 @@ struct LoopCounters {
   Counter accepted, connected, closed, receives, bytes_in, bytes_out, turns, tasks, timers_fired;
   Counter syscalls, sqes, cqes, buffer_waits, ring_exhausted;
   Counter accept_errors, fd_exhausted, connections_refused, writes_refused, peer_resets, deadlines;
-  Counter faults, timers;
-  Counter switches_to_epoll, switches_to_uring, moves_in, moves_out, moves_back, moves_refused;
+  Counter faults, faults_epoll, faults_uring, timers;
+  Counter switches_to_epoll, switches_to_uring, moves_in, moves_out, moves_back;
+  std::array<std::array<Counter, kMoveRefusals>, kMoveDirections> moves_refused;
   Counter stranded, late_completions, bytes_carried;
   std::array<Counter, kPauseBuckets> pauses;
 };
@@ -158,13 +160,27 @@ class LoopCore : private RoomWaiter {
   void Leave(Connection& connection);
   // penstock/move.h.
   absl::Status SwitchAll(EngineKind to, MoveSweep::Done done);
+  // By an engine that is broken from now on: in a later turn the other one takes all that it had.
+  void OnEngineBroken() {
+    Post([this] { LeaveBroken(); });
+  }
   // At most `streams` connections, and no listener.
-  absl::Status SwitchSome(EngineKind to, uint64_t streams);
+  absl::Status SwitchSome(EngineKind to, uint64_t streams, MoveSweep::Done done);
   void MigrateAll(const LoopHandle& target, EngineKind engine, MoveSweep::Done done);
   // By the sweep, in a task: every move has ended. The sweep is destroyed by this.
   void EndSweep(MoveSweep& sweep);
   // Likewise, of a sweep of MigrateAll, whether it is still there or another took its place.
   void EndLeaving() { --leaving_sweeps_; }
+  // An open stream stays though it was to go.
+  void CountRefusal(MoveDirection direction, MoveRefusal why) {
+    counters_.moves_refused[static_cast<size_t>(direction)][static_cast<size_t>(why)].Add(1);
+  }
+  MoveDirection DirectionTo(EngineKind engine) const {
+    const EngineKind to = engine == EngineKind::kAuto ? primary_->kind() : engine;
+    return to == EngineKind::kUring ? MoveDirection::kToUring : MoveDirection::kToEpoll;
+  }
+  // For a connection that leaves for another loop.
+  AwayTicket NewAwayTicket() { return AwayTicket(away_, handle()); }
   // All that exist, closed ones with an owner included; Connection::next goes on.
   const Connection* connections() const { return connections_; }
   void PushReady(Connection& connection);
@@ -208,8 +224,14 @@ class LoopCore : private RoomWaiter {
   // Counts an error that no peer caused, and logs it.
   [[gnu::cold]] void Fault(std::string_view message, const char* file = __builtin_FILE(),
                            int line = __builtin_LINE());
+  // The same of an engine that does not do what it should.
+  [[gnu::cold]] void EngineFault(EngineKind engine, std::string_view message,
+                                 const char* file = __builtin_FILE(), int line = __builtin_LINE());
 
  private:
+  // How long a loop that ends waits for the kernel to give operations back.
+  static constexpr int64_t kCloseWaitNs = 1'000'000'000;
+
   class WakeWatch;
   class TimerWatch;
   class EngineWatch;
@@ -251,19 +273,23 @@ class LoopCore : private RoomWaiter {
     return stop_.load(std::memory_order_relaxed) &&
            stop_.exchange(false, std::memory_order_acquire);
   }
+  // Whether a drain has ended.
   bool FinishDrain();
+  [[gnu::cold]] void PassDrainLimit();
   [[gnu::cold]] void TakeUpRoom();
   void ForEachConnection(absl::FunctionRef<void(Connection&)> visit);
-  // No connection is open or connecting, nor on its way elsewhere by MigrateAll: that one may come
-  // back.
+  // No connection is open or connecting, nor held by the kernel, nor on its way elsewhere: that one
+  // may come back.
   bool Empty() const {
     return counters_.open.value() + counters_.connecting.value() == 0 &&
-           (leaving_sweeps_ == 0 || drain_over_);
+           (counters_.closing.value() == 0 || kernel_given_up_) &&
+           ((leaving_sweeps_ == 0 && !away_->any()) || drain_over_);
   }
   absl::Status ChoosePrimary();
   void CloseEverything();
   // `next` takes the place of the sweep that is there.
   void BeginSweep(std::unique_ptr<MoveSweep>& place, std::unique_ptr<MoveSweep> next);
+  void LeaveBroken();
   // Has the other engine wait for both, unless a host watches the descriptor of this one.
   void SwapPrimary();
   void Link(Connection& connection);
@@ -294,9 +320,11 @@ class LoopCore : private RoomWaiter {
   bool touched_ = false;
   bool draining_ = false;
   bool drain_over_ = false;
-  bool embedded_ = false;  // fd() was given away
-  bool alarm_ = false;     // the timerfd has fired
-  bool asleep_ = false;    // Poll left posters to wake us
+  bool kernel_given_up_ = false;  // after the drain, what it holds is not waited for any more
+  bool moves_ended_ = false;      // the mailbox takes no more connections
+  bool embedded_ = false;         // fd() was given away
+  bool alarm_ = false;            // the timerfd has fired
+  bool asleep_ = false;           // Poll left posters to wake us
   std::atomic<bool> stop_{false};
   bool waiting_for_room_ = false;
 
@@ -317,6 +345,7 @@ class LoopCore : private RoomWaiter {
   std::unique_ptr<MoveSweep> switch_sweep_;
   std::unique_ptr<MoveSweep> migrate_sweep_;
   uint32_t leaving_sweeps_ = 0;  // of MigrateAll, those replaced included, until all have arrived
+  const std::shared_ptr<Away> away_ = std::make_shared<Away>();
   std::vector<LoopObserver*> observers_;
   int64_t drain_until_ns_ = 0;
   std::atomic<uint32_t> stoppers_{0};           // in Stop now

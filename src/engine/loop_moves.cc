@@ -46,12 +46,28 @@ absl::Status LoopCore::SwitchAll(EngineKind to, MoveSweep::Done done) {
   return absl::OkStatus();
 }
 
-absl::Status LoopCore::SwitchSome(EngineKind to, uint64_t streams) {
+absl::Status LoopCore::SwitchSome(EngineKind to, uint64_t streams, MoveSweep::Done done) {
   const absl::StatusOr<Engine*> engine = EngineFor(to);
   if (!engine.ok()) return engine.status();
-  BeginSweep(switch_sweep_,
-             std::make_unique<MoveSweep>(*this, (*engine)->kind(), connections_, streams, nullptr));
+  BeginSweep(switch_sweep_, std::make_unique<MoveSweep>(*this, (*engine)->kind(), connections_,
+                                                        streams, std::move(done)));
   return absl::OkStatus();
+}
+
+void LoopCore::LeaveBroken() {
+  // Of a kind that needs no ring.
+  constexpr EngineKind kTo = EngineKind::kEpoll;
+  if (const absl::StatusOr<Engine*> other = EngineFor(kTo); !other.ok()) {
+    EngineFault(kTo, other.status().ToString());
+    return ForEachConnection([&](Connection& c) { c.End(other.status(), true); });
+  }
+  if (primary_->broken()) {
+    SwapPrimary();
+    engine_reason_ = "io_uring has failed";
+  }
+  const std::vector<LoopObserver*> observers = observers_;
+  for (LoopObserver* observer : observers) observer->OnSwitchAll(kTo);
+  ForEachConnection([](Connection& c) { c.LeaveBroken(kTo); });
 }
 
 void LoopCore::MigrateAll(const LoopHandle& target, EngineKind engine, MoveSweep::Done done) {

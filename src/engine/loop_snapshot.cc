@@ -42,12 +42,20 @@ LoopSnapshot LoopCore::Snapshot() const {
   s.peer_resets = c.peer_resets.value();
   s.deadlines = c.deadlines.value();
   s.faults = c.faults.value();
+  s.faults_epoll = c.faults_epoll.value();
+  s.faults_uring = c.faults_uring.value();
   s.switches_to_epoll = c.switches_to_epoll.value();
   s.switches_to_uring = c.switches_to_uring.value();
   s.moves_in = c.moves_in.value();
   s.moves_out = c.moves_out.value();
   s.moves_back = c.moves_back.value();
-  s.moves_refused = c.moves_refused.value();
+  for (size_t direction = 0; direction < kMoveDirections; ++direction) {
+    for (size_t why = 0; why < kMoveRefusals; ++why) {
+      const uint64_t count = c.moves_refused[direction][why].value();
+      s.moves_refused_by[direction][why] = count;
+      s.moves_refused += count;
+    }
+  }
   s.stranded = c.stranded.value();
   s.late_completions = c.late_completions.value();
   s.bytes_carried = c.bytes_carried.value();

@@ -32,13 +32,16 @@ class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
         loop_(core_.handle()),
         leaves_loop_(sweep.leaves_loop()) {}
 
-  // Of a move that begins: a callback for it. One that is destroyed unrun, for its stream has gone,
-  // counts neither way, but ends the move as well.
-  Stream::DoneCallback Begin() {
+  // Of a move of `connection` that begins: a callback for it. One that is destroyed unrun, for its
+  // stream has gone, ends the move as well.
+  Stream::DoneCallback Begin(const Connection& connection) {
     under_way_.fetch_add(1, std::memory_order_relaxed);
-    return [ticket = Ticket(shared_from_this())](const absl::Status& status) {
-      (status.ok() ? ticket.tally().moved_ : ticket.tally().failed_)
-          .fetch_add(1, std::memory_order_relaxed);
+    return [ticket = Ticket(shared_from_this()), &connection](const absl::Status& status) mutable {
+      if (status.ok()) {
+        ticket.Count(ticket.tally().moved_);
+      } else if (connection.state() == ConnectionState::kOpen && !absl::IsCancelled(status)) {
+        ticket.Count(ticket.tally().failed_);
+      }
     };
   }
   // Of a move, and, once, of the sweep, which begins no more: the last one has the loop told.
@@ -59,7 +62,8 @@ class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
     return leaves_loop_ || full ? kSweepSlice : kSweepSlice - static_cast<int>(under_way);
   }
   MoveCount count() const {
-    return {moved_.load(std::memory_order_relaxed), failed_.load(std::memory_order_relaxed)};
+    return {moved_.load(std::memory_order_relaxed), failed_.load(std::memory_order_relaxed),
+            ended_.load(std::memory_order_relaxed)};
   }
 
  private:
@@ -69,12 +73,19 @@ class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
     Ticket(Ticket&&) noexcept = default;
     Ticket& operator=(Ticket&&) = delete;
     ~Ticket() {
-      if (tally_ != nullptr) tally_->End();
+      if (tally_ == nullptr) return;
+      if (!counted_) Count(tally_->ended_);
+      tally_->End();
     }
     Tally& tally() const { return *tally_; }
+    void Count(std::atomic<uint64_t>& outcome) {
+      counted_ = true;
+      outcome.fetch_add(1, std::memory_order_relaxed);
+    }
 
    private:
     std::shared_ptr<Tally> tally_;
+    bool counted_ = false;
   };
 
   MoveSweep* sweep_;  // of the loop's thread alone; null: nobody waits any more
@@ -85,6 +96,7 @@ class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
   std::atomic<uint64_t> under_way_{1};
   std::atomic<uint64_t> moved_{0};
   std::atomic<uint64_t> failed_{0};
+  std::atomic<uint64_t> ended_{0};
 };
 
 MoveSweep::MoveSweep(LoopCore& loop, EngineKind to, Connection* first, uint64_t streams, Done done)
@@ -144,7 +156,7 @@ void MoveSweep::Run() {
     }
     const bool any = leaves_loop() && to_ == EngineKind::kAuto;
     connection.Move(any ? connection.EngineElsewhere() : to_, leaves_loop() ? &*target_ : nullptr,
-                    tally_->Begin());
+                    tally_->Begin(connection));
   }
   if (next_ != nullptr) return loop_.Defer(*this);
   BeginNoMore();

@@ -13,8 +13,10 @@
 #include <penstock/stream.h>
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <utility>
 
@@ -64,6 +66,50 @@ inline constexpr std::array<std::array<MoveState, kMoveEvents>, kMoveStates> kMo
      MoveState::kAttached},
 }};
 
+// The streams that a loop has sent to others and that have not arrived, nor come back. The loop
+// writes `awaited`, when it drains; tickets count, on any thread.
+class Away {
+ public:
+  bool any() const { return count_.load(std::memory_order_seq_cst) != 0; }
+  // From now on the loop is woken when one has arrived. Each side writes its own word before it
+  // reads the other's, so that one of them sees the other.
+  void Await() { awaited_.store(true, std::memory_order_seq_cst); }
+
+ private:
+  friend class AwayTicket;
+  std::atomic<uint64_t> count_{0};
+  std::atomic<bool> awaited_{false};
+};
+
+// One of them; gone once another loop, or the old one again, counts the stream among its own.
+class AwayTicket {
+ public:
+  AwayTicket() = default;
+  AwayTicket(std::shared_ptr<Away> away, LoopHandle loop)
+      : away_(std::move(away)), loop_(std::move(loop)) {
+    away_->count_.fetch_add(1, std::memory_order_relaxed);
+  }
+  AwayTicket(AwayTicket&&) = default;
+  AwayTicket& operator=(AwayTicket&& other) noexcept {
+    Return();
+    away_ = std::move(other.away_);
+    loop_ = std::move(other.loop_);
+    return *this;
+  }
+  ~AwayTicket() { Return(); }
+
+ private:
+  void Return() {
+    if (away_ == nullptr) return;
+    away_->count_.fetch_sub(1, std::memory_order_seq_cst);
+    if (away_->awaited_.load(std::memory_order_seq_cst)) loop_.Post([] {});
+    away_ = nullptr;
+  }
+
+  std::shared_ptr<Away> away_;
+  LoopHandle loop_;
+};
+
 class Parcel : public Deferred {
  public:
   Parcel(Connection& connection, Run begin) : Deferred(begin), connection(connection) {}
@@ -78,7 +124,9 @@ class Parcel : public Deferred {
   std::optional<LoopHandle> target;       // of a loop move
   int64_t began_ns = 0;
   Engine* from = nullptr;  // of a switch: who has had it
-  // Of a loop move, once under way: the way back, and how to close the socket without a loop.
+  // Of a loop move, once under way: that it is, the way back, and how to close the socket without a
+  // loop.
+  AwayTicket away;
   LoopHandle source;
   EngineKind source_engine = EngineKind::kAuto;
   Sys* sys = nullptr;

@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -33,6 +34,10 @@ constexpr uint8_t kCancelMax = 100;
 
 // Watches that fail in a row, without one that tells of something, before they are given up.
 constexpr uint32_t kWatchFailuresMax = 16;
+
+// io_uring_enter that fails so often in a row, and for so long, will not work again.
+constexpr uint32_t kEnterFailuresMax = 16;
+constexpr int64_t kEnterPatienceNs = 1'000'000'000;
 
 constexpr uint32_t kReadPoll = POLLIN | POLLRDHUP | POLLPRI;
 
@@ -77,11 +82,10 @@ absl::Status UringEngine::Start() {
 UringEngine::~UringEngine() { ReleaseAll(); }
 
 void UringEngine::ReleaseAll() {
-  if (!std::exchange(made_, false)) return;
-  // Closing the ring cancels what is armed; nothing runs on our behalf any more, so lent buffers
-  // and descriptors are ours again.
-  io_uring_queue_exit(&ring_);
-  if (notify_fd_ >= 0) sys_.Close(notify_fd_);
+  const bool closing = made_;
+  CloseRing();
+  if (notify_fd_ >= 0) sys_.Close(std::exchange(notify_fd_, -1));
+  if (!closing) return;
   SlotTable& slots = loop_.slots();
   for (uint32_t i = 0; i < slots.size(); ++i) {
     Slot& slot = slots.at(i);
@@ -95,10 +99,17 @@ void UringEngine::ReleaseAll() {
   }
 }
 
+// Closing the ring cancels what is armed; nothing runs on our behalf any more, so lent buffers and
+// descriptors are ours again.
+void UringEngine::CloseRing() {
+  if (std::exchange(made_, false)) io_uring_queue_exit(&ring_);
+}
+
 int UringEngine::fd() {
-  if (!features_.defer_taskrun) return ring_.ring_fd;
+  if (made_ && !features_.defer_taskrun) return ring_.ring_fd;
   if (notify_fd_ >= 0) return notify_fd_;
   const int event = sys_.EventFd();
+  if (!made_) return notify_fd_ = event;  // of a broken one, which tells nothing
   const int result = event < 0 ? event : io_uring_register_eventfd(&ring_, event);
   if (result < 0) {
     if (event >= 0) sys_.Close(event);
@@ -114,6 +125,7 @@ int UringEngine::fd() {
 
 void UringEngine::Submit(const Submission& submission) {
   loop_.Touch();
+  if (!made_) return;
   if (backlog_.empty()) {
     if (io_uring_sqe* const sqe = io_uring_get_sqe(&ring_)) return Prepare(sqe, submission);
   }
@@ -174,7 +186,9 @@ void UringEngine::Prepare(io_uring_sqe* sqe, const Submission& s) {
 }
 
 bool UringEngine::HasUnsubmitted() const {
-  return !enabled_ || !backlog_.empty() || io_uring_sq_ready(&ring_) > 0;
+  // What could not enter must try again, or nobody would look for what the kernel has meanwhile.
+  return made_ &&
+         (!enabled_ || enter_failures_ != 0 || !backlog_.empty() || io_uring_sq_ready(&ring_) > 0);
 }
 
 void UringEngine::Arm(uint32_t slot, RingOp op, int fd) {
@@ -201,6 +215,10 @@ void UringEngine::Disarm(Slot& slot, RingOp op) {
 // --- Waiting ---
 
 int UringEngine::Wait(int64_t timeout_ns) {
+  if (!made_) [[unlikely]] {
+    loop_.DoubtAlarm();
+    return 0;
+  }
   if (!enabled_) [[unlikely]]
     Enable();
   if (features_.multishot_receive) {
@@ -214,22 +232,66 @@ int UringEngine::Wait(int64_t timeout_ns) {
   if (!backlog_.empty()) [[unlikely]]
     SubmitBacklog();
   if (io_uring_cq_ready(&ring_) > 0) timeout_ns = 0;
-  if (const int result = Enter(timeout_ns); result < 0) [[unlikely]]
+  if (const int result = Enter(timeout_ns); result < 0) [[unlikely]] {
     EnterFailed(-result);
-  return DispatchCompletions();
+  } else if (enter_failures_ != 0) {
+    enter_failures_ = 0;
+  }
+  return made_ ? DispatchCompletions() : 0;
 }
 
 void UringEngine::Enable() {
   enabled_ = true;
   if (const int r = EnableRing(&ring_); r < 0) {
-    loop_.Fault(ErrnoStatus(-r, "io_uring: enable the ring", nullptr).ToString());
+    loop_.EngineFault(kind(), ErrnoStatus(-r, "io_uring: enable the ring", nullptr).ToString());
   }
 }
 
 void UringEngine::EnterFailed(int error) {
   loop_.DoubtAlarm();
-  if (error == ETIME || error == EINTR || error == EAGAIN || error == EBUSY) return;
-  loop_.Fault(ErrnoStatus(error, "io_uring_enter", nullptr).ToString());
+  if (error == EINTR) return;
+  if (error == ETIME) {
+    enter_failures_ = 0;
+    return;
+  }
+  const int64_t now = sys_.Now();
+  if (enter_failures_++ == 0) failing_since_ns_ = now;
+  if (enter_failures_ >= kEnterFailuresMax && now - failing_since_ns_ >= kEnterPatienceNs) {
+    return GiveUp(error);
+  }
+  // Those two pass; and it may fail in every turn of a loop that cannot sleep then.
+  if (error == EAGAIN || error == EBUSY || !std::has_single_bit(enter_failures_)) return;
+  loop_.EngineFault(kind(), ErrnoStatus(error, "io_uring_enter", nullptr).ToString());
+}
+
+void UringEngine::GiveUp(int error) {
+  // What has completed is there, and a DEFER_TASKRUN ring completes no more outside of that call.
+  while (DispatchCompletions() > 0) {
+  }
+  CloseRing();
+  broken_ = true;
+  backlog_.clear();
+  loop_.EngineFault(kind(), absl::StrCat(ErrnoStatus(error, "io_uring_enter", nullptr).ToString(),
+                                         ": ", enter_failures_,
+                                         " times in a row; the ring is given up, and epoll serves "
+                                         "its streams"));
+  // First of all: what follows runs callbacks.
+  loop_.OnEngineBroken();
+  for (uint32_t i = 0; i < loop_.slots().size(); ++i) Orphan(i);
+}
+
+void UringEngine::Orphan(uint32_t index) {
+  Slot& slot = loop_.slots().at(index);
+  if (slot.kind() == SlotKind::kConnection) {
+    auto* const connection = static_cast<Connection*>(slot.object);
+    if (connection->engine() == this) OrphanConnection(*connection, slot);
+  } else if (slot.kind() == SlotKind::kWatch) {
+    // Those of others have nothing here. One without an object was removed while it was armed.
+    slot.engine_word = 0;
+    if (slot.object == nullptr) loop_.slots().Free(index);
+  } else if (slot.kind() == SlotKind::kAcceptor) {
+    OrphanAcceptor(index);
+  }
 }
 
 int UringEngine::Enter(int64_t timeout_ns) {
@@ -287,7 +349,7 @@ void UringEngine::Dispatch(const Completion& completion) {
   if (slot == nullptr) [[unlikely]] {
     // Slots live until the terminal completion, so this is a fault of ours; keep the books
     // straight.
-    loop_.Fault("io_uring: a completion for a slot that has gone");
+    loop_.EngineFault(kind(), "io_uring: a completion for a slot that has gone");
     return DropBuffer(completion);
   }
   switch (static_cast<RingOp>(completion.token.op())) {
@@ -337,7 +399,7 @@ absl::Status UringEngine::AddWatch(Watch& watch) {
 void UringEngine::RemoveWatch(uint32_t slot, int) {
   Slot& s = loop_.slots().at(slot);
   // One that was given up has no poll; otherwise the slot is free when that has ended.
-  if (!(UringWordOf(s).armed & BitOf(RingOp::kWatch))) return loop_.slots().Free(slot);
+  if (!made_ || !(UringWordOf(s).armed & BitOf(RingOp::kWatch))) return loop_.slots().Free(slot);
   s.object = nullptr;
   Cancel(slot, RingOp::kWatch);
 }
@@ -349,7 +411,8 @@ void UringEngine::RenewNotify() {
   // After the read: what is signalled to the new registration is not taken back by it.
   io_uring_unregister_eventfd(&ring_);
   if (const int result = io_uring_register_eventfd(&ring_, notify_fd_); result < 0) {
-    loop_.Fault(ErrnoStatus(-result, "io_uring: an eventfd for fd()", nullptr).ToString());
+    loop_.EngineFault(kind(),
+                      ErrnoStatus(-result, "io_uring: an eventfd for fd()", nullptr).ToString());
     const uint64_t one = 1;
     sys_.Write(notify_fd_, &one, sizeof one);  // the host comes back, and so do we
   }
@@ -357,7 +420,7 @@ void UringEngine::RenewNotify() {
 
 void UringEngine::StopNotifying() {
   if (notify_fd_ < 0) return;
-  io_uring_unregister_eventfd(&ring_);
+  if (made_) io_uring_unregister_eventfd(&ring_);
   sys_.Close(std::exchange(notify_fd_, -1));
 }
 
@@ -372,9 +435,12 @@ void UringEngine::OnWatch(const Completion& completion, Slot& slot) {
     const bool again = ++watch->failures < kWatchFailuresMax;
     // What has become readable meanwhile is told of as soon as it is armed.
     if (again) Arm(completion.token.index(), RingOp::kWatch, watch->fd);
-    loop_.Fault(absl::StrCat(
-        ErrnoStatus(-completion.result, "io_uring: watch a descriptor", nullptr).ToString(),
-        again ? "" : "; given up, for it fails every time: what is posted may not wake the loop"));
+    loop_.EngineFault(
+        kind(),
+        absl::StrCat(
+            ErrnoStatus(-completion.result, "io_uring: watch a descriptor", nullptr).ToString(),
+            again ? ""
+                  : "; given up, for it fails every time: what is posted may not wake the loop"));
     return;
   }
   watch->failures = 0;

@@ -37,6 +37,7 @@ class UringEngine : public SocketEngine {
   ~UringEngine() override;
 
   EngineKind kind() const override { return EngineKind::kUring; }
+  bool broken() const override { return broken_; }
   // A DEFER_TASKRUN ring does not wake whoever polls its own descriptor when completions come due
   // (seen on 6.18): they are posted only by our next wait. A registered eventfd is told of them; it
   // is made when somebody first asks, because it costs every completion a little.
@@ -92,7 +93,15 @@ class UringEngine : public SocketEngine {
   // clears IO_EVENTFD_OP_SIGNAL_BIT). So one signal is all that is asked of each registration.
   void RenewNotify();
   [[gnu::cold]] int EnterFor(int64_t timeout_ns);
+  // Counts it; when that is for good, GiveUp.
   [[gnu::cold]] void EnterFailed(int error);
+  // Without io_uring_enter nothing that is armed ends, nor is told of: closes the ring, after which
+  // the kernel holds nothing, and lets go of everything.
+  [[gnu::cold]] void GiveUp(int error);
+  void CloseRing();
+  void Orphan(uint32_t slot);
+  void OrphanConnection(Connection& connection, Slot& slot);
+  void OrphanAcceptor(uint32_t slot);
   int DispatchCompletions();
   const io_uring_cqe& CompletionAt(unsigned position) const {
     return ring_.cq.cqes[io_uring_cqe_index(&ring_, position, ring_.cq.ring_mask)];
@@ -135,7 +144,10 @@ class UringEngine : public SocketEngine {
   io_uring ring_{};
   int notify_fd_ = -1;  // readable when there is something to wait for; see RenewNotify
   bool made_ = false;
-  bool enabled_ = false;  // by the first wait, on the thread that will wait (SINGLE_ISSUER)
+  bool broken_ = false;
+  bool enabled_ = false;         // by the first wait, on the thread that will wait (SINGLE_ISSUER)
+  uint32_t enter_failures_ = 0;  // in a row
+  int64_t failing_since_ns_ = 0;
   BufferRing buffers_;
   // What did not fit the submission queue, in order.
   std::vector<Submission> backlog_;

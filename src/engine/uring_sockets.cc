@@ -26,6 +26,7 @@ constexpr uint8_t kRunToChange = 8;
 // --- Listening ---
 
 absl::Status UringEngine::Add(Acceptor& acceptor) {
+  if (broken_) return absl::UnavailableError("io_uring: the ring was given up");
   acceptor.slot = loop_.slots().Take(SlotKind::kAcceptor, &acceptor);
   return absl::OkStatus();
 }
@@ -82,6 +83,18 @@ void UringEngine::FinishForget(uint32_t slot) {
   loop_.slots().Free(slot);
 }
 
+void UringEngine::OrphanAcceptor(uint32_t index) {
+  Slot& slot = loop_.slots().at(index);
+  auto* const acceptor = static_cast<Acceptor*>(slot.object);
+  if (acceptor == nullptr) return FinishForget(index);  // others forget at once
+  if (acceptor->engine != this) return;
+  const bool releasing = HasFlag(slot, UringBit::kReleasing);
+  slot.engine_word = 0;
+  if (!releasing) return;
+  loop_.slots().Free(index);
+  acceptor->OnReleased();
+}
+
 void UringEngine::OnAccept(const Completion& completion, Slot& slot) {
   const bool terminal = !(completion.flags & IORING_CQE_F_MORE);
   const uint32_t index = completion.token.index();
@@ -132,6 +145,7 @@ void UringEngine::AcceptBurst(Token token) {
 // --- Connections ---
 
 absl::Status UringEngine::Attach(Connection& connection) {
+  if (broken_) return absl::UnavailableError("io_uring: the ring was given up");
   // A lent buffer must not hold more than the stream takes at once, nor replace one of its own.
   const bool poll_only = !features_.multishot_receive || !connection.over_tcp() ||
                          connection.receive_max() < BufferRing::kBufferSize ||
@@ -164,6 +178,18 @@ void UringEngine::Parted(Connection& connection, Slot& slot) {
   }
 }
 
+void UringEngine::OrphanConnection(Connection& connection, Slot& slot) {
+  const UringWord word = UringWordOf(slot);
+  UringWordRef(slot)->armed = 0;
+  if (word.flags & UringBit::kLeaving) return connection.OnDetached();
+  // A ring that completes by itself may have received after its queue was last read.
+  if ((word.armed & BitOf(RingOp::kReceive)) && !features_.defer_taskrun) {
+    return connection.End(absl::DataLossError("io_uring: the ring has failed, and bytes with it"),
+                          true);
+  }
+  if (word.flags & UringBit::kReleasing) connection.OnReleased();
+}
+
 void UringEngine::CannotCancel(Slot& slot, RingOp op) {
   if (slot.kind() == SlotKind::kConnection && !HasFlag(slot, UringBit::kLeaving) &&
       HasFlag(slot, UringBit::kReleasing)) {
@@ -175,7 +201,8 @@ void UringEngine::CannotCancel(Slot& slot, RingOp op) {
     }
     return static_cast<Connection*>(slot.object)->OnNotReleased();
   }
-  loop_.Fault("io_uring: an operation cannot be cancelled; its connection stays closing");
+  loop_.EngineFault(kind(),
+                    "io_uring: an operation cannot be cancelled; its connection stays closing");
 }
 
 bool UringEngine::MayUseRing(const Slot& slot) const {
@@ -352,7 +379,7 @@ void UringEngine::OnRoom() {
 }
 
 void UringEngine::Trim() {
-  if (!features_.multishot_receive || !features_.defer_taskrun) return;
+  if (!made_ || !features_.multishot_receive || !features_.defer_taskrun) return;
   if (io_uring_cq_ready(&ring_) > 0 || loop_.pool().core().HasPinner()) return;
   buffers_.Trim();
 }

@@ -37,6 +37,8 @@ constexpr char kPinnedHelp[] = "Memory that streams hold, by the layer that hold
 
 constexpr char kSwitches[] = "penstock_engine_switches_total";
 constexpr char kSwitchesHelp[] = "Streams that changed engine, by where they went.";
+constexpr char kEngineFaults[] = "penstock_engine_faults_total";
+constexpr char kEngineFaultsHelp[] = "Faults of an engine; they count as faults as well.";
 constexpr char kMoves[] = "penstock_loop_moves_total";
 constexpr char kMovesHelp[] = "Streams that changed loop, by direction.";
 
@@ -93,6 +95,8 @@ constexpr Series kSeries[] = {
      Of<&LoopSnapshot::peer_resets>},
     {"penstock_deadlines_total", "Deadlines that passed.", "", Of<&LoopSnapshot::deadlines>},
     {"penstock_faults_total", "Errors that are no peer's doing.", "", Of<&LoopSnapshot::faults>},
+    {kEngineFaults, kEngineFaultsHelp, "engine=\"epoll\"", Of<&LoopSnapshot::faults_epoll>},
+    {kEngineFaults, kEngineFaultsHelp, "engine=\"uring\"", Of<&LoopSnapshot::faults_uring>},
 
     {kSwitches, kSwitchesHelp, "to=\"epoll\"", Of<&LoopSnapshot::switches_to_epoll>},
     {kSwitches, kSwitchesHelp, "to=\"uring\"", Of<&LoopSnapshot::switches_to_uring>},
@@ -121,6 +125,14 @@ constexpr Series kSeries[] = {
     {"penstock_pool_refused_total", "Allocations refused at the pool's limit.", "",
      OfPool<&Pool::refused>},
 };
+
+constexpr char kRefusals[] = "penstock_move_refusals_total";
+constexpr char kRefusalsHelp[] = "Moves that left the stream where it was, by direction and cause.";
+// In the order of MoveDirection, and of MoveRefusal.
+constexpr std::array<const char*, kMoveDirections> kDirectionNames = {"to_epoll", "to_uring", "out",
+                                                                      "in"};
+constexpr std::array<const char*, kMoveRefusals> kRefusalNames = {"unsupported", "busy", "no_room",
+                                                                  "gone",        "held", "error"};
 
 constexpr char kPauses[] = "penstock_move_pauses_total";
 constexpr char kPausesHelp[] = "Moves by how long the stream was not served, each counted once.";
@@ -198,6 +210,18 @@ std::string PrometheusText(std::span<const LoopSnapshot> loops) {
       for (size_t tag = 0; tag < kBufferTagCount; ++tag) {
         AppendSample(text, series.name, loop, absl::StrCat("tag=\"", kTagNames[tag], "\""),
                      (loops[loop].pool.*series.value)[tag]);
+      }
+    }
+  }
+
+  AppendHead(text, kRefusals, kRefusalsHelp);
+  for (size_t loop = 0; loop < loops.size(); ++loop) {
+    for (size_t direction = 0; direction < kMoveDirections; ++direction) {
+      for (size_t why = 0; why < kMoveRefusals; ++why) {
+        AppendSample(text, kRefusals, loop,
+                     absl::StrCat("direction=\"", kDirectionNames[direction], "\",reason=\"",
+                                  kRefusalNames[why], "\""),
+                     loops[loop].moves_refused_by[direction][why]);
       }
     }
   }

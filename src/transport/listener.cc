@@ -184,7 +184,8 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
   }
   void OnDrain() override { SetReason(kDraining, true); }
   void OnSwitchAll(EngineKind to) override {
-    if (options_.stream.pinned_engine) return;
+    const bool stuck = hold_ == Hold::kEngine && engine->broken();
+    if (options_.stream.pinned_engine && !stuck) return;
     if (absl::Status status = SwitchEngine(to); !status.ok()) core_->Fault(status.ToString());
   }
   void OnLoopGone() override {

@@ -14,6 +14,9 @@ void MoveStream(Stream& stream, EngineKind engine, const LoopHandle* target,
   if (internal::Connection* const connection = stream.connection()) {
     return connection->Move(engine, target, std::move(done));
   }
+  internal::LoopCore& core = stream.loop().core();
+  core.CountRefusal(target != nullptr ? MoveDirection::kOut : core.DirectionTo(engine),
+                    MoveRefusal::kUnsupported);
   if (!done) return;
   const SocketAddress peer = stream.peer();
   stream.loop().Post([done = std::move(done),
@@ -42,6 +45,14 @@ void MigrateAll(Loop& loop, const LoopHandle& target, absl::AnyInvocable<void(Mo
 void Migrate(Stream& stream, const LoopHandle& target, Stream::DoneCallback done,
              EngineKind engine) {
   MoveStream(stream, engine, &target, std::move(done));
+}
+
+void Migrate(StreamPtr stream, const LoopHandle& target, MigrateCallback done, EngineKind engine) {
+  Stream& moving = *stream;
+  MoveStream(moving, engine, &target,
+             [stream = std::move(stream), done = std::move(done)](absl::Status status) mutable {
+               std::move(done)(std::move(status), std::move(stream));
+             });
 }
 
 PENSTOCK_END_NAMESPACE

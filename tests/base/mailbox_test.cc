@@ -46,6 +46,37 @@ class Owner {
   std::shared_ptr<Mailbox> mailbox_;
 };
 
+TEST(Mailbox, TakesNoMovesAfterTheirEnd) {
+  Mailbox mailbox([] {});
+  int ran = 0, destroyed = 0;
+  struct Counted {
+    explicit Counted(int& count) : count(&count) {}
+    Counted(Counted&& other) noexcept : count(std::exchange(other.count, nullptr)) {}
+    ~Counted() {
+      if (count != nullptr) ++*count;
+    }
+    int* count;
+  };
+  EXPECT_TRUE(mailbox.PushMove([&] { ++ran; }));
+  mailbox.EndMoves();
+  EXPECT_TRUE(mailbox.has_work()) << "what came before is still to run";
+  // What a refused task does as it goes may push, too.
+  struct Pushes {
+    explicit Pushes(Mailbox& to) : to(&to) {}
+    Pushes(Pushes&& other) noexcept : to(std::exchange(other.to, nullptr)) {}
+    ~Pushes() {
+      if (to != nullptr) to->PushMove([] {});
+    }
+    Mailbox* to;
+  };
+  EXPECT_FALSE(mailbox.PushMove([&, counted = Counted(destroyed)] { ++ran; }));
+  EXPECT_EQ(destroyed, 1);
+  EXPECT_FALSE(mailbox.PushMove([pushes = Pushes(mailbox)] {}));
+  EXPECT_TRUE(mailbox.Push([&] { ++ran; })) << "other tasks it takes still";
+  EXPECT_EQ(mailbox.Drain(10), 2u);
+  EXPECT_EQ(ran, 2);
+}
+
 TEST(Mailbox, RunsTasksInTheOrderOfTheirPushes) {
   Mailbox mailbox([] {});
   std::vector<int> ran;

@@ -61,7 +61,7 @@ TEST_F(BalanceControllerTest, TheBusiestGivesTheLeastBusyHalfOfWhatTheyDifferBy)
   EXPECT_NEAR(action.part, 0.3 / 0.9, 1e-9);
   EXPECT_EQ(c.state(), BalanceState::kMoving);
   EXPECT_EQ(c.Tick(loops).kind, Kind::kNone) << "one decision at a time";
-  c.Ended(12, 0.31);
+  c.Ended({.moved = 12}, 0.31);
   EXPECT_EQ(c.moves(), 12u);
   ASSERT_EQ(c.trace().size(), 1u);
   EXPECT_EQ(c.trace().front(),
@@ -103,13 +103,13 @@ TEST_F(BalanceControllerTest, RestsLongerEachTimeNothingCouldGo) {
   ASSERT_EQ(TicksUntil(c, loops, Kind::kObserve), 3);
   for (const int rest : {10, 20, 35, 35}) {
     ASSERT_EQ(TicksUntil(c, loops, Kind::kMove), 1);
-    c.Ended(0, 0);
+    c.Ended({}, 0);
     EXPECT_EQ(TicksUntil(c, loops, Kind::kObserve), rest);
   }
   EXPECT_EQ(c.moves(), 0u);
   EXPECT_NE(c.trace().back().find("none is asked for 35 ticks"), std::string::npos);
   ASSERT_EQ(TicksUntil(c, loops, Kind::kMove), 1);
-  c.Ended(1, 0.1);
+  c.Ended({.moved = 1}, 0.1);
   EXPECT_EQ(TicksUntil(c, loops, Kind::kObserve), 3) << "what could go ends the rests";
 }
 
@@ -132,7 +132,7 @@ TEST_F(BalanceControllerTest, KeepsABoundedTrace) {
   for (int i = 0; i < 20; ++i) {
     ASSERT_NE(TicksUntil(c, {0.9, 0.1}, Kind::kObserve), 0);
     ASSERT_NE(TicksUntil(c, {0.9, 0.1}, Kind::kMove), 0);
-    c.Ended(static_cast<uint64_t>(i), 0);
+    c.Ended({.moved = static_cast<uint64_t>(i)}, 0);
   }
   ASSERT_EQ(c.trace().size(), 5u);
   EXPECT_NE(c.trace().back().find("19 streams"), std::string::npos);

@@ -30,14 +30,27 @@ LoadSample Idle() {
   return sample;
 }
 
+// One whose streams have all moved before the next tick.
+class PromptController : public EngineController {
+ public:
+  using EngineController::EngineController;
+  Action Tick(const LoadSample& sample) {
+    const Action action = EngineController::Tick(sample);
+    if (action.to != EngineKind::kAuto) {
+      Ended({.moved = action.streams == 0 ? sample.open : action.streams});
+    }
+    return action;
+  }
+};
+
 class EngineControllerTest : public ::testing::Test {
  protected:
-  EngineController Make(EngineKind engine) { return EngineController(options_, engine); }
+  PromptController Make(EngineKind engine) { return PromptController(options_, engine); }
   static bool None(const EngineController::Action& action) {
     return action.to == EngineKind::kAuto;
   }
   // Ticks with that load until a trial has ended, at most `ticks`.
-  static void RunTrial(EngineController& c, double batch, double before, double after) {
+  static void RunTrial(PromptController& c, double batch, double before, double after) {
     ASSERT_FALSE(None(c.Tick(Load(batch, before)))) << "no canary";
     ASSERT_EQ(c.state(), AdaptState::kCanary);
     ASSERT_FALSE(None(c.Tick(Load(batch, before)))) << "no sweep";
@@ -72,7 +85,7 @@ TEST_F(EngineControllerTest, TheTable) {
 
 TEST_F(EngineControllerTest, StaysWhileNothingSpeaksForTheOther) {
   for (EngineKind kind : {EngineKind::kEpoll, EngineKind::kUring}) {
-    EngineController c = Make(kind);
+    PromptController c = Make(kind);
     for (int i = 0; i < 1000; ++i) ASSERT_TRUE(None(c.Tick(Load(5, 1000))));
     for (int i = 0; i < 1000; ++i) ASSERT_TRUE(None(c.Tick(Idle())));
     EXPECT_TRUE(c.trace().empty());
@@ -80,7 +93,7 @@ TEST_F(EngineControllerTest, StaysWhileNothingSpeaksForTheOther) {
 }
 
 TEST_F(EngineControllerTest, TheLoadMustSpeakForSomeTicksInARow) {
-  EngineController c = Make(EngineKind::kEpoll);
+  PromptController c = Make(EngineKind::kEpoll);
   for (int i = 0; i < 20; ++i) {
     ASSERT_TRUE(None(c.Tick(Load(20, 1000))));
     ASSERT_TRUE(None(c.Tick(Load(4, 1000))));
@@ -92,17 +105,17 @@ TEST_F(EngineControllerTest, TheLoadMustSpeakForSomeTicksInARow) {
 }
 
 TEST_F(EngineControllerTest, AStormIsAnsweredAtOnce) {
-  EngineController c = Make(EngineKind::kEpoll);
+  PromptController c = Make(EngineKind::kEpoll);
   EXPECT_EQ(c.Tick(Load(100, 1000)).to, EngineKind::kUring);
 }
 
 TEST_F(EngineControllerTest, LargeReadsDoNotSpeakForUring) {
-  EngineController c = Make(EngineKind::kEpoll);
+  PromptController c = Make(EngineKind::kEpoll);
   for (int i = 0; i < 20; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 1000, 16'384))));
 }
 
 TEST_F(EngineControllerTest, AGainIsKept) {
-  EngineController c = Make(EngineKind::kEpoll);
+  PromptController c = Make(EngineKind::kEpoll);
   RunTrial(c, 100, 1000, 900);
   EXPECT_EQ(c.engine(), EngineKind::kUring);
   EXPECT_EQ(c.switches(), 1u);
@@ -110,7 +123,7 @@ TEST_F(EngineControllerTest, AGainIsKept) {
 }
 
 TEST_F(EngineControllerTest, NoGainGoesBack) {
-  EngineController c = Make(EngineKind::kEpoll);
+  PromptController c = Make(EngineKind::kEpoll);
   c.Tick(Load(100, 1000));
   c.Tick(Load(100, 1000));
   EXPECT_TRUE(None(c.Tick(Load(100, 5000)))) << "the tick in which streams move is not measured";
@@ -125,7 +138,7 @@ TEST_F(EngineControllerTest, NoGainGoesBack) {
 
 TEST_F(EngineControllerTest, EachTrialThatFailsDoublesTheRest) {
   options_.switches_max = 1 << 20;
-  EngineController c = Make(EngineKind::kEpoll);
+  PromptController c = Make(EngineKind::kEpoll);
   for (int64_t rest : {30, 60, 120, 240, 480, 960, 1920, 3600, 3600}) {
     RunTrial(c, 100, 1000, 1000);
     for (int64_t i = 1; i < rest; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 1000)))) << i;
@@ -136,7 +149,7 @@ TEST_F(EngineControllerTest, SaysOnceWhyALoadThatSpeaksIsHeldBack) {
   options_.dwell = absl::Seconds(30);
   options_.switches_max = 3;
   options_.window = absl::Minutes(5);
-  EngineController c = Make(EngineKind::kEpoll);
+  PromptController c = Make(EngineKind::kEpoll);
   RunTrial(c, 100, 1000, 1000);
   const size_t before = c.trace().size();
   ASSERT_TRUE(None(c.Tick(Load(4, 1000)))) << "nothing speaks, so nothing is held back";
@@ -153,7 +166,7 @@ TEST_F(EngineControllerTest, SaysOnceWhyALoadThatSpeaksIsHeldBack) {
 
 TEST_F(EngineControllerTest, ATrialThatIsKeptRestsOnceWhateverFailedBefore) {
   options_.switches_max = 1 << 20;
-  EngineController c = Make(EngineKind::kEpoll);
+  PromptController c = Make(EngineKind::kEpoll);
   for (const int64_t rest : {30, 60, 120}) {
     RunTrial(c, 100, 1000, 1000);
     for (int64_t i = 1; i < rest; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 1000)))) << i;
@@ -166,7 +179,7 @@ TEST_F(EngineControllerTest, ATrialThatIsKeptRestsOnceWhateverFailedBefore) {
 
 TEST_F(EngineControllerTest, FewerThanFourSwitchesInFiveMinutesOfOscillation) {
   options_.dwell = absl::ZeroDuration();
-  EngineController c = Make(EngineKind::kEpoll);
+  PromptController c = Make(EngineKind::kEpoll);
   uint64_t most = 0;
   std::deque<uint64_t> counts;
   for (int second = 0; second < 3600; ++second) {
@@ -185,16 +198,97 @@ TEST_F(EngineControllerTest, FewerThanFourSwitchesInFiveMinutesOfOscillation) {
 }
 
 TEST_F(EngineControllerTest, AFaultEndsATrialAtOnce) {
-  EngineController c = Make(EngineKind::kEpoll);
+  PromptController c = Make(EngineKind::kEpoll);
   c.Tick(Load(100, 1000));
   LoadSample bad = Load(100, 500);
-  bad.faults = 2;
+  bad.faults_uring = 2;
   EXPECT_EQ(c.Tick(bad).to, EngineKind::kEpoll);
   EXPECT_TRUE(Traced(c, "2 engine faults"));
 }
 
+TEST_F(EngineControllerTest, FaultsOfTheEngineThatServesAreNotTheTrialsDoing) {
+  PromptController c = Make(EngineKind::kEpoll);
+  c.Tick(Load(100, 1000));
+  LoadSample bad = Load(100, 1000);
+  bad.faults_epoll = 2;
+  EXPECT_EQ(c.Tick(bad).to, EngineKind::kUring);
+  EXPECT_EQ(c.state(), AdaptState::kTrial);
+}
+
+TEST_F(EngineControllerTest, AFaultAfterATrialWasWonBlowsTheFuse) {
+  PromptController c = Make(EngineKind::kEpoll);
+  LoadSample bad = Load(100, 1000);
+  bad.faults_epoll = 9;
+  RunTrial(c, 100, 1000, 900);
+  ASSERT_EQ(c.engine(), EngineKind::kUring);
+  EXPECT_TRUE(None(c.Tick(bad))) << "those of an engine that serves nobody say nothing";
+  bad.faults_epoll = 0;
+  bad.faults_uring = 1;
+  EXPECT_EQ(c.Tick(bad).to, EngineKind::kEpoll);
+  EXPECT_EQ(c.engine(), EngineKind::kEpoll);
+  EXPECT_EQ(c.state(), AdaptState::kWatching);
+  EXPECT_TRUE(Traced(c, "back to epoll: 1 engine faults of uring, which a trial was won by"));
+  for (int i = 0; i < 29; ++i) ASSERT_TRUE(None(c.Tick(bad))) << "it rests, and blows once";
+}
+
+TEST_F(EngineControllerTest, TheFirstEngineHasNoFuse) {
+  PromptController c = Make(EngineKind::kEpoll);
+  LoadSample bad = Load(5, 1000);
+  bad.faults_epoll = 100;
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(None(c.Tick(bad)));
+  EXPECT_TRUE(c.trace().empty());
+}
+
+TEST_F(EngineControllerTest, StreamsThatAreRefusedEndATrial) {
+  EngineController canary(options_, EngineKind::kEpoll);
+  canary.Tick(Load(100, 1000));
+  canary.Ended({.moved = 47, .failed = 2, .ended = 1});
+  EXPECT_TRUE(Traced(canary, "47 streams are now on uring, 2 were refused, 1 ended meanwhile"));
+  EXPECT_EQ(canary.Tick(Load(100, 1000)).to, EngineKind::kEpoll);
+  EXPECT_TRUE(Traced(canary, "back to epoll: 47 streams are now on uring, 2 were refused"));
+
+  EngineController all(options_, EngineKind::kEpoll);
+  all.Tick(Load(100, 1000));
+  all.Ended({.moved = 50});
+  ASSERT_EQ(all.Tick(Load(100, 1000)).to, EngineKind::kUring);
+  all.Ended({.moved = 900, .failed = 50});
+  EXPECT_EQ(all.Tick(Load(100, 500)).to, EngineKind::kEpoll);
+  all.Ended({.moved = 900, .failed = 1});
+  EXPECT_TRUE(Traced(all, "900 streams are now on epoll, 1 were refused"));
+  EXPECT_TRUE(None(all.Tick(Load(100, 1000)))) << "there is nowhere else to go back to";
+}
+
+TEST_F(EngineControllerTest, NothingIsMeasuredWhileStreamsAreOnTheirWay) {
+  EngineController c(options_, EngineKind::kEpoll);
+  c.Tick(Load(100, 1000));
+  c.Ended({.moved = 50});
+  ASSERT_EQ(c.Tick(Load(100, 1000)).to, EngineKind::kUring);
+  for (int i = 0; i < 8; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 9000)))) << i;
+  c.Ended({.moved = 1000});
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 800)))) << i;
+  EXPECT_TRUE(Traced(c, "uring stays: 800 ns"));
+}
+
+TEST_F(EngineControllerTest, AMoveThatDoesNotEndIsNotWaitedForForEver) {
+  EngineController c(options_, EngineKind::kEpoll);
+  c.Tick(Load(100, 1000));
+  for (int i = 0; i < 8; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 1000)))) << i;
+  EXPECT_EQ(c.Tick(Load(100, 1000)).to, EngineKind::kEpoll);
+  EXPECT_TRUE(Traced(c, "back to epoll: streams are still on their way after 8 ticks"));
+}
+
+TEST_F(EngineControllerTest, AnEngineThatCannotBeHadEndsATrial) {
+  EngineController c(options_, EngineKind::kEpoll);
+  c.Tick(Load(100, 1000));
+  c.Failed(absl::ResourceExhaustedError("no descriptor"));
+  EXPECT_EQ(c.Tick(Load(100, 1000)).to, EngineKind::kEpoll);
+  EXPECT_TRUE(Traced(c, "back to epoll: RESOURCE_EXHAUSTED: no descriptor"));
+  c.Failed(absl::ResourceExhaustedError("no descriptor"));
+  EXPECT_TRUE(Traced(c, "no stream could be moved: RESOURCE_EXHAUSTED: no descriptor"));
+}
+
 TEST_F(EngineControllerTest, LateTurnsEndACanary) {
-  EngineController c = Make(EngineKind::kEpoll);
+  PromptController c = Make(EngineKind::kEpoll);
   c.Tick(Load(100, 1000));
   LoadSample late = Load(100, 500);
   late.delay = absl::Milliseconds(200);
@@ -202,7 +296,7 @@ TEST_F(EngineControllerTest, LateTurnsEndACanary) {
 }
 
 TEST_F(EngineControllerTest, ALoadThatVanishesProvesNothing) {
-  EngineController c = Make(EngineKind::kUring);
+  PromptController c = Make(EngineKind::kUring);
   c.Tick(Load(1, 1000));
   c.Tick(Load(1, 1000));
   ASSERT_EQ(c.state(), AdaptState::kCanary);
@@ -213,7 +307,7 @@ TEST_F(EngineControllerTest, ALoadThatVanishesProvesNothing) {
 }
 
 TEST_F(EngineControllerTest, WithoutAStreamNothingIsTried) {
-  EngineController c = Make(EngineKind::kEpoll);
+  PromptController c = Make(EngineKind::kEpoll);
   LoadSample gone = Load(100, 1000);  // all have closed at the end of the tick
   gone.open = 0;
   for (int i = 0; i < 10; ++i) ASSERT_TRUE(None(c.Tick(gone)));
@@ -221,7 +315,7 @@ TEST_F(EngineControllerTest, WithoutAStreamNothingIsTried) {
 
 TEST_F(EngineControllerTest, ATrialWhoseLoadBecomesAnotherProvesNothing) {
   for (const uint64_t open : {400, 2500}) {
-    EngineController c = Make(EngineKind::kEpoll);
+    PromptController c = Make(EngineKind::kEpoll);
     c.Tick(Load(100, 1000));
     c.Tick(Load(100, 1000));
     LoadSample other = Load(100, 500);
@@ -235,7 +329,7 @@ TEST_F(EngineControllerTest, ATrialWhoseLoadBecomesAnotherProvesNothing) {
 // One tick of the noise that a shared machine makes would decide a trial by chance.
 TEST_F(EngineControllerTest, WhatAReadCostBeforeIsAnAverage) {
   options_.sustain = 4;
-  EngineController c = Make(EngineKind::kEpoll);
+  PromptController c = Make(EngineKind::kEpoll);
   for (const double ns : {1000., 1000., 1000.}) ASSERT_TRUE(None(c.Tick(Load(20, ns))));
   RunTrial(c, 20, /*before=*/1400, /*after=*/1080);
   EXPECT_TRUE(Traced(c, "1100 ns of CPU each"));
@@ -243,7 +337,7 @@ TEST_F(EngineControllerTest, WhatAReadCostBeforeIsAnAverage) {
 }
 
 TEST_F(EngineControllerTest, TicksThatDifferAmongThemselvesProveNothing) {
-  EngineController c = Make(EngineKind::kEpoll);
+  PromptController c = Make(EngineKind::kEpoll);
   c.Tick(Load(20, 1000));
   c.Tick(Load(20, 1300));
   c.Tick(Load(20, 1300));
@@ -257,7 +351,7 @@ TEST_F(EngineControllerTest, TicksThatDifferAmongThemselvesProveNothing) {
 TEST_F(EngineControllerTest, WhatAReadCostLongAgoIsForgotten) {
   options_.dwell = options_.dwell_max = absl::Seconds(100);
   options_.switches_max = 100;
-  EngineController c = Make(EngineKind::kEpoll);
+  PromptController c = Make(EngineKind::kEpoll);
   RunTrial(c, 20 * 5, 3000, 3000);
   for (int i = 0; i < 50; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 3000))));
   for (int i = 0; i < 49; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 1000))));
@@ -269,7 +363,7 @@ TEST_F(EngineControllerTest, TheTraceIsBounded) {
   options_.trace_max = 5;
   options_.dwell = absl::ZeroDuration();
   options_.switches_max = 1 << 20;
-  EngineController c = Make(EngineKind::kEpoll);
+  PromptController c = Make(EngineKind::kEpoll);
   for (int i = 0; i < 1000; ++i) c.Tick(Load(100, 1000));
   EXPECT_EQ(c.trace().size(), 5u);
 }

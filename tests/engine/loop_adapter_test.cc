@@ -86,7 +86,7 @@ TEST_P(LoopAdapterTest, TriesUnderLoadAndLosesNoByte) {
   absl::StatusOr<std::unique_ptr<EngineAdapter>> adapter = EngineAdapter::Create(loop(), options);
   ASSERT_TRUE(adapter.ok()) << adapter.status();
   ASSERT_TRUE(
-      Drive([&] { return (*adapter)->switches() >= 1 && (*adapter)->trace().size() >= 3; }));
+      Drive([&] { return (*adapter)->switches() >= 1 && (*adapter)->trace().size() >= 4; }));
   const LoopSnapshot now = loop().Snapshot();
   EXPECT_GT(now.switches_to_epoll + now.switches_to_uring, 8u);
   EXPECT_EQ(now.stranded, 0u);

@@ -438,6 +438,9 @@ TEST_F(StubbornCancelTest, AReceiveThatNeverEndsKeepsItsStream) {
   EXPECT_EQ(stream_->stats().engine, EngineKind::kUring);
   const LoopSnapshot now = loop_->Snapshot();
   EXPECT_EQ(now.moves_refused, 1u);
+  constexpr auto kHeld = static_cast<size_t>(MoveRefusal::kHeld);
+  EXPECT_EQ(now.moves_refused_by[static_cast<size_t>(MoveDirection::kToEpoll)][kHeld], 1u);
+  EXPECT_EQ(now.faults_uring, 1u);
   EXPECT_EQ(now.stranded, 0u);
   EXPECT_EQ(reads_, 0) << "a move that fails ends no read";
   bool written = false;
@@ -448,7 +451,7 @@ TEST_F(StubbornCancelTest, AReceiveThatNeverEndsKeepsItsStream) {
   EXPECT_TRUE(Drive([&] { return written; }));
   // Its connection then stays closing, which is told, until the ring goes.
   stream_ = nullptr;
-  EXPECT_TRUE(Drive([&] { return loop_->Snapshot().faults == 1; }));
+  EXPECT_TRUE(Drive([&] { return loop_->Snapshot().faults_uring == 2; }));
   EXPECT_EQ(loop_->Snapshot().closing, 1u);
   loop_ = nullptr;
 }

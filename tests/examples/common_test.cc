@@ -65,6 +65,7 @@ TEST(MoveFigures, AddUpLoops) {
   loop.switches_to_uring = 2;
   loop.moves_in = 4;
   loop.moves_out = 100;
+  loop.moves_refused_by[static_cast<size_t>(penstock::MoveDirection::kIn)] = {1, 0, 2, 0, 0, 0};
   loop.late_completions = 8;
   loop.bytes_carried = 16;
   loop.move_pauses[3] = 1;
@@ -73,6 +74,7 @@ TEST(MoveFigures, AddUpLoops) {
   figures.Add(loop);
   EXPECT_EQ(figures.engine_switches, 6u);
   EXPECT_EQ(figures.loop_moves, 8u);
+  EXPECT_EQ(figures.refused, (std::array<uint64_t, penstock::kMoveDirections>{0, 0, 0, 6}));
   EXPECT_EQ(figures.stranded, 0u);
   EXPECT_EQ(figures.late_completions, 16u);
   EXPECT_EQ(figures.bytes_carried, 32u);

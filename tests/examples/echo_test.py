@@ -16,7 +16,8 @@ from programs import PATIENCE, Case, Running, Server, each_engine, receive_all, 
 
 SERVER_KEYS = ["engine", "engine_reason", "loops", "connections", "idle_connections",
                "pool_live_bytes", "pool_ring_bytes", "pool_mapped_bytes", "bytes_in", "bytes_out",
-               "errors", "accepted", "closed", "engine_switches", "loop_moves", "stranded",
+               "errors", "accepted", "closed", "engine_switches", "loop_moves",
+               "refused_to_epoll", "refused_to_uring", "refused_out", "refused_in", "stranded",
                "pause_p50_us", "pause_p99_us", "late_completions", "bytes_carried"]
 CLIENT_KEYS = ["engine", "connections", "size", "depth", "seconds", "requests", "requests_per_s",
                "bytes", "p50_us", "p90_us", "p99_us", "p999_us", "max_us", "errors"]

@@ -13,7 +13,8 @@ from programs import Case, Running, Server, built, run, uring_missing
 from http_test import Answers, GET, GREETING
 from seal_test import SCRIPT
 
-MOVE_KEYS = ["engine_switches", "loop_moves", "stranded", "pause_p50_us", "pause_p99_us",
+MOVE_KEYS = ["engine_switches", "loop_moves", "refused_to_epoll", "refused_to_uring",
+             "refused_out", "refused_in", "stranded", "pause_p50_us", "pause_p99_us",
              "late_completions", "bytes_carried"]
 KEYS = ["connections", "loops", "seconds", "bytes", "bytes_per_s", "errors", *MOVE_KEYS]
 # Of streams under verified traffic, half of them sealed; the preset soak has a million.

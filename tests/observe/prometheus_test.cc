@@ -175,6 +175,8 @@ TEST(PrometheusText, FiguresStandUnderTheirNames) {
   LoopSnapshot second;
   second.open = 4;
   second.faults = UINT64_MAX;
+  constexpr auto kOut = static_cast<size_t>(MoveDirection::kOut);
+  second.moves_refused_by[kOut][static_cast<size_t>(MoveRefusal::kNoRoom)] = 7;
   second.pool.class_count = 1;
   second.pool.classes[0].block_size = 4096;
   second.pool.classes[0].live = 8192;
@@ -192,6 +194,9 @@ TEST(PrometheusText, FiguresStandUnderTheirNames) {
   EXPECT_EQ((reader.metrics["penstock_faults_total"].samples[{{"loop", "1"}}]), UINT64_MAX);
   EXPECT_EQ((reader.metrics["penstock_pool_tag_bytes"].samples[{{"loop", "0"}, {"tag", "ring"}}]),
             16384u);
+  EXPECT_EQ((reader.metrics["penstock_move_refusals_total"]
+                 .samples[{{"loop", "1"}, {"direction", "out"}, {"reason", "no_room"}}]),
+            7u);
   const auto& classes = reader.metrics["penstock_pool_class_live_bytes"].samples;
   EXPECT_EQ(classes, (std::map<Labels, uint64_t>{{{{"block", "4096"}, {"loop", "1"}}, 8192}}));
 }

@@ -30,6 +30,7 @@ class SimWorld::SimSys : public internal::Sys {
   explicit SimSys(SimWorld& world) : world_(world) {}
 
   int64_t Now() override { return world_.now_ns(); }
+  int64_t ThreadCpu() override { return world_.current_ == nullptr ? 0 : world_.current_->cpu_ns; }
   int EventFd() override { return world_.OpenFd(); }
   int TimerFd() override { return world_.OpenFd(); }
   int TimerFdSet(int fd, int64_t at_ns) override {
@@ -119,7 +120,9 @@ bool SimWorld::Run(const std::function<bool()>& until, absl::Duration limit) {
 void SimWorld::Drive(Loop& loop) {
   LoopRecord* const record = RecordOf(loop);
   record->running = true;
+  LoopRecord* const before = std::exchange(current_, record);
   loop.Run();
+  current_ = before;
   record->running = false;
   record->poll = true;
 }
@@ -140,6 +143,8 @@ bool SimWorld::Busy(const Loop& loop) const {
   const LoopRecord* const record = RecordOf(loop);
   return record != nullptr && record->running;
 }
+
+void SimWorld::Spend(absl::Duration cpu) { current_->cpu_ns += absl::ToInt64Nanoseconds(cpu); }
 
 SimWorld::LoopRecord* SimWorld::RecordOf(const Loop& loop) const {
   for (const auto& record : loops_) {
@@ -237,7 +242,9 @@ bool SimWorld::PollLoop(LoopRecord& record) {
   }
   record.poll = false;
   record.running = true;
+  LoopRecord* const before = std::exchange(current_, &record);
   const bool more = record.loop->Poll();
+  current_ = before;
   record.running = false;
   record.poll |= more;
   return true;

@@ -102,6 +102,8 @@ class SimWorld {
   void TakeHeld();
   // The host has called objects of `loop` from outside a turn and must let it run.
   void Touch(const Loop& loop);
+  // The loop whose turn it is has used its thread's CPU for so long. The clock does not move.
+  void Spend(absl::Duration cpu);
   // Whether `loop` is in a turn, in Run, or being destroyed, so that only its own callbacks and
   // Post may be used.
   bool Busy(const Loop& loop) const;
@@ -166,6 +168,7 @@ class SimWorld {
     int engines = 0;
     bool poll = false;  // has said that it has more to do, or was touched
     bool running = false;
+    int64_t cpu_ns = 0;
     int64_t stalled_until_ns = 0;
   };
 
@@ -194,6 +197,7 @@ class SimWorld {
   std::vector<Descriptor> descriptors_;
   size_t open_fds_ = 0;
   std::vector<std::unique_ptr<LoopRecord>> loops_;
+  LoopRecord* current_ = nullptr;  // in the innermost turn
   std::unique_ptr<internal::Sys> sys_;
   std::unique_ptr<SimWire> wire_;
 };

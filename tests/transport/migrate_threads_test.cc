@@ -172,6 +172,51 @@ TEST_P(MigrateThreadsTest, LoopsThatStopInTheMiddleLeaveNothingBehind) {
   }
 }
 
+// Drains that meet streams before, in and after their hops, and each other.
+TEST_P(MigrateThreadsTest, LoopsThatDrainInTheMiddleEndEveryStreamOnce) {
+  constexpr int kStreams = 4;
+  for (int round = 0; round < Scaled(20); ++round) {
+    std::atomic<uint64_t> hops{0};
+    LoopThreads threads(3, GetParam());
+    std::vector<std::unique_ptr<Hopper>> hoppers;
+    std::unique_ptr<Listener> listener;
+    threads.On(0, [&] {
+      listener = Listener::Listen(threads.loop(0), *SocketAddress::Parse("127.0.0.1:0"), {},
+                                  [&](StreamPtr stream) {
+                                    hoppers.push_back(
+                                        std::make_unique<Hopper>(threads, std::move(stream), hops));
+                                    hoppers.back()->may_be_refused = true;
+                                    hoppers.back()->Next();
+                                  })
+                     .value();
+    });
+    std::vector<PingPong> clients(kStreams);
+    for (int i = 0; i < kStreams; ++i) {
+      PingPong& client = clients[static_cast<size_t>(i)];
+      client.total = UINT64_MAX;
+      const size_t at = static_cast<size_t>(i);
+      threads.On(at, [&, at] {
+        Connect(threads.loop(at), listener->address(), {}, [&](absl::StatusOr<StreamPtr> stream) {
+          if (!stream.ok()) return;
+          client.stream = *std::move(stream);
+          client.Send();
+          client.Next();
+        });
+      });
+    }
+    while (hops.load() < 20) std::this_thread::yield();
+    threads.On(0, [&] { listener = nullptr; });
+    threads.Drain(absl::Milliseconds(round % 3));
+    for (size_t i = 0; i < threads.size(); ++i) {
+      const LoopSnapshot now = threads.loop(i).Snapshot();
+      EXPECT_EQ(now.open + now.connecting + now.closing, 0u);
+      EXPECT_EQ(now.stranded, 0u);
+    }
+    for (const auto& hopper : hoppers) EXPECT_LE(hopper->ends, 1);
+    threads.Stop();
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Engines, MigrateThreadsTest,
                          ::testing::Values(EngineKind::kEpoll, EngineKind::kUring),
                          [](const auto& info) { return std::string(EngineKindName(info.param)); });
