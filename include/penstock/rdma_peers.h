@@ -65,7 +65,8 @@ struct RdmaPeerSetOptions {
   absl::Duration pause_max = absl::Seconds(30);
   // That a connector has to make its stream.
   absl::Duration connect_max = absl::Seconds(30);
-  // That an endpoint has to answer whether it is alive, when its peer comes again.
+  // That an endpoint has to answer whether it is alive, when its peer comes again; it ends when it
+  // has not, even if the peer has gone again meanwhile.
   absl::Duration probe_max = absl::Seconds(2);
   // Peers that are known: dialled, opening or open. Beyond that, those that come are told to come
   // again after `retry_after`.
@@ -96,9 +97,10 @@ class PENSTOCK_EXPORT RdmaPeerSet {
   // waited to be sent has been handed to it.
   using OpenCallback = absl::AnyInvocable<void(const std::string& peer, RdmaEndpoint& endpoint)>;
   // The endpoint of `peer` has ended, `why`. The callbacks of its operations have run; what its
-  // peer had sent can still be received. The next one opens afterwards. Without an endpoint: none
-  // has opened, and the peer is not dialled any more, because waiting would not mend it
-  // (INVALID_ARGUMENT, PERMISSION_DENIED and the like); what waited for it has failed.
+  // peer had sent can still be received. The next one opens afterwards. Without an endpoint: a call
+  // of this set's own has failed, and the peer is not dialled any more, because waiting would not
+  // mend it (INVALID_ARGUMENT, PERMISSION_DENIED and the like); what waited for it has failed. How
+  // a stream ends that was accepted never has that effect.
   using EndCallback = absl::AnyInvocable<void(
       const std::string& peer, std::unique_ptr<RdmaEndpoint> endpoint, absl::Status why)>;
 
@@ -125,7 +127,8 @@ class PENSTOCK_EXPORT RdmaPeerSet {
   // with that one.
   void Send(std::string_view peer, BufferChain message, DoneCallback done = nullptr,
             absl::Duration wait_max = absl::InfiniteDuration());
-  // Null: none is open.
+  // Null: none is open. One that has ended is not, from the moment on: in the callbacks of its
+  // operations Send waits for the next one.
   RdmaEndpoint* Find(std::string_view peer) const;
 
   RdmaPeerSetStats stats() const;

@@ -383,8 +383,8 @@ EndpointCore::Leftovers EndpointCore::TakeLeftovers() {
        {&sends_out_, &writes_out_, &reads_out_, &lane_writes_, &lane_reads_, &finished_}) {
     left.works.splice(left.works.end(), *list);
   }
-  left.works.splice(left.works.end(), watcher_);
   left.probe = std::exchange(probe_, nullptr);
+  left.watcher = std::exchange(watcher_, nullptr);
   left.receive_done = std::exchange(receive_done_, nullptr);
   left.region_done = std::exchange(region_done_, nullptr);
   left.close_done = std::exchange(close_done_, nullptr);

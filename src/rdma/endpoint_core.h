@@ -172,14 +172,16 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   void RefuseBusy(absl::Duration retry_after);
   // Ends it; the peer is told why.
   void GiveUp(absl::StatusCode code, std::string_view why);
-  // `done` runs once with how it ended, when the callbacks of all operations have run that had been
-  // started before. Replaces an earlier one; null: none.
+  // `done` runs once with how it ended, when all callbacks have run that were due then: it may
+  // destroy the endpoint. Replaces an earlier one; null: none.
   void Watch(RdmaEndpoint::DoneCallback done);
   // `alive` runs when the peer has answered, if it does; of an open endpoint. As Watch.
   void Probe(absl::AnyInvocable<void() &&> alive);
   // Known from HELLO, or ACCEPT, on. The name is HELLO's.
   const AttemptId& peer_attempt() const { return gate_.peer(); }
   const std::string& peer_name() const { return gate_.peer_name(); }
+  // It has ended, whoever knows of it yet.
+  bool dead() const { return state_ == EndpointState::kDead; }
 
   RdmaStats stats() const;
   const SocketAddress& peer() const { return peer_; }
@@ -215,6 +217,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
     Fifo<Call> calls;
     WorkList works;
     absl::AnyInvocable<void() &&> probe;
+    RdmaEndpoint::DoneCallback watcher;
     RdmaEndpoint::ReceiveCallback receive_done;
     RdmaEndpoint::RegionCallback region_done;
     RdmaEndpoint::DoneCallback close_done;
@@ -227,7 +230,6 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
     LaneWindow sent;
   };
 
-  bool dead() const { return state_ == EndpointState::kDead; }
   void Apply(EndpointEvent event) {
     state_ = kEndpointTransitions[static_cast<size_t>(state_)][static_cast<size_t>(event)];
   }
@@ -448,7 +450,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
 
   // Callbacks.
   absl::AnyInvocable<void() &&> on_hello_;  // of a set of peers, as the next two
-  WorkList watcher_;                        // none, or an operation that is the end itself
+  RdmaEndpoint::DoneCallback watcher_;
   absl::AnyInvocable<void() &&> probe_;
   uint64_t probe_token_ = 0;
   Fifo<Call> calls_;  // all that are neither an operation's nor pending below

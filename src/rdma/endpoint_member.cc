@@ -39,19 +39,24 @@ void EndpointCore::GiveUp(absl::StatusCode code, std::string_view why) {
 
 void EndpointCore::Watch(RdmaEndpoint::DoneCallback done) {
   if (core_ == nullptr) return;
-  watcher_.clear();
-  if (!done) return;
-  watcher_.emplace_back().done = std::move(done);
+  watcher_ = std::move(done);
   if (!dead()) return;
   TellWatcher();
   MarkReady();
 }
 
-// Behind the operations that have ended with it.
+// Behind the operations that have ended with it, and then behind the other callbacks: it takes its
+// place among these as if it were the last operation, so what is started meanwhile delays it no
+// more.
 void EndpointCore::TellWatcher() {
-  if (watcher_.empty()) return;
-  watcher_.front().status = end_;
-  finished_.splice(finished_.end(), watcher_);
+  if (!watcher_) return;
+  Work& last = finished_.emplace_back();
+  last.status = end_;
+  last.done = [this, watcher = std::exchange(watcher_, nullptr)](absl::Status why) mutable {
+    calls_.push([watcher = std::move(watcher), why = std::move(why)]() mutable {
+      std::move(watcher)(std::move(why));
+    });
+  };
 }
 
 void EndpointCore::Probe(absl::AnyInvocable<void() &&> alive) {

@@ -56,13 +56,19 @@ void PeerLink::Release() {
   const Member current = std::exchange(current_, {});
   const Member held = std::exchange(held_, {});
   const std::vector<Member> retired = std::exchange(retired_, {});
+  const auto made = std::exchange(made_, std::nullopt);
   const WorkList unrun = queue_.TakeAll();
+}
+
+RdmaEndpoint* PeerLink::open_endpoint() const {
+  if (!told_ || PeerEndpoints::CoreOf(*current_.endpoint).dead()) return nullptr;
+  return current_.endpoint.get();
 }
 
 // --- What is asked for ---
 
 void PeerLink::Dial(RdmaPeerSet::Connector connect) {
-  connect_ = std::move(connect);
+  connect_ = std::make_shared<RdmaPeerSet::Connector>(std::move(connect));
   Do(core_.Want());
   Settle();
 }
@@ -141,6 +147,10 @@ void PeerLink::Do(PeerAction action) {
       break;
     case PeerAction::kTell:
       return Tell();
+    case PeerAction::kGiveUp:
+      PeerEndpoints::CoreOf(*current_.endpoint)
+          .GiveUp(absl::StatusCode::kUnavailable, "the peer has come again, and this is dead");
+      break;
   }
   if (core_.state() != PeerState::kIdle) return;
   timer_->Cancel();
@@ -157,13 +167,22 @@ void PeerLink::Connect() {
   const auto self = shared_from_this();
   ++owner_->counts().attempts;
   AtTime(owner_->options().connect_max);
-  connect_([link = weak_from_this(), number = connecting_](absl::StatusOr<StreamPtr> stream) {
+  const auto connect = connect_;
+  (*connect)([link = weak_from_this(), number = connecting_](absl::StatusOr<StreamPtr> stream) {
     if (const auto self = link.lock()) self->OnStream(number, std::move(stream));
   });
 }
 
+// Perhaps in the connector: what comes of it, callbacks too, is for a turn of its own (I3).
 void PeerLink::OnStream(uint64_t number, absl::StatusOr<StreamPtr> stream) {
-  if (owner_ == nullptr || number != connecting_) return;
+  if (owner_ == nullptr || number != connecting_ || made_.has_value()) return;
+  made_ = std::move(stream);
+  timer_->Arm(absl::ZeroDuration(), [this] { TakeStream(); });
+}
+
+void PeerLink::TakeStream() {
+  const auto self = shared_from_this();
+  absl::StatusOr<StreamPtr> stream = *std::exchange(made_, std::nullopt);
   if (!stream.ok()) {
     OnCurrentEnded(stream.status());
   } else if (core_.OnStream() == PeerAction::kCall) {
@@ -213,6 +232,8 @@ void PeerLink::Answer(Member member) {
 
 void PeerLink::Hold() {
   held_ = std::exchange(arrived_, {});
+  // The probe for a call that has gone since goes on.
+  if (timer_->armed()) return;
   ++owner_->counts().probes;
   PeerEndpoints::CoreOf(*current_.endpoint)
       .Probe([link = weak_from_this(), number = current_.number] {
@@ -225,6 +246,8 @@ void PeerLink::Hold() {
 }
 
 void PeerLink::Tell() {
+  // Its end is on its way: nobody hears of it, and work stays here.
+  if (PeerEndpoints::CoreOf(*current_.endpoint).dead()) return;
   if (!retired_.empty()) {
     open_late_ = true;
     return;
@@ -255,6 +278,7 @@ PeerLink::Member PeerLink::Keep(std::unique_ptr<RdmaEndpoint> endpoint) {
 void PeerLink::GiveUpCurrent(absl::StatusCode code, std::string_view why) {
   Refuse(std::exchange(held_, {}));
   connecting_ = 0;
+  const auto unused = std::exchange(made_, std::nullopt);
   open_late_ = false;
   Member gone = std::exchange(current_, {});
   if (gone.endpoint == nullptr) return;
@@ -295,7 +319,6 @@ void PeerLink::OnEnded(uint64_t number, absl::Status why) {
     OnCurrentEnded(std::move(why));
   } else if (number == held_.number) {
     owner_->Part(std::exchange(held_, {}).endpoint);
-    timer_->Cancel();
     Do(core_.OnHeldGone());
   } else if (at != retired_.end()) {
     std::unique_ptr<RdmaEndpoint> endpoint = std::move(at->endpoint);
@@ -316,10 +339,11 @@ void PeerLink::OnCurrentEnded(absl::Status why) {
   if (gone.endpoint != nullptr) {
     retry_after_ = gone.endpoint->retry_after();
     if (mendable && BytesMoved(gone.endpoint->stats())) backoff_.Reset();
-    mendable |= told;  // it has worked before
   }
-  const bool gives_up = core_.wanted() && !mendable;
-  Do(core_.OnEnded(mendable));
+  const bool wanted = core_.wanted();
+  const PeerAction action = core_.OnEnded(mendable);
+  const bool gives_up = wanted && !core_.wanted();
+  Do(action);
   if (told) return OnRetired(std::move(gone.endpoint), std::move(why));
   if (gone.endpoint != nullptr) owner_->Part(std::move(gone.endpoint));
   if (gives_up) owner_->OnEnd(*this, nullptr, std::move(why));

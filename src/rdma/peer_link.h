@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -68,8 +69,9 @@ class PeerLink final : public std::enable_shared_from_this<PeerLink> {
   bool wanted() const { return core_.wanted(); }
   // Rather than that all of it is over.
   bool expects_endpoint() const { return core_.state() != PeerState::kIdle; }
-  // Null: none is open.
-  RdmaEndpoint* open_endpoint() const { return told_ ? current_.endpoint.get() : nullptr; }
+  // Null: none is open. One that has ended is not, though its end has not been told: work would
+  // come behind that, and be lost with the endpoint.
+  RdmaEndpoint* open_endpoint() const;
 
   void Dial(RdmaPeerSet::Connector connect);
   void Forget();
@@ -86,6 +88,7 @@ class PeerLink final : public std::enable_shared_from_this<PeerLink> {
   void Do(PeerAction action);
   void Connect();
   void OnStream(uint64_t number, absl::StatusOr<StreamPtr> stream);
+  void TakeStream();
   void Call(StreamPtr stream);
   void Pause();
   void Answer(Member member);
@@ -110,9 +113,10 @@ class PeerLink final : public std::enable_shared_from_this<PeerLink> {
   const std::string name_;
   PeerCore core_;
   Backoff backoff_;
-  RdmaPeerSet::Connector connect_;
+  std::shared_ptr<RdmaPeerSet::Connector> connect_;  // shared with its own run
   uint64_t last_number_ = 0;
-  uint64_t connecting_ = 0;  // the number of the stream that is being made
+  uint64_t connecting_ = 0;                        // the number of the stream that is being made
+  std::optional<absl::StatusOr<StreamPtr>> made_;  // that one
   Member current_;
   bool told_ = false;       // that it is open
   bool open_late_ = false;  // it is, and will be told when those that end have ended

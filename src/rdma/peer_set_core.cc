@@ -22,7 +22,8 @@ PeerAction PeerCore::OnOpened(const AttemptId& peer) {
 }
 
 PeerAction PeerCore::OnEnded(bool mendable) {
-  wanted_ = wanted_ && mendable;
+  const bool called = state_ == PeerState::kConnecting || state_ == PeerState::kCalling;
+  wanted_ = wanted_ && (mendable || !called);
   return Apply(wanted_ ? PeerEvent::kEnded : PeerEvent::kEndedForGood);
 }
 

@@ -70,8 +70,9 @@ enum class PeerAction : uint8_t {
   kProbe,       // hold the HELLO, and ask it whether it is alive
   kHold,        // refuse what is held, and hold the HELLO instead
   kRefuse,      // the HELLO
-  kRefuseHeld,
-  kTell,  // that it is open
+  kRefuseHeld,  // it is alive
+  kTell,        // that it is open
+  kGiveUp,      // it is dead: end it
 };
 
 struct PeerTransition {
@@ -128,7 +129,10 @@ inline constexpr auto kPeerTransitions = [] {
   set(S::kOpen, E::kHelloAgain, S::kProbing, A::kProbe);
   set(S::kProbing, E::kHelloAgain, S::kProbing, A::kHold);
   set(S::kProbing, E::kAlive, S::kOpen, A::kRefuseHeld);
+  // The probe goes on, for peers that wait less long than it does.
   set(S::kProbing, E::kHeldGone, S::kOpen, A::kNone);
+  set(S::kOpen, E::kAlive, S::kOpen, A::kRefuseHeld);
+  set(S::kOpen, E::kTime, S::kOpen, A::kGiveUp);
   for (const E on : {E::kTime, E::kEnded, E::kEndedForGood}) {
     set(S::kProbing, on, S::kAnswering, A::kAnswerHeld);
   }
@@ -146,7 +150,8 @@ class PeerCore {
   PeerAction OnTime() { return Apply(PeerEvent::kTime); }
   PeerAction OnStream() { return Apply(PeerEvent::kStream); }
   PeerAction OnOpened(const AttemptId& peer);
-  // `mendable`: waiting may help.
+  // `mendable`: waiting may help. Where it may not, and this side had called, the call is not
+  // wanted any more; how an endpoint fares that was answered says nothing about calls.
   PeerAction OnEnded(bool mendable);
   PeerAction OnHello(const AttemptId& from);
   PeerAction OnAlive() { return Apply(PeerEvent::kAlive); }

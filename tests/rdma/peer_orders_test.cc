@@ -58,6 +58,7 @@ struct PeersSide {
   size_t current = kNoWire;
   size_t held = kNoWire;
   bool told = false;
+  bool asked = false;  // the endpoint, whether it is alive
   std::vector<int> queue{};
   std::string heard{};  // all that the core can know
 };
@@ -100,7 +101,7 @@ class PeersWorld {
     for (const PeersSide& side : sides_) {
       absl::StrAppend(&key, "|", static_cast<int>(side.core.state()), " ", side.generation, " ",
                       side.dialled, " ", side.attempts, " ", side.current, " ", side.held, " ",
-                      side.told, " ", side.queue.size(), side.heard);
+                      side.told, side.asked, " ", side.queue.size(), side.heard);
     }
     for (const PeersWire& wire : wires_) {
       absl::StrAppend(&key, "/", wire.caller);
@@ -160,8 +161,8 @@ class PeersWorld {
            [&] { Do(which, side.core.OnTime(), kNoWire); });
       step(state == PeerState::kConnecting && !exhausted(), "stream is made", which,
            [&] { Call(which); });
-      const bool dead = state == PeerState::kProbing && !Other(which, side.current).gate;
-      step(dead || (state == PeerState::kProbing && story_->hasty), "no answer to a probe", which,
+      const bool dead = side.asked && !Other(which, side.current).gate;
+      step(dead || (side.asked && story_->hasty), "no answer to a probe", which,
            [&] { Do(which, side.core.OnTime(), kNoWire); });
       step(restarts_ < story_->restarts, "is started again", which, [&] { Restart(which); });
     }
@@ -215,7 +216,9 @@ class PeersWorld {
       Other(which, wire).incoming.push_back(EncodeControl(ControlPong{.token = ping->token}));
     } else if (std::holds_alternative<ControlPong>(message)) {
       PeersSide& side = sides_[which];
-      if (side.current == wire) Do(which, side.core.OnAlive(), kNoWire);
+      if (side.current != wire) return;
+      side.asked = false;
+      Do(which, side.core.OnAlive(), kNoWire);
     } else {
       Act(which, wire, GiveFrame(*end.gate, 0, frame));
     }
@@ -252,7 +255,7 @@ class PeersWorld {
     LetGo(which, wire);
     if (side.current == wire) {
       side.current = kNoWire;
-      side.told = false;
+      side.told = side.asked = false;
       Do(which, side.core.OnEnded(true), kNoWire);
     } else if (side.held == wire) {
       side.held = kNoWire;
@@ -311,6 +314,7 @@ class PeersWorld {
         return Answer(which, std::exchange(side.held, kNoWire));
       case PeerAction::kProbe:
         side.held = arrived;
+        if (std::exchange(side.asked, true)) return;
         Other(which, side.current).incoming.push_back(EncodeControl(ControlPing{.token = 1}));
         return;
       case PeerAction::kHold:
@@ -320,6 +324,8 @@ class PeersWorld {
         return Refuse(which, arrived);
       case PeerAction::kRefuseHeld:
         return Refuse(which, std::exchange(side.held, kNoWire));
+      case PeerAction::kGiveUp:
+        return OnEnd(which, side.current);
       case PeerAction::kTell:
         side.told = true;
         for (const int work : std::exchange(side.queue, {})) Post(which, work);
@@ -347,7 +353,7 @@ class PeersWorld {
       Flush(which, gone);
       LetGo(which, gone);
     }
-    side.told = false;
+    side.told = side.asked = false;
     ReadyGate& gate = *wires_[wire].ends[which].gate;
     Act(which, wire, gate.OnLanesUp(0, gate.self().attempt, OfferOf(0)));
   }

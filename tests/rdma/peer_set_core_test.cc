@@ -24,11 +24,11 @@ constexpr const char* kPeerTable[kPeerStates] = {
     "C- Is Pp Ll Ci Pp I- Aa Aa Cr Cr Cr Ci Ci",  // C connecting
     "L- Is Li Li Ot Pp I- Aa Lr Lr Lr Lr Li Li",  // L calling
     "A- Is Ai Ai Ot Pp I- Ar Ar Aa Aa Ar Ai Ai",  // A answering
-    "O- Is Oi Oi Oi Pp I- Or Or Aa Bq Or Oi Oi",  // O open
+    "O- Is Og Oi Oi Pp I- Or Or Aa Bq Or OR Oi",  // O open
     "B- Is Ah Bi Bi Ah Ah Br Br Aa Bo Br OR O-",  // B probing
 };
 constexpr std::string_view kPeerStateLetters = "IPCLAOB";
-constexpr std::string_view kPeerActionLetters = "-iclpsahqorRt";
+constexpr std::string_view kPeerActionLetters = "-iclpsahqorRtg";
 
 TEST(PeerCoreTest, TheTableIsTheDesign) {
   for (size_t state = 0; state < kPeerStates; ++state) {
@@ -145,6 +145,26 @@ TEST_F(PeerCoreHelloTest, WhatIsAskedForIsDialledAgainAndAgain) {
   EXPECT_EQ(core_.OnEnded(false), PeerAction::kNone) << "waiting does not help";
   EXPECT_FALSE(core_.wanted());
   EXPECT_EQ(core_.state(), PeerState::kIdle);
+}
+
+TEST_F(PeerCoreHelloTest, HowAnAnsweredOneEndsSaysNothingAboutCalls) {
+  core_.Want();
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x90, 1)), PeerAction::kAnswer);
+  EXPECT_EQ(core_.OnEnded(false), PeerAction::kPause);
+  EXPECT_TRUE(core_.wanted());
+  EXPECT_EQ(core_.OnTime(), PeerAction::kConnect);
+  EXPECT_EQ(core_.OnStream(), PeerAction::kCall);
+  EXPECT_EQ(core_.OnOpened(PeerFrom(0x10, 1)), PeerAction::kTell);
+  EXPECT_EQ(core_.OnEnded(false), PeerAction::kPause) << "it has been open";
+  EXPECT_TRUE(core_.wanted());
+}
+
+TEST_F(PeerCoreHelloTest, AProbeGoesOnWhenWhatIsHeldHasGone) {
+  OpenByAnswer(PeerFrom(0x10, 7));
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x10, 8)), PeerAction::kProbe);
+  EXPECT_EQ(core_.OnHeldGone(), PeerAction::kNone);
+  EXPECT_EQ(core_.OnTime(), PeerAction::kGiveUp);
+  EXPECT_EQ(core_.OnEnded(true), PeerAction::kNone);
 }
 
 TEST_F(PeerCoreHelloTest, WhoWasAnsweredAloneIsNotDialled) {

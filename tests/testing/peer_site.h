@@ -1,5 +1,6 @@
 // PeerSite: a program with a set of peers, for tests: what its set has told it, and the messages
-// that it has received. Endpoints that have ended stay with it, so that all that had come is read.
+// that it has received. Endpoints that have ended stay with it, so that all that had come is read,
+// unless it is told to drop them.
 //
 // Owns its set. The loop's thread.
 #ifndef PENSTOCK_TESTS_TESTING_PEER_SITE_H_
@@ -40,6 +41,7 @@ class PeerSite {
   int opened = 0;
   std::vector<absl::Status> ends{};
   std::vector<std::string> received{};
+  bool drops_ended = false;
   std::function<void()> at_open{};
   std::function<void()> at_end{};
 
@@ -51,7 +53,8 @@ class PeerSite {
   }
   void OnEnd(std::unique_ptr<RdmaEndpoint> endpoint, absl::Status why) {
     ends.push_back(std::move(why));
-    ended_.push_back(std::move(endpoint));
+    if (!drops_ended) ended_.push_back(std::move(endpoint));
+    endpoint = nullptr;
     if (at_end) at_end();
   }
   void Receive(RdmaEndpoint& endpoint) {
