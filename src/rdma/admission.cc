@@ -42,12 +42,12 @@ absl::Duration Admission::retry_after() const {
 void Admission::Place::Leave() {
   Admission* const admission = std::exchange(admission_, nullptr);
   const State state = std::exchange(state_, State::kNone);
+  if (state == State::kNone) return;
   if (state == State::kWaiting) admission->Remove(*this);
-  if (state == State::kAdmitted) {
-    admission->running_ -= lanes_;
-    admission->AdmitNext();
-  }
+  if (state == State::kAdmitted) admission->running_ -= lanes_;
   admitted_ = nullptr;
+  // Who waited for many may have kept those behind it from the few that there were.
+  admission->AdmitNext();
 }
 
 // In a loop and not in itself: who is admitted may fail, and leave, at once.

@@ -48,7 +48,8 @@ class Admission {
     ~Place() { Leave(); }
 
     bool admitted() const { return state_ == State::kAdmitted; }
-    // When the bring-up has ended, one way or the other. May run the `admitted` of others.
+    // When the bring-up has ended, one way or the other, or is waited for no longer. May run the
+    // `admitted` of others.
     void Leave();
 
    private:

@@ -76,6 +76,20 @@ TEST_F(AdmissionTest, OneOfManyLanesTakesAsManyPlaces) {
   EXPECT_EQ(order_, std::vector<int>({2, 4}));
 }
 
+TEST_F(AdmissionTest, WhoeverLeavesTheLineLetsThoseBehindItIn) {
+  EXPECT_EQ(admission_.Ask(places_[0], 1, [] {}), Answer::kAdmitted);
+  EXPECT_EQ(admission_.Ask(places_[1], 2, [] {}), Answer::kWaiting);
+  EXPECT_EQ(Ask(2), Answer::kWaiting);
+  EXPECT_EQ(Ask(3), Answer::kWaiting);
+  places_[1].Leave();
+  EXPECT_EQ(order_, std::vector<int>({2})) << "there was room for it all the while";
+  EXPECT_EQ(admission_.stats().running, 2u);
+  EXPECT_EQ(admission_.stats().waiting, 1u);
+  EXPECT_EQ(Ask(4), Answer::kWaiting);
+  places_[3].Leave();
+  EXPECT_EQ(order_, std::vector<int>({2})) << "there is none";
+}
+
 TEST_F(AdmissionTest, WhoeverLeavesTheLineIsNotAdmitted) {
   for (size_t i = 0; i < 5; ++i) Ask(i);
   places_[3].Leave();
