@@ -95,6 +95,7 @@ void EndpointCore::BringUpLanes() {
 
 // While the peer does not count on them.
 void EndpointCore::GiveUpLanes(std::string_view why) {
+  if (lanes_ != nullptr) lane_window_.SetHeld(lanes_->held());
   const std::unique_ptr<LaneGroup> gone = std::move(lanes_);
   place_.Leave();
   if (options_.device != nullptr && stats_.fallback.empty()) stats_.fallback = why;
@@ -194,6 +195,7 @@ void EndpointCore::OnFallback(const ControlFallback& fallback) {
   if (carrier_ == Carrier::kStream) {
     status = absl::InvalidArgumentError("FALLBACK, but the stream carries the data already");
   } else {
+    if (lanes_ != nullptr) lane_window_.SetHeld(lanes_->held());
     status = lane_window_.OnFallback(fallback.received);
   }
   if (!status.ok()) {

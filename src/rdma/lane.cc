@@ -147,6 +147,7 @@ BufferChain Lane::NewMemory(uint64_t size) {
 
 void Lane::Start(LaneWork work) {
   if (ended_) return;
+  if (work.op == FabricOp::kSend) ++unsent_;
   std::list<LaneWork> one = hub_.TakeWork();
   one.front() = std::move(work);
   waiting_.splice(waiting_.end(), one);
@@ -200,6 +201,7 @@ Lane::Step Lane::PostReads() {
 
 // All of the first of `from` is posted.
 void Lane::MoveOn(std::list<LaneWork>& from) {
+  if (from.front().op == FabricOp::kSend) --unsent_;
   if (from.front().token.has_value()) {
     posted_.splice(posted_.end(), from, from.begin());
   } else {

@@ -127,6 +127,8 @@ class Lane final {
   // False: Send and Write no more until OnLaneRoom. Reads that wait for the peer's read depth are
   // not counted: how many there are is the caller's to bound.
   bool HasRoom() const { return waiting_.empty() && !failed_; }
+  // Messages that wait here: the peer cannot have any of them.
+  uint32_t unsent() const { return unsent_; }
   // Work requests that are posted and not acknowledged.
   uint32_t out() const { return out_; }
 
@@ -190,6 +192,7 @@ class Lane final {
   LaneAddress address_;
   uint32_t grant_ = 0;
   uint32_t out_ = 0;
+  uint32_t unsent_ = 0;
   uint32_t depth_ = 0;  // of the send queue; one of them is kept for the last of all
   uint32_t reads_out_ = 0;
   uint32_t read_depth_ = 0;

@@ -87,6 +87,8 @@ class LaneGroup final {
   BufferChain NewMemory(const LaneTarget& target, uint64_t size);
   void Stop();
   bool HasRoom() const;
+  // The last so many messages have not gone out yet: the peer cannot have any of them.
+  size_t held() const { return held_.size() + lanes_.front()->lane->unsent(); }
   // As Lane has it.
   bool SetGrant(uint32_t grant) { return lanes_.front()->lane->SetGrant(grant); }
 

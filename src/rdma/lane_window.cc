@@ -64,9 +64,9 @@ void LaneWindow::Acknowledge(uint64_t count) {
 
 absl::Status LaneWindow::OnHeader(MessageHeader& header) {
   const auto news = static_cast<uint16_t>(header.received - static_cast<uint16_t>(acknowledged_));
-  if (news > sent_.size()) {
+  if (news > on_the_way()) {
     return absl::InvalidArgumentError(absl::StrCat(news, " messages of the lane acknowledged, but ",
-                                                   sent_.size(), " are on the way"));
+                                                   on_the_way(), " are on the way"));
   }
   // It cannot know of more than what it has been told.
   if (++received_ - told_ > granted_) {
@@ -79,10 +79,10 @@ absl::Status LaneWindow::OnHeader(MessageHeader& header) {
 }
 
 absl::Status LaneWindow::OnFallback(uint64_t received) {
-  if (received - acknowledged_ > sent_.size()) {
+  if (received - acknowledged_ > on_the_way()) {
     return absl::InvalidArgumentError(absl::StrCat("FALLBACK after message ", received, ", but ",
                                                    acknowledged_, " to ",
-                                                   acknowledged_ + sent_.size(), " can be"));
+                                                   acknowledged_ + on_the_way(), " can be"));
   }
   Acknowledge(received - acknowledged_);
   return absl::OkStatus();

@@ -73,6 +73,9 @@ class LaneWindow {
   void OnSent(const MessageHeader& header, const std::optional<AccessPrefix>& access,
               BufferChain& payload);
   void OnWriteSent(const AccessPrefix& access, uint32_t number, BufferChain& payload);
+  // Of the messages that were sent, the last so many wait on this side: the peer can acknowledge
+  // none of them, so that those that wait are bounded by the receives it has granted (I9).
+  void SetHeld(size_t messages) { held_ = messages; }
   // The oldest is in the peer's memory.
   void OnWriteDone() { writes_.pop(); }
   // A message that has come by the lane. Afterwards `header` counts pieces, as over a stream.
@@ -105,12 +108,14 @@ class LaneWindow {
  private:
   static constexpr uint32_t kReserved = kSpare / 2;
 
+  uint64_t on_the_way() const { return sent_.size() - held_; }
   void Acknowledge(uint64_t count);
   std::optional<Write> TakeWriteBefore(uint64_t message);
 
   Fifo<Sent> sent_;
   Fifo<Write> writes_;
   std::optional<Write> first_write_;  // looked at
+  size_t held_ = 0;
   uint32_t limit_ = 0;
   uint32_t limit_max_ = 0;
   uint32_t granted_ = 0;  // receives that the peer may use

@@ -11,10 +11,12 @@
 #include <gtest/gtest.h>
 
 #include "rdma/control_codec.h"
+#include "rdma/exposed_memory.h"
 #include "rdma/lane.h"
 #include "rdma/lane_hub.h"
 #include "rdma/lane_window.h"
 #include "rdma/message_header.h"
+#include "testing/fate.h"
 #include "testing/hostile_harness.h"
 
 namespace penstock::internal {
@@ -24,9 +26,12 @@ namespace {
 class EndpointHostileLaneTest : public HostileHarness, private Lane::Owner {
  protected:
   void TearDown() override {
+    if (has_lanes()) lanes().fabric().set_drop(nullptr);
     peer_ = nullptr;
     endpoint_ = nullptr;
     lane_ = nullptr;
+    second_ = nullptr;
+    exposed_ = ExposedMemory();
     hub_ = nullptr;
     device_ = nullptr;
     HostileHarness::TearDown();
@@ -52,6 +57,48 @@ class EndpointHostileLaneTest : public HostileHarness, private Lane::Owner {
     });
     ASSERT_TRUE(endpoint_->stats().over_device);
   }
+  void OpenWithTwoLanes() {
+    MakeHub();
+    lane_ = NewLane(5);
+    second_ = NewLane(6);
+    RdmaOptions options = Quiet();
+    options.lanes = 2;
+    OpenWithAnswer(
+        [&](const ControlHello& hello) -> GateOffer {
+          EXPECT_EQ(hello.lanes.size(), 2u);
+          EXPECT_TRUE(lane_->BringUp(hello.lanes.front(), hello.terms.read_depth).ok());
+          EXPECT_TRUE(second_->BringUp(hello.lanes.back(), hello.terms.read_depth).ok());
+          return {.lanes = {lane_->address(), second_->address()},
+                  .terms = {.depth = kPeerDepth, .size = 8192, .read_depth = 2}};
+        },
+        options);
+    ASSERT_EQ(endpoint_->stats().lanes, 2u);
+  }
+  // The second of two lanes does nothing any more. The endpoint has begun a write by it, and has a
+  // message that waits for the write.
+  void OpenWithAHeldMessage() {
+    OpenWithTwoLanes();
+    memory_.resize(128 << 10);  // wherever it lies, each lane has its part
+    exposed_ = *hub_->Expose(memory_, RdmaAccess::kWrite);
+    peer_->Send(EncodeControl(ControlRegion{.region = 1,
+                                            .epoch = 1,
+                                            .address = exposed_.address(),
+                                            .length = memory_.size(),
+                                            .rkey = exposed_.key(),
+                                            .access = kRegionWrite}));
+    const absl::StatusOr<RdmaRemoteRegion> remote = AwaitRegion(*endpoint_);
+    ASSERT_TRUE(remote.ok()) << remote.status();
+    lanes().fabric().set_drop(
+        [this, number = second_->address().qpn](const testing::FakePacket& packet) {
+          const bool hit =
+              packet.kind == testing::FakePacketKind::kRequest && packet.to_number == number;
+          cut_ = cut_ || hit;
+          return hit;
+        });
+    endpoint_->Write(*remote, 0, Chain(std::string(memory_.size(), 'w')));
+    endpoint_->Send(Chain("held"), sent_.OnDone());
+    ASSERT_TRUE(Drive([this] { return cut_; }));
+  }
   void SendByLane(const MessageHeader& header, std::string_view body = {}) {
     std::array<char, kMessageHeaderSize> bytes;
     EncodeMessageHeader(header, bytes);
@@ -60,7 +107,11 @@ class EndpointHostileLaneTest : public HostileHarness, private Lane::Owner {
 
   std::unique_ptr<FabricDevice> device_;
   std::unique_ptr<LaneHub> hub_;
-  std::unique_ptr<Lane> lane_;
+  std::unique_ptr<Lane> lane_, second_;
+  std::vector<char> memory_;
+  ExposedMemory exposed_;
+  Fate sent_;
+  bool cut_ = false;                    // something has been lost
   std::vector<MessageHeader> headers_;  // of what has come by the lane
 
  private:
@@ -72,6 +123,9 @@ class EndpointHostileLaneTest : public HostileHarness, private Lane::Owner {
   void OnLaneDone(uint64_t, RdmaOutcome, BufferChain) override {}
   void OnLaneEnd(absl::Status) override {}
 };
+
+// Where waiting for a device's timeouts costs nothing, and none comes too early.
+class EndpointHostileLaneBreakTest : public EndpointHostileLaneTest {};
 
 TEST_P(EndpointHostileLaneTest, AnHonestPeerIsUnderstood) {
   OpenWithLane();
@@ -89,21 +143,8 @@ TEST_P(EndpointHostileLaneTest, WhatIsNoMessage) {
 
 // Messages go by the first lane: what came by another had no place in their order.
 TEST_P(EndpointHostileLaneTest, AMessageByAnotherLane) {
-  MakeHub();
-  const std::unique_ptr<Lane> first = NewLane(5);
-  lane_ = NewLane(6);
-  RdmaOptions options = Quiet();
-  options.lanes = 2;
-  OpenWithAnswer(
-      [&](const ControlHello& hello) -> GateOffer {
-        EXPECT_EQ(hello.lanes.size(), 2u);
-        EXPECT_TRUE(first->BringUp(hello.lanes.front(), hello.terms.read_depth).ok());
-        EXPECT_TRUE(lane_->BringUp(hello.lanes.back(), hello.terms.read_depth).ok());
-        return {.lanes = {first->address(), lane_->address()},
-                .terms = {.depth = kPeerDepth, .size = 8192, .read_depth = 2}};
-      },
-      options);
-  ASSERT_EQ(endpoint_->stats().lanes, 2u);
+  OpenWithTwoLanes();
+  std::swap(lane_, second_);
   SendByLane(Header(MessageType::kMessage, 1), "stray");
   ExpectViolation();
 }
@@ -120,6 +161,38 @@ TEST_P(EndpointHostileLaneTest, AcknowledgementsOfWhatWasNotSent) {
   OpenWithLane();
   SendByLane(Header(MessageType::kMessage, 1, /*received=*/1), "x");
   ExpectViolation();
+}
+
+// Else what is held would grow for as long as the peer acknowledged it.
+TEST_P(EndpointHostileLaneBreakTest, AcknowledgementsOfWhatIsHeld) {
+  OpenWithAHeldMessage();
+  SendByLane(Header(MessageType::kMessage, 1, /*received=*/1), "x");
+  ExpectViolation();
+  EXPECT_FALSE(sent_.status().ok());
+}
+
+TEST_P(EndpointHostileLaneBreakTest, AFallbackThatHasWhatIsHeld) {
+  OpenWithAHeldMessage();
+  peer_->Send(EncodeControl(ControlFallback{.received = 1}));
+  ExpectViolation();
+}
+
+// The endpoint remembers what it held when it gave its lanes up.
+TEST_P(EndpointHostileLaneBreakTest, ALateFallbackThatHasWhatWasHeld) {
+  OpenWithAHeldMessage();
+  ASSERT_TRUE(Drive([this] { return peer_->Last<ControlFallback>() != nullptr; }));
+  peer_->Send(EncodeControl(ControlFallback{.received = 1}));
+  ExpectViolation();
+}
+
+TEST_P(EndpointHostileLaneBreakTest, AnHonestPeerGetsWhatWasHeldByTheStream) {
+  OpenWithAHeldMessage();
+  ASSERT_TRUE(Drive([this] { return peer_->Last<ControlFallback>() != nullptr; }));
+  peer_->Send(EncodeControl(ControlFallback{.reply = true, .received = 0}));
+  ASSERT_TRUE(Drive([this] {
+    return !peer_->data().empty() && peer_->data().back().type == MessageType::kMessage;
+  }));
+  EXPECT_TRUE(headers_.empty());
 }
 
 TEST_P(EndpointHostileLaneTest, DataOnTheStreamBesideTheLane) {
@@ -189,6 +262,8 @@ TEST_P(EndpointHostileLaneTest, MoreThanTheCreditsAllow) {
 
 INSTANTIATE_TEST_SUITE_P(Lanes, EndpointHostileLaneTest,
                          ::testing::ValuesIn(RdmaLaneEnvironments()), EnvironmentName);
+INSTANTIATE_TEST_SUITE_P(Simulated, EndpointHostileLaneBreakTest,
+                         ::testing::ValuesIn(SimulatedLaneEnvironments()), EnvironmentName);
 
 }  // namespace
 }  // namespace penstock::internal

@@ -69,6 +69,18 @@ TEST_F(LaneWindowTest, WhatWasNotSentCannotBeAcknowledged) {
   EXPECT_TRUE(window_.OnFallback(1).ok());
 }
 
+TEST_F(LaneWindowTest, WhatIsHeldCannotBeAcknowledged) {
+  for (uint32_t i = 1; i <= 3; ++i) Send(MessageType::kMessage, i);
+  window_.SetHeld(2);
+  EXPECT_TRUE(absl::IsInvalidArgument(Told(2)));
+  EXPECT_TRUE(absl::IsInvalidArgument(window_.OnFallback(2)));
+  ASSERT_TRUE(Told(1).ok());
+  window_.SetHeld(1);
+  EXPECT_TRUE(absl::IsInvalidArgument(Told(3)));
+  EXPECT_TRUE(window_.OnFallback(2).ok());
+  EXPECT_EQ(window_.TakeMessage()->header.sequence, 3u) << "it goes by the stream";
+}
+
 TEST_F(LaneWindowTest, MoreThanThePeerMaySendIsRefused) {
   for (uint32_t i = 0; i < kDepth + LaneWindow::kSpare; ++i) ASSERT_TRUE(Told(0).ok());
   EXPECT_TRUE(absl::IsInvalidArgument(Told(0)));
