@@ -9,6 +9,11 @@ namespace {
 
 constexpr uint64_t kSlice = Lane::kSliceMax;
 
+// For each lane, of what has been started and not been told: as much as its queue of work holds,
+// and twice what it has on the way at the greatest read depth.
+constexpr uint64_t kWritesUntoldMax = 8 << 20;
+constexpr uint64_t kReadsUntoldMax = 2 << 20;
+
 // The token of a slice on its lane: whether it reads, the number of its operation, and which slice
 // of that it is. Reads are bounded by 32 bits of bytes, and the place of a write's slice is of no
 // interest.
@@ -88,8 +93,11 @@ void LaneGroup::SendHeld() {
 void LaneGroup::Write(uint64_t token, const LaneTarget& target, BufferChain data) {
   if (single()) return lanes_.front()->lane->Write(token, target, std::move(data));
   const uint64_t number = writes_.next++;
-  writes_.works[static_cast<uint32_t>(number)] = {
-      .token = token, .slices = SlicesOf(target.address, data.size()), .read = {}};
+  writes_.bytes += data.size();
+  writes_.works[static_cast<uint32_t>(number)] = {.token = token,
+                                                  .size = data.size(),
+                                                  .slices = SlicesOf(target.address, data.size()),
+                                                  .read = {}};
   for (LaneTarget at = target; !data.empty();) {
     const uint64_t size = SliceAt(at.address, data.size());
     Lane& lane = LaneAt(at.address);
@@ -101,17 +109,30 @@ void LaneGroup::Write(uint64_t token, const LaneTarget& target, BufferChain data
 
 void LaneGroup::Read(uint64_t token, const LaneTarget& target, uint64_t size, BufferChain into) {
   if (single()) return lanes_.front()->lane->Read(token, target, size, std::move(into));
+  HeldRead read = {.token = token, .target = target, .size = size, .into = std::move(into)};
+  if (held_reads_.empty() && MayRead()) return StartRead(std::move(read));
+  held_reads_.push(std::move(read));
+}
+
+// A lane that has ended would not tell of any more.
+bool LaneGroup::MayRead() const {
+  return reads_.bytes < kReadsUntoldMax * lanes_.size() && !reads_.broken && end_.ok();
+}
+
+void LaneGroup::StartRead(HeldRead read) {
   const uint64_t number = reads_.next++;
+  reads_.bytes += read.size;
   Striped& work = reads_.works[static_cast<uint32_t>(number)];
-  work.token = token;
-  work.slices = SlicesOf(target.address, size);
+  work.token = read.token;
+  work.size = read.size;
+  work.slices = SlicesOf(read.target.address, read.size);
   work.read.resize(work.slices);
-  LaneTarget at = target;
+  LaneTarget at = read.target;
   for (uint64_t slice = 0; slice < work.read.size(); ++slice) {
-    const uint64_t part = SliceAt(at.address, size);
-    LaneAt(at.address).Read(SliceToken(true, number, slice), at, part, into.PopFront());
+    const uint64_t part = SliceAt(at.address, read.size);
+    LaneAt(at.address).Read(SliceToken(true, number, slice), at, part, read.into.PopFront());
     at.address += part;
-    size -= part;
+    read.size -= part;
   }
 }
 
@@ -134,7 +155,8 @@ void LaneGroup::Stop() {
 }
 
 bool LaneGroup::HasRoom() const {
-  return std::all_of(lanes_.begin(), lanes_.end(),
+  return writes_.bytes < kWritesUntoldMax * lanes_.size() &&
+         std::all_of(lanes_.begin(), lanes_.end(),
                      [](const auto& member) { return member->lane->HasRoom(); });
 }
 
@@ -161,7 +183,9 @@ void LaneGroup::OnSliceDone(uint64_t token, RdmaOutcome outcome, BufferChain dat
   if (reads) work.read[token & kSliceMask] = std::move(data);
   work.outcome = work.ended == 0 || work.outcome == outcome ? outcome : RdmaOutcome::kInDoubt;
   if (++work.ended < work.slices) return;
-  if (TellDone(line)) SendHeld();
+  if (!TellDone(line)) return;
+  while (!held_reads_.empty() && MayRead()) StartRead(held_reads_.pop());
+  SendHeld();
 }
 
 // Those that have ended and that nothing older keeps from being told. False: the owner has
@@ -175,6 +199,7 @@ bool LaneGroup::TellDone(Line& line) {
     Striped work = std::move(at->second);
     line.works.erase(at);
     ++line.first;
+    line.bytes -= work.size;
     // What is done again goes in its order: with one, all that follow.
     if (work.outcome != RdmaOutcome::kDone) line.broken = true;
     if (line.broken && work.outcome == RdmaOutcome::kDone) work.outcome = RdmaOutcome::kInDoubt;
@@ -189,8 +214,19 @@ bool LaneGroup::TellDone(Line& line) {
 
 void LaneGroup::OnEnd(absl::Status status) {
   if (end_.ok()) end_ = std::move(status);
-  if (++ended_ == lanes_.size()) return owner_.OnLaneEnd(std::move(end_));
+  if (++ended_ == lanes_.size()) return TellEnd();
   for (const auto& member : lanes_) member->lane->OnFailed("retire", "another lane has failed");
+}
+
+void LaneGroup::TellEnd() {
+  bool gone = false;
+  gone_ = &gone;
+  while (!held_reads_.empty()) {
+    owner_.OnLaneDone(held_reads_.pop().token, RdmaOutcome::kNeverPosted, {});
+    if (gone) return;
+  }
+  gone_ = nullptr;
+  owner_.OnLaneEnd(std::move(end_));
 }
 
 }  // namespace internal

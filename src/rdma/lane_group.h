@@ -5,11 +5,15 @@
 // multiples of 64 KiB, and each slice has its lane by that address: so whatever is done to one
 // place is done by one lane, in the order it was started, and nothing else needs to wait. A message
 // waits here until the writes that were started before it, and that other lanes have a part in, are
-// in the peer's memory.
+// done. That the peer's program sees them then is the devices' doing: between queue pairs the
+// InfiniBand specification may promise no more than that the peer's device has acknowledged them.
 //
 // An operation ends when the last of its slices has, once, in the order it was started among those
 // of its kind; after one that has failed none counts as done. When one lane fails, all are retired:
 // the owner hears of it when every one of them is drained, with what the first has said.
+//
+// What has ended and is kept from being told holds memory: while the oldest read or write lags
+// behind, no more than some MiB for each lane are started after it (I9).
 //
 // Owned by its endpoint, on the loop's thread; the hub outlives it. The owner may destroy it in any
 // of its calls, and is never called inside a call of its own (I3).
@@ -34,6 +38,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/fifo.h"
 #include "rdma/control_message.h"
 #include "rdma/lane.h"
 #include "rdma/lane_hub.h"
@@ -48,7 +53,7 @@ class LaneGroup final {
     virtual void OnLaneMessage(BufferChain message) = 0;
     // By another lane than the first: the peer does not keep to the protocol.
     virtual void OnLaneStray() = 0;
-    // HasRoom has become true.
+    // HasRoom has become true; where OnLaneDone has made it so, that is all that is told.
     virtual void OnLaneRoom() = 0;
     // As Lane::Owner has these two, of the whole operation and of all lanes.
     virtual void OnLaneDone(uint64_t token, RdmaOutcome outcome, BufferChain data) = 0;
@@ -106,6 +111,7 @@ class LaneGroup final {
   // An operation of which not all slices have ended, or that another one keeps from being told.
   struct Striped {
     uint64_t token = 0;
+    uint64_t size = 0;
     uint32_t slices = 0;
     uint32_t ended = 0;                           // of these
     RdmaOutcome outcome = RdmaOutcome::kInDoubt;  // of these; kInDoubt when they differ
@@ -116,6 +122,7 @@ class LaneGroup final {
     absl::flat_hash_map<uint32_t, Striped> works;
     uint64_t first = 0;
     uint64_t next = 0;
+    uint64_t bytes = 0;   // of all works
     bool broken = false;  // one has failed
   };
   struct Held {
@@ -123,15 +130,24 @@ class LaneGroup final {
     BufferChain payload;
     uint64_t after = 0;  // writes with smaller numbers come first
   };
+  struct HeldRead {
+    uint64_t token = 0;
+    LaneTarget target;
+    uint64_t size = 0;
+    BufferChain into;
+  };
 
   explicit LaneGroup(Owner& owner) : owner_(owner) {}
   bool single() const { return lanes_.size() == 1; }
   Lane& LaneAt(uint64_t address) const;
   bool MaySend(uint64_t after) const { return after <= writes_.first && !writes_.broken; }
   void SendHeld();
+  bool MayRead() const;
+  void StartRead(HeldRead read);
   void OnSliceDone(uint64_t token, RdmaOutcome outcome, BufferChain data);
   bool TellDone(Line& line);
   void OnEnd(absl::Status status);
+  void TellEnd();
 
   Owner& owner_;
   std::vector<std::unique_ptr<Member>> lanes_;  // lanes keep the address of theirs
@@ -140,6 +156,7 @@ class LaneGroup final {
   Line reads_;
   uint64_t barrier_ = 0;  // of writes that other lanes than the first have a part in
   std::list<Held> held_;
+  Fifo<HeldRead> held_reads_;
   absl::Status end_;  // what the first that failed has said
   bool* gone_ = nullptr;
 };

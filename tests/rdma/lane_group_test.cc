@@ -361,6 +361,62 @@ TEST_F(LaneGroupTest, TheFullestLaneSaysWhetherThereIsRoom) {
   ASSERT_TRUE(Run([&] { return left_.done.size() == count; }));
 }
 
+// Else all that a queue admits could be kept in memory behind one packet that is lost.
+TEST_F(LaneGroupTest, WritesThatCannotBeToldTakeRoom) {
+  constexpr uint64_t kMost = 2 * (8 << 20), kEnough = 3 * kMost;
+  ConnectGroups(2);
+  const std::string text = LaneText(1, kStripe);
+  const uint64_t ahead = OffsetOf(0);
+  Delay(1);
+  left_.lanes->Write(0, At(OffsetOf(1)), Payload("behind"));
+  uint64_t started = 0;
+  const auto room = [&] { return left_.lanes->HasRoom() || !left_.done.empty(); };
+  while (started < kEnough && Run(room) && left_.done.empty()) {
+    left_.lanes->Write(1, At(ahead), Payload(text, kStripe));
+    started += kStripe;
+  }
+  EXPECT_LE(started, kMost + kStripe);
+  const size_t count = started / kStripe + 1;
+  ASSERT_TRUE(Run([&] { return left_.done.size() == count; })) << left_.done.size();
+  EXPECT_EQ(left_.Count(RdmaOutcome::kDone), count);
+  EXPECT_TRUE(left_.lanes->HasRoom());
+}
+
+// Nor may they take the memory that the oldest of them waits for.
+TEST_F(LaneGroupTest, ReadsThatCannotBeToldHoldUpThoseAfterThem) {
+  constexpr uint64_t kMost = 2 * (2 << 20), kCount = 3 * kMost / kStripe;
+  for (const bool fails : {false, true}) {
+    ConnectGroups(2);
+    left_.done.clear();
+    const uint32_t number = right_.lanes->addresses()[1].qpn;
+    const int64_t until_ns = host_.now_ns() + 50'000'000;
+    uint64_t ahead = 0;
+    fabric_.set_drop([&, number](const FakePacket& packet) {
+      if (packet.kind != FakePacketKind::kRequest) return false;
+      if (packet.to_number == number) return fails || host_.now_ns() < until_ns;
+      ahead += left_.done.empty() && packet.op == FabricOp::kRead ? 1 : 0;
+      return false;
+    });
+    left_.lanes->Read(0, At(OffsetOf(1)), 100);
+    for (uint64_t token = 1; token <= kCount; ++token) {
+      left_.lanes->Read(token, At(OffsetOf(0)), kStripe);
+    }
+    ASSERT_TRUE(Run([&] { return left_.done.size() > kCount; })) << left_.done.size();
+    EXPECT_LE(ahead, kMost / kStripe);
+    EXPECT_GE(ahead, kMost / kStripe - 1);
+    for (uint64_t token = 0; token <= kCount; ++token) EXPECT_EQ(left_.done[token].token, token);
+    if (fails) {
+      EXPECT_EQ(left_.Count(RdmaOutcome::kNeverPosted), kCount - ahead);
+      ASSERT_TRUE(Run([&] { return !left_.ends.empty(); }));
+    } else {
+      EXPECT_EQ(left_.Count(RdmaOutcome::kDone), kCount + 1);
+    }
+    fabric_.set_drop(nullptr);
+    left_.lanes.reset();
+    right_.lanes.reset();
+  }
+}
+
 TEST_F(LaneGroupTest, MayBeDestroyedInAnyOfItsCalls) {
   for (int which = 0; which < 4; ++which) {
     ConnectGroups(3);
