@@ -194,8 +194,9 @@ absl::Status Connection::AttachTo(Engine& engine) {
 
 void Connection::Stay(absl::Status why) {
   CountRefused(RefusalOf(why));
-  Engine& back = parcel_->from->broken() ? **loop_->EngineFor(EngineKind::kAuto) : *parcel_->from;
-  const absl::Status again = AttachTo(back);
+  absl::StatusOr<Engine*> back = parcel_->from;
+  if ((*back)->broken()) back = loop_->EngineFor(EngineKind::kAuto);
+  const absl::Status again = back.ok() ? AttachTo(**back) : back.status();
   again.ok() ? Settled(MoveError(why)) : Strand(again);
 }
 

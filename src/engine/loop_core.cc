@@ -165,7 +165,9 @@ absl::Status LoopCore::ChoosePrimary() {
 
 absl::StatusOr<Engine*> LoopCore::EngineFor(EngineKind kind) {
   if (kind == EngineKind::kAuto) {
-    return primary_->broken() && secondary_ != nullptr ? secondary_.get() : primary_.get();
+    if (!primary_->broken()) return primary_.get();
+    // Until LeaveBroken has run there may be no other.
+    return secondary_ != nullptr ? secondary_.get() : EngineFor(EngineKind::kEpoll);
   }
   for (Engine* engine : {primary_.get(), secondary_.get()}) {
     if (engine == nullptr || engine->kind() != kind) continue;
@@ -438,7 +440,7 @@ absl::StatusOr<Connection*> LoopCore::NewConnection(Engine& engine, int fd,
 }
 
 void LoopCore::SwapPrimary() {
-  if (embedded_) return;
+  if (embedded_ || secondary_->broken()) return;
   auto timer = std::make_unique<TimerWatch>(*this);
   auto wake = std::make_unique<WakeWatch>();
   auto other = std::make_unique<EngineWatch>(*this);

@@ -167,6 +167,24 @@ TEST_P(UringBrokenTest, NobodyGoesBackToIt) {
   ASSERT_TRUE(PollUntil([&] { return received_ == "one two"; }));
 }
 
+// A sweep that is refused because the ring has failed meanwhile makes it nobody's first engine.
+TEST_P(UringBrokenTest, ASweepThatBeginsAsItFailsChangesNothing) {
+  Read();
+  for (int i = 0; i < 100; ++i) loop_->Poll();
+  Break();
+  ASSERT_EQ(peer_.Send("goes "), 5);  // nobody looks at a second engine that has nothing to tell
+  ASSERT_TRUE(PollUntil([&] { return !SwitchAll(*loop_, EngineKind::kUring).ok(); }));
+  ASSERT_TRUE(PollUntil([&] { return stream_->stats().engine == EngineKind::kEpoll; }));
+  for (int i = 0; i < 100; ++i) loop_->Poll();
+  EXPECT_EQ(loop_->engine(), GetParam().embedded ? GetParam().primary : EngineKind::kEpoll);
+  ASSERT_EQ(peer_.Send("on"), 2);
+  ASSERT_TRUE(PollUntil([&] { return received_ == "goes on"; }));
+  bool fired = false;
+  Timer timer(*loop_);
+  timer.Arm(absl::Milliseconds(1), [&] { fired = true; });
+  EXPECT_TRUE(PollUntil([&] { return fired; }));
+}
+
 TEST_P(UringBrokenTest, WhatItWasToLetGoOfCloses) {
   Read();
   for (int i = 0; i < 100; ++i) loop_->Poll();
