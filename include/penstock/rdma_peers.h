@@ -60,7 +60,8 @@ struct RdmaPeerSetOptions {
   RdmaOptions endpoint;
   // Before an attempt that follows on one that failed, or on an endpoint that ended: half to all of
   // `pause_min`, by chance, of twice as much each time, up to `pause_max`; longer where the peer
-  // has asked for more. From the beginning again when bytes had moved.
+  // has asked for more, but by its wish no longer than a minute. From the beginning again when
+  // bytes had moved.
   absl::Duration pause_min = absl::Milliseconds(100);
   absl::Duration pause_max = absl::Seconds(30);
   // That a connector has to make its stream.
@@ -69,10 +70,10 @@ struct RdmaPeerSetOptions {
   // has not, even if the peer has gone again meanwhile.
   absl::Duration probe_max = absl::Seconds(2);
   // Peers that are known: dialled, opening or open. Beyond that, those that come are told to come
-  // again after `retry_after`.
+  // again after `retry_after`, at most an hour.
   uint32_t peers_max = 1024;
   absl::Duration retry_after = absl::Seconds(1);
-  // Streams that were accepted and have not said HELLO, or are being told that they are refused.
+  // Accepted streams that have not said HELLO, or that are being told that they are refused.
   // More are reset.
   uint32_t accepts_max = 256;
 };

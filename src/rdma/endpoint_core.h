@@ -180,6 +180,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   // Known from HELLO, or ACCEPT, on. The name is HELLO's.
   const AttemptId& peer_attempt() const { return gate_.peer(); }
   const std::string& peer_name() const { return gate_.peer_name(); }
+  GateRole role() const { return gate_.role(); }
   // It has ended, whoever knows of it yet.
   bool dead() const { return state_ == EndpointState::kDead; }
 

@@ -13,6 +13,9 @@ PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 namespace {
 
+// That a peer may ask this side to wait, unless the program waits longer by itself.
+constexpr absl::Duration kObeyedMax = absl::Minutes(1);
+
 // Of an attempt: whether another one may fare better.
 bool MayFareBetter(const absl::Status& status) {
   switch (status.code()) {
@@ -206,7 +209,9 @@ void PeerLink::Call(StreamPtr stream) {
 
 void PeerLink::Pause() {
   connecting_ = 0;
-  AtTime(std::max(backoff_.Next(RandomBytes()[0]), std::exchange(retry_after_, {})));
+  const absl::Duration obeyed = std::max(owner_->options().pause_max, kObeyedMax);
+  const absl::Duration asked = std::min(std::exchange(retry_after_, {}), obeyed);
+  AtTime(std::max(backoff_.Next(RandomBytes()[0]), asked));
 }
 
 void PeerLink::AtTime(absl::Duration after) {
@@ -284,6 +289,7 @@ void PeerLink::GiveUpCurrent(absl::StatusCode code, std::string_view why) {
   if (gone.endpoint == nullptr) return;
   EndpointCore& core = PeerEndpoints::CoreOf(*gone.endpoint);
   if (std::exchange(told_, false)) {
+    if (BytesMoved(gone.endpoint->stats())) backoff_.Reset();
     core.GiveUp(code, why);
     retired_.push_back(std::move(gone));
   } else {
@@ -335,10 +341,10 @@ void PeerLink::OnCurrentEnded(absl::Status why) {
   const bool told = std::exchange(told_, false);
   open_late_ = false;
   last_ = why;
-  bool mendable = MayFareBetter(why);
+  const bool mendable = MayFareBetter(why);
   if (gone.endpoint != nullptr) {
     retry_after_ = gone.endpoint->retry_after();
-    if (mendable && BytesMoved(gone.endpoint->stats())) backoff_.Reset();
+    if (BytesMoved(gone.endpoint->stats())) backoff_.Reset();
   }
   const bool wanted = core_.wanted();
   const PeerAction action = core_.OnEnded(mendable);

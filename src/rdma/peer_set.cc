@@ -15,6 +15,7 @@ namespace {
 // How long an endpoint that was refused stays for its peer to hear of it; longer than an endpoint
 // itself waits for that.
 constexpr absl::Duration kPartMax = absl::Seconds(2);
+constexpr absl::Duration kRetryAfterMax = absl::Hours(1);
 
 bool IsName(std::string_view name) {
   return !name.empty() && name.size() <= kControlTextMax &&
@@ -31,6 +32,9 @@ absl::Status CheckSetOptions(const RdmaPeerSetOptions& options) {
   }
   if (options.connect_max <= absl::ZeroDuration() || options.probe_max <= absl::ZeroDuration()) {
     return absl::InvalidArgumentError("connect_max and probe_max must be positive");
+  }
+  if (options.retry_after < absl::ZeroDuration() || options.retry_after > kRetryAfterMax) {
+    return absl::InvalidArgumentError("retry_after must not be negative, nor above an hour");
   }
   return absl::OkStatus();
 }
@@ -97,7 +101,9 @@ void PeerSet::Forget(std::string_view peer) {
 
 void PeerSet::Accept(StreamPtr stream, std::string_view peer) {
   if (released_ || stream == nullptr) return;
-  const bool full = arriving_.size() + parting_.size() >= options_.accepts_max;
+  const auto leaving = std::count_if(parting_.begin(), parting_.end(),
+                                     [](const Parting& parting) { return parting.came; });
+  const bool full = arriving_.size() + static_cast<size_t>(leaving) >= options_.accepts_max;
   if (full || !problem_.ok()) {
     ++counts_.refused;
     return stream->Abort();
@@ -204,7 +210,9 @@ void PeerSet::OnIdle(PeerLink& link) {
 }
 
 void PeerSet::Part(std::unique_ptr<RdmaEndpoint> endpoint) {
-  parting_.push_back({.endpoint = std::move(endpoint), .timer = std::make_unique<Timer>(loop_)});
+  const bool came = PeerEndpoints::CoreOf(*endpoint).role() == GateRole::kPassive;
+  parting_.push_back(
+      {.endpoint = std::move(endpoint), .timer = std::make_unique<Timer>(loop_), .came = came});
   const auto at = std::prev(parting_.end());
   at->timer->Arm(kPartMax, [this, at] {
     const Parting gone = std::move(*at);

@@ -54,6 +54,7 @@ class PeerSet final : public std::enable_shared_from_this<PeerSet>, private Peer
   struct Parting {
     std::unique_ptr<RdmaEndpoint> endpoint;
     std::unique_ptr<Timer> timer;
+    bool came;  // from outside: calls of the set's own take no place of those
   };
 
   const RdmaPeerSetOptions& options() const override { return options_; }

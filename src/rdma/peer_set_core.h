@@ -168,13 +168,16 @@ class PeerCore {
   PeerAction Apply(PeerEvent event);
   PeerEvent Judge(const AttemptId& from) const;
   // What the peer was before `now` is past.
-  void Hear(const AttemptId& now);
+  void Hear(const Bytes16& now);
 
   Bytes16 self_;
   PeerState state_ = PeerState::kIdle;
   bool wanted_ = false;
-  std::optional<Bytes16> peer_;  // of what is current; not known while calling
-  AttemptId last_;               // the peer's latest that has been heard of; attempt 0: none
+  // Attempts count as long as there is an endpoint that they are later than: what anybody has said
+  // of one that is refused locks nobody out.
+  std::optional<AttemptId> peer_;  // of what is current; not known while calling
+  std::optional<AttemptId> held_;
+  std::optional<Bytes16> last_;  // the peer's latest incarnation that has been heard of
   std::vector<Bytes16> past_;    // the oldest first
   uint64_t restarts_ = 0;
 };

@@ -56,8 +56,7 @@ byte self[2];                 // incarnation, which orders them
 byte current[2] = NONE;
 byte held[2] = NONE;
 byte peer[2];                 // incarnation of the current endpoint's; 0: not known
-byte last[2];                 // the latest heard of, and its attempt
-byte last_number[2];
+byte last[2];                 // the latest heard of
 byte past[2];
 bool wanted[2];
 bool waiting[2];              // work
@@ -152,7 +151,7 @@ inline Refuse(i, s) {
   fi
 }
 
-inline Hear(s, incarnation, n) {
+inline Hear(s, incarnation) {
   if
   :: incarnation != last[s] ->
      if
@@ -163,8 +162,7 @@ inline Hear(s, incarnation, n) {
      :: last[s] != 0 -> past[s] = last[s]
      :: else
      fi;
-     last[s] = incarnation; last_number[s] = n
-  :: incarnation == last[s] && n > last_number[s] -> last_number[s] = n
+     last[s] = incarnation
   :: else
   fi
 }
@@ -189,7 +187,7 @@ inline Opened(i, s) {
   assert(current[s] == i);                                                   // (I11)
   here[END(i, s)] = UP;
   peer[s] = said[END(i, 1 - (s))];
-  Hear(s, peer[s], number[END(i, 1 - (s))]);
+  Hear(s, peer[s]);
   Apply(s, kOpened);
   Tell(s)
 }
@@ -197,7 +195,9 @@ inline Opened(i, s) {
 inline OnHello(i, s) {
   from = said[END(i, 1 - (s))];
   if
-  :: from == last[s] && i + 1 <= last_number[s] -> event = kHelloLate
+  :: peer[s] == from && (number[END(i, 1 - (s))] <= number[END(current[s], 1 - (s))] ||
+     (held[s] != NONE && number[END(i, 1 - (s))] <= number[END(held[s], 1 - (s))])) ->
+     event = kHelloLate
   :: else ->
      if
      :: peer[s] == 0 && from < self[s] -> event = kHelloSmaller
@@ -220,7 +220,7 @@ inline OnHello(i, s) {
   fi;
 #endif
   if
-  :: event != kHelloLate -> Hear(s, from, i + 1)
+  :: event != kHelloLate -> Hear(s, from)
   :: else
   fi;
   before = state[s];
@@ -326,7 +326,7 @@ inline StartAgain(s) {
   :: else -> break
   od;
   state[s] = kIdle; current[s] = NONE; held[s] = NONE; peer[s] = 0;
-  last[s] = 0; last_number[s] = 0; past[s] = 0; waiting[s] = false;
+  last[s] = 0; past[s] = 0; waiting[s] = false;
   wanted[s] = true;
   // The order of the two turns round.
   self[s] = (s == 0 -> 4 : 1);

@@ -128,6 +128,22 @@ TEST_F(PeerCoreHelloTest, TheSameIncarnationIsProbedFirst) {
   EXPECT_EQ(core_.OnEnded(true), PeerAction::kAnswerHeld);
 }
 
+TEST_F(PeerCoreHelloTest, AttemptsOfWhatIsRefusedLockNobodyOut) {
+  core_.Want();
+  core_.OnStream();
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x90, UINT64_MAX)), PeerAction::kRefuse);
+  EXPECT_EQ(core_.OnOpened(PeerFrom(0x90, 5)), PeerAction::kTell);
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x90, UINT64_MAX)), PeerAction::kProbe);
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x90, 6)), PeerAction::kRefuse) << "while that is held";
+  EXPECT_EQ(core_.OnAlive(), PeerAction::kRefuseHeld);
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x90, 7)), PeerAction::kProbe);
+  EXPECT_EQ(core_.OnHeldGone(), PeerAction::kNone);
+  EXPECT_EQ(core_.OnEnded(true), PeerAction::kPause);
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x90, UINT64_MAX)), PeerAction::kAnswer);
+  EXPECT_EQ(core_.OnEnded(true), PeerAction::kPause);
+  EXPECT_EQ(core_.OnHello(PeerFrom(0x90, 8)), PeerAction::kAnswer);
+}
+
 TEST_F(PeerCoreHelloTest, ARestartEndsAProbe) {
   OpenByAnswer(PeerFrom(0x10, 7));
   EXPECT_EQ(core_.OnHello(PeerFrom(0x10, 8)), PeerAction::kProbe);

@@ -11,6 +11,7 @@
 
 #include <gtest/gtest.h>
 
+#include "rdma/control_codec.h"
 #include "testing/peer_harness.h"
 
 namespace penstock::internal {
@@ -123,6 +124,64 @@ TEST_P(PeerTroubleTest, ACallbackOfWhatTheConnectorGivesRunsBehindIt) {
   ASSERT_TRUE(DriveJoined());
   EXPECT_TRUE(behind);
   EXPECT_EQ(a_->ends.size(), 1u);
+}
+
+TEST_P(PeerTroubleTest, FailedCallsOfASetTakeNoPlaceOfThoseThatCome) {
+  RdmaPeerSetOptions options = Named("a");
+  options.accepts_max = 1;
+  a_ = std::make_unique<Site>(loop(), options, 0x10);
+  Prepare(3);
+  const auto to_nobody = [this](RdmaDial::StreamCallback give) {
+    if (streams_.empty()) return;
+    StreamPair pair = Next();
+    pair.server->Abort();
+    std::move(give)(std::move(pair.client));
+  };
+  ASSERT_TRUE(a_->set().Dial("c", to_nobody).ok());
+  ASSERT_TRUE(Drive([this] { return a_->set().stats().attempts == 4; }));
+  raw_.push_back(Come(*a_, "b", 0x20, 1));
+  ASSERT_TRUE(Drive([this] { return a_->opened == 1; }));
+  EXPECT_EQ(a_->set().stats().refused, 0u);
+}
+
+// The peer asks for 49 days.
+TEST_P(PeerTroubleTest, APeerMayNotAskForAPauseWithoutBound) {
+  if (!GetParam().name.starts_with("Simulated")) GTEST_SKIP() << "it takes a minute";
+  a_ = std::make_unique<Site>(loop(), Named("a"), 0x10);
+  StreamPair pair = Pair();
+  const auto once = [this, &pair](RdmaDial::StreamCallback give) {
+    times_.push_back(loop().now());
+    if (pair.client != nullptr) std::move(give)(std::move(pair.client));
+  };
+  ASSERT_TRUE(a_->set().Dial("b", once).ok());
+  ASSERT_TRUE(Drive([this] { return times_.size() == 1; }));
+  pair.server->Write(*loop().pool().Copy(EncodeControl(
+      ControlReject{.code = RejectCode::kBusy, .retry_after_ms = UINT32_MAX, .text = "not now"})));
+  Pass(absl::Seconds(59));
+  EXPECT_EQ(times_.size(), 1u);
+  Pass(absl::Seconds(2));
+  EXPECT_EQ(times_.size(), 2u);
+}
+
+TEST_P(PeerTroubleTest, PausesBeginAnewWhenTheProgramItselfEndsWhatHasMovedBytes) {
+  if (!GetParam().name.starts_with("Simulated")) GTEST_SKIP() << "it counts milliseconds";
+  RdmaPeerSetOptions options = Named("a");
+  options.pause_min = absl::Milliseconds(8);
+  options.pause_max = absl::Seconds(1);
+  a_ = std::make_unique<Site>(loop(), options, 0x10);
+  b_ = std::make_unique<Site>(loop(), Named("b"), 0x20);
+  ASSERT_TRUE(a_->set().Dial("b", To(b_)).ok());
+  // In vain, with pauses that grow.
+  ASSERT_TRUE(Drive([this] { return times_.size() == 6; }));
+  Prepare(2);
+  ASSERT_TRUE(DriveJoined());
+  Fate sent;
+  SendTo(*a_, "b", "moved", sent);
+  EXPECT_TRUE(Await(sent).ok());
+  const absl::Time ended = loop().now();
+  a_->set().Find("b")->Abort();
+  ASSERT_TRUE(Drive([this] { return a_->opened == 2; }));
+  EXPECT_LE(times_.back() - ended, absl::Milliseconds(16));
 }
 
 INSTANTIATE_TEST_SUITE_P(Environments, PeerTroubleTest, ::testing::ValuesIn(RdmaEnvironments()),
