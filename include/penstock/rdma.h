@@ -278,9 +278,9 @@ class PENSTOCK_EXPORT RdmaEndpoint {
   RdmaEndpoint& operator=(const RdmaEndpoint&) = delete;
 
   // `done` runs with OK when the endpoint is open, or with the reason why it never will be:
-  // DEADLINE_EXCEEDED, UNAVAILABLE (the peer has gone or cannot now), FAILED_PRECONDITION (the
-  // peers have no version or feature in common), INVALID_ARGUMENT (the peer broke the protocol, or
-  // the options are none).
+  // DEADLINE_EXCEEDED, UNAVAILABLE (the peer has gone or cannot now), ABORTED (another endpoint to
+  // this peer lives on; RdmaPeerSet), FAILED_PRECONDITION (the peers have no version or feature in
+  // common), INVALID_ARGUMENT (the peer broke the protocol, or the options are none).
   void NotifyOpen(DoneCallback done);
   // What a peer that refused, being busy, said about when to try again with a new endpoint; zero
   // when it said nothing.

@@ -2,9 +2,11 @@
 // ways, at any time, and that are started again now and then.
 //
 //   RdmaPeerSet peers(loop, {.name = "10.0.0.1:7000"}, on_open, on_end);
-//   Listener::Listen(loop, address, {}, [&](StreamPtr stream) { peers.Accept(std::move(stream));
-//   }); peers.Dial("10.0.0.2:7000", connect); peers.Send("10.0.0.2:7000", std::move(message),
-//   done);
+//   auto listener = Listener::Listen(loop, address, {}, [&](StreamPtr stream) {
+//     peers.Accept(std::move(stream));
+//   });
+//   peers.Dial("10.0.0.2:7000", connect);
+//   peers.Send("10.0.0.2:7000", std::move(message), done);
 //
 // Names
 //   A peer is what its set is named (RdmaPeerSetOptions::name), which it says in its first message;
