@@ -38,7 +38,8 @@ absl::StatusOr<uint32_t> LaneWindow::SetLimit(uint32_t receives) {
     return absl::InvalidArgumentError(absl::StrCat("GRANT of ", receives, " receives, ", kIdleGrant,
                                                    " to ", limit_max_, " can be"));
   }
-  if (sent_.size() <= receives) limit_ = receives;
+  // What is reserved stays free: two sides that both gave it up could never tell each other again.
+  if (receives >= limit_ || sent_.size() + kReserved <= receives) limit_ = receives;
   return limit_;
 }
 

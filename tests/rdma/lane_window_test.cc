@@ -169,11 +169,17 @@ TEST_F(LaneWindowTest, WhatThePeerMayReceiveChangesByItsConsent) {
   for (; window_.HasRoom(); ++sent) Send(MessageType::kMessage, sent + 1);
   EXPECT_EQ(sent, kIdle - LaneWindow::kSpare / 2);
   EXPECT_EQ(*window_.SetLimit(kDepth + LaneWindow::kSpare), kDepth + LaneWindow::kSpare);
-  for (; sent <= kIdle; ++sent) Send(MessageType::kMessage, sent + 1);
+  Send(MessageType::kMessage, ++sent);
   EXPECT_EQ(*window_.SetLimit(kIdle), kDepth + LaneWindow::kSpare) << "more are on the way";
   ASSERT_TRUE(Told(1).ok());
   EXPECT_EQ(*window_.SetLimit(kIdle), kIdle);
   EXPECT_FALSE(window_.HasRoom());
+  // What it has received it can tell all the same.
+  for (uint32_t i = 0; i < LaneWindow::kSpare / 2; ++i) {
+    EXPECT_TRUE(window_.HasCreditRoom()) << i;
+    Send(MessageType::kCredit, ++sent);
+  }
+  EXPECT_FALSE(window_.HasCreditRoom());
   EXPECT_TRUE(absl::IsInvalidArgument(window_.SetLimit(kIdle - 1).status()));
   EXPECT_TRUE(absl::IsInvalidArgument(window_.SetLimit(kDepth + LaneWindow::kSpare + 1).status()));
 }
