@@ -177,12 +177,15 @@ class ServerLoop {
     };
   }
 
-  // Once the streams have gone, what malloc keeps of their memory goes back to the kernel, as the
-  // pool's does.
+  // Once the streams have gone, or are idle for more than two seconds, what malloc keeps of their
+  // memory goes back to the kernel, as the pool's does. Sealed streams let go within two seconds.
   void TrimLater() {
     trim_->Arm(absl::Seconds(1), [this] {
-      if (loop_->Snapshot().open > 0) return TrimLater();
-      malloc_trim(0);
+      const LoopSnapshot now = loop_->Snapshot();
+      const uint64_t traffic = now.bytes_in + now.bytes_out;
+      quiet_seconds_ = std::exchange(traffic_, traffic) == traffic ? quiet_seconds_ + 1 : 0;
+      if (now.open == 0 || quiet_seconds_ == 2) malloc_trim(0);
+      if (now.open > 0) TrimLater();
     });
   }
 
@@ -193,6 +196,8 @@ class ServerLoop {
   std::unique_ptr<Loop> loop_;
   penstock::LoopHandle handle_;
   std::optional<penstock::Timer> trim_;
+  uint64_t traffic_ = 0;  // when trim_ fired last
+  uint64_t quiet_seconds_ = 0;
   std::unique_ptr<Mover> mover_;
   std::unique_ptr<Listener> listener_;
   std::thread thread_;
