@@ -25,43 +25,12 @@ using testing::LaneText;
 
 constexpr uint64_t kStripe = 64 * 1024;
 
-// One end: notes what its group tells it.
-class GroupUser final : public LaneGroup::Owner {
+class GroupUser final : public testing::LaneListener<LaneGroup::Owner> {
  public:
-  struct Done {
-    uint64_t token;
-    RdmaOutcome outcome;
-    std::string data;
-  };
-  void OnLaneMessage(BufferChain message) override {
-    messages.push_back(message.ToString());
-    if (on_message) on_message();
-  }
   void OnLaneStray() override { ++strays; }
-  void OnLaneRoom() override { ++rooms; }
-  void OnLaneDone(uint64_t token, RdmaOutcome outcome, BufferChain data) override {
-    EXPECT_TRUE(ends.empty());
-    done.push_back({token, outcome, data.ToString()});
-    if (on_done) on_done();
-  }
-  void OnLaneEnd(absl::Status status) override {
-    ends.push_back(std::string(status.message()));
-    if (on_end) on_end();
-  }
-  size_t Count(RdmaOutcome outcome) const {
-    return static_cast<size_t>(std::count_if(
-        done.begin(), done.end(), [&](const Done& each) { return each.outcome == outcome; }));
-  }
 
   std::unique_ptr<LaneGroup> lanes;
-  std::vector<std::string> messages;
-  std::vector<Done> done;
-  std::vector<std::string> ends;
   int strays = 0;
-  int rooms = 0;
-  std::function<void()> on_message;
-  std::function<void()> on_done;
-  std::function<void()> on_end;
 };
 
 class LaneGroupTest : public testing::LaneWorld {

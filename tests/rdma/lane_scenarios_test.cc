@@ -18,6 +18,7 @@
 #include "base/absl_view.h"
 #include "gtest/gtest.h"
 #include "rdma/lane.h"
+#include "testing/device_scenario.h"
 #include "testing/fake_fabric.h"
 #include "testing/fake_fabric_host.h"
 #include "testing/lane_kit.h"
@@ -100,27 +101,9 @@ class LaneScenarioTest : public ::testing::TestWithParam<LanesOn> {
     exposed_ = *std::move(exposed);
   }
   LaneTarget At(uint64_t offset) const { return {exposed_.address() + offset, exposed_.key()}; }
-  BufferChain Payload(const std::string& text) {
-    BufferChain chain;
-    for (size_t at = 0; at < text.size(); at += 65536) {
-      chain.Append(*loop_->pool().Copy(std::string_view(text).substr(at, 65536)));
-    }
-    return chain;
-  }
-  bool Run(std::function<bool()> until) {
-    Timer limit(*loop_), look(*loop_);
-    bool late = false;
-    limit.Arm(absl::Seconds(LongRun() ? 600 : 60), [&] {
-      late = true;
-      loop_->Stop();
-    });
-    const std::function<void()> check = [&] {
-      if (until()) return loop_->Stop();
-      look.Arm(absl::Milliseconds(1), check);
-    };
-    check();
-    loop_->Run();
-    return !late;
+  BufferChain Payload(const std::string& text) { return CopyInBlocks(loop_->pool(), text, 65536); }
+  bool Run(const std::function<bool()>& until) {
+    return RunLoopUntil(*loop_, absl::Seconds(LongRun() ? 600 : 60), until);
   }
   static std::string Trace(const LaneUser& user) {
     std::string trace;

@@ -23,6 +23,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "rdma/lane_device.h"
+#include "testing/device_scenario.h"
 #include "testing/fake_fabric.h"
 #include "testing/fake_fabric_host.h"
 #include "testing/long_run.h"
@@ -117,27 +118,10 @@ class EndpointScenario : public ::testing::TestWithParam<EndpointsOn> {
         [&] { return sides_[0].device.use_count() <= 1 && sides_[1].device.use_count() <= 1; }));
   }
   BufferChain Payload(std::string_view text) {
-    BufferChain chain;
-    constexpr size_t kBlock = 256 * 1024;
-    for (size_t at = 0; at < text.size(); at += kBlock) {
-      chain.Append(*loop_->pool().Copy(text.substr(at, kBlock)));
-    }
-    return chain;
+    return CopyInBlocks(loop_->pool(), text, 256 * 1024);
   }
-  bool Run(std::function<bool()> until) {
-    Timer limit(*loop_), look(*loop_);
-    bool late = false;
-    limit.Arm(absl::Seconds(LongRun() ? 3600 : 60), [&] {
-      late = true;
-      loop_->Stop();
-    });
-    const std::function<void()> check = [&] {
-      if (until()) return loop_->Stop();
-      look.Arm(absl::Milliseconds(1), check);
-    };
-    check();
-    loop_->Run();
-    return !late;
+  bool Run(const std::function<bool()>& until) {
+    return RunLoopUntil(*loop_, absl::Seconds(LongRun() ? 3600 : 60), until);
   }
   // Each message goes back as it came.
   void Echo(Side& side) {

@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "rdma/lane.h"
+#include "testing/device_scenario.h"
 #include "testing/fake_fabric.h"
 #include "testing/sim_world.h"
 
@@ -23,8 +24,9 @@ using internal::FabricDevice;
 using internal::Lane;
 using internal::LaneHub;
 
-// One end: counts what its lane tells it.
-class LaneUser final : public Lane::Owner {
+// One end: notes what its lane, or a group of them, tells it.
+template <typename Owner>
+class LaneListener : public Owner {
  public:
   void OnLaneMessage(BufferChain message) override {
     messages.push_back(message.ToString());
@@ -52,7 +54,6 @@ class LaneUser final : public Lane::Owner {
     RdmaOutcome outcome;
     std::string data;
   };
-  std::unique_ptr<Lane> lane;
   std::vector<std::string> messages;
   std::vector<Done> done;
   std::vector<std::string> ends;
@@ -60,6 +61,11 @@ class LaneUser final : public Lane::Owner {
   std::function<void()> on_message;
   std::function<void()> on_done;
   std::function<void()> on_end;
+};
+
+class LaneUser final : public LaneListener<Lane::Owner> {
+ public:
+  std::unique_ptr<Lane> lane;
 };
 
 inline std::string LaneText(uint32_t number, size_t size) {
@@ -118,11 +124,7 @@ class LaneWorld : public ::testing::Test {
     return world_.Run(until, absl::Seconds(60));
   }
   BufferChain Payload(const std::string& text, size_t piece = 4096) {
-    BufferChain chain;
-    for (size_t at = 0; at < text.size(); at += piece) {
-      chain.Append(*pool_->Copy(std::string_view(text).substr(at, piece)));
-    }
-    return chain;
+    return internal::CopyInBlocks(*pool_, text, piece);
   }
 
   SimWorld world_{7};
