@@ -157,12 +157,16 @@ INSTANTIATE_TEST_SUITE_P(Lanes, EndpointGrantTest, ::testing::ValuesIn(RdmaLaneE
 class HostileGrantTest : public HostileHarness, private Lane::Owner {
  protected:
   void TearDown() override {
+    Leave();
+    HostileHarness::TearDown();
+  }
+  // What OpenWith has made, in order.
+  void Leave() {
     peer_ = nullptr;
     endpoint_ = nullptr;
     lane_ = nullptr;
     hub_ = nullptr;
     device_ = nullptr;
-    HostileHarness::TearDown();
   }
   void OpenWith(uint64_t features) {
     device_ = *lanes().fabric().Open("fake1");
@@ -246,10 +250,7 @@ TEST_P(HostileGrantTest, GrantsThatCannotBe) {
     OpenWith(kFeatureGrants);
     Say(receives, false);
     ExpectViolation();
-    peer_ = nullptr;
-    endpoint_ = nullptr;
-    lane_ = nullptr;
-    hub_ = nullptr;
+    Leave();
   }
 }
 
@@ -261,10 +262,7 @@ TEST_P(HostileGrantTest, AnswersThatCannotBe) {
     if (receives != kIdle + 1) Say(kIdle, true);
     Say(receives, true);
     ExpectViolation();
-    peer_ = nullptr;
-    endpoint_ = nullptr;
-    lane_ = nullptr;
-    hub_ = nullptr;
+    Leave();
   }
 }
 
