@@ -11,7 +11,8 @@ PACKAGES_TESTS=("${PACKAGES_BUILD[@]}" libgtest-dev)
 # Tests that are skipped without these, and say so: the second compiler, the format check, peers to
 # talk to and to be compared with, the proofs of the models.
 PACKAGES_TESTS_MORE=("${PACKAGES_BUILD_MORE[@]}" clang-14 clang-format-14 libclang-rt-14-dev
-  libbenchmark-dev libasio-dev libuv1-dev libgrpc29 curl wrk spin)
+  libbenchmark-dev libasio-dev libuv1-dev libgrpc29 golang-go
+  golang-google-grpc-dev curl wrk spin)
 # To run tests under older kernels in an emulated machine; the kernels themselves are fetched by
 # tests/vm/run.py and not installed.
 PACKAGES_VM=(qemu-system-x86 busybox-static kmod cpio iproute2 ibverbs-providers ibverbs-utils)
