@@ -449,6 +449,21 @@ class RunnersTest(unittest.TestCase):
         self.assertEqual(self.bars(pictures["echo-cpu.svg"]), 2 * len(names))
         self.assertEqual(self.bars(pictures[f"echo-rate-vs-{names[0]}.svg"]), 2 * len(names) - 2)
 
+        again = os.path.join(self.directory, "again.json")
+        status, out = self.invoke(
+            run.main, f"--bin-dir={BIN_DIR}", "--servers=" + ",".join(names[:2]), "--points=p16-64",
+            "--rounds=2", "--duration=0.02", "--warmup=0.01", "--retries=0", f"--with={path}",
+            f"--out={again}")
+        self.assertEqual(status, 0, out)
+        self.assertIn("1 to 2 rounds of 0.02 to 0.05 s", out)
+        status, out = self.invoke(run.main, f"--bin-dir={BIN_DIR}", "--rounds=0",
+                                  f"--with={path}", f"--with={path}", f"--out={again}")
+        with open(again, encoding="utf-8") as file:
+            pooled = json.load(file)
+        self.assertEqual([run["round"] for run in pooled["runs"]],
+                         [0] * 2 * len(names) + [1] * 2 * len(names))
+        self.assertEqual(pooled["rounds_line"], "2 rounds of 0.05 s")
+
     def test_memory(self):
         path = os.path.join(self.directory, "memory.json")
         name = next(iter(peers()))
@@ -523,7 +538,8 @@ class RunnersTest(unittest.TestCase):
             self.invoke(seal.main, f"--bin-dir={os.path.dirname(BIN_DIR)}", "--servers=no-such")
         with self.assertRaises(servers.BenchError):
             self.invoke(seal.main, f"--bin-dir={self.directory}")
-        for arguments in [["--servers=no-such"], ["--baseline=no-such"], ["--server=x"]]:
+        for arguments in [["--servers=no-such"], ["--baseline=no-such"], ["--server=x"],
+                          ["--rounds=0", "--with=no-such"]]:
             with self.assertRaises(servers.BenchError):
                 self.invoke(run.main, f"--bin-dir={BIN_DIR}", *arguments)
         with self.assertRaises(servers.BenchError):

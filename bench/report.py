@@ -222,7 +222,7 @@ def draw_echo(document, only):
     """File name -> SVG of a run.py document."""
     points = document["points"]
     names = [name for name in document["servers"] if only is None or name in only]
-    method = (f"median of {document['rounds']} interleaved rounds of {document['duration_s']:g} s, "
+    method = (f"median of {document['rounds_line']}, all servers by turns, "
               "server and load generator pinned to one CPU each")
     pictures = {}
     for baseline, entries in document["summary"].items():

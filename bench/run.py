@@ -143,7 +143,7 @@ def markdown(summary, baseline, names, points):
         lines.append(f"| {baseline} | {row} |")
         for name in names:
             if name != baseline:
-                cells = [summary[point, name] for point in points]
+                cells = [summary.get((point, name), {}) for point in points]
                 lines.append(f"| {name} | " + " | ".join(
                     f"{cell[ratio]:.2f} ({cell[ratio + '_min']:.2f}-{cell[ratio + '_max']:.2f})"
                     if ratio in cell else "-" for cell in cells) + " |")
@@ -156,12 +156,42 @@ def markdown(summary, baseline, names, points):
     ])
 
 
-def document(records, summaries, points, facts, args):
+def recorded(path):
+    """An earlier document."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            earlier = json.load(file)
+    except (OSError, ValueError) as error:
+        raise servers.BenchError(f"--with={path}: {error}") from None
+    if earlier.get("kind") != "penstock-echo":
+        raise servers.BenchError(f"--with={path}: not written by run.py")
+    return earlier
+
+
+def numbered_on(records, before):
+    """The records as rounds after those before."""
+    first = 1 + max((record["round"] for record in before), default=-1)
+    return [dict(record, round=first + record["round"]) for record in records]
+
+
+def span(numbers):
+    """One number, or the least and the greatest, in words."""
+    least, greatest = min(numbers), max(numbers)
+    return f"{least:g}" if least == greatest else f"{least:g} to {greatest:g}"
+
+
+def rounds_line(records, durations):
+    """How often each point was measured with each server, and how long each time."""
+    counts = collections.Counter((record["point"], record["server"]) for record in records)
+    return f"{span(counts.values())} rounds of {span(durations)} s"
+
+
+def document(records, durations, summaries, points, facts, args):
     """What --out gets: everything measured, and the summaries by baseline."""
     return {
         "kind": "penstock-echo", "machine": facts, "date": args.date,
         "machine_line": servers.machine_line(facts, args.date),
-        "rounds": args.rounds, "duration_s": args.duration,
+        "durations_s": sorted(durations), "rounds_line": rounds_line(records, durations),
         "servers": list(dict.fromkeys(record["server"] for record in records)),
         "points": {name: point._asdict() for name, point in points.items()},
         "summary": {baseline: [dict(entry, point=point, server=server)
@@ -239,7 +269,8 @@ def parse(parser, argv, known_points):
     for point in points:
         if point not in known_points:
             parser.error(f"point '{point}' is not known; there are {', '.join(known_points)}")
-    if args.rounds < 1 or args.duration <= 0 or args.retries < 0:
+    rounds_min = 0 if getattr(args, "earlier", None) else 1
+    if args.rounds < rounds_min or args.duration <= 0 or args.retries < 0:
         parser.error("--rounds and --duration must be positive, --retries at least 0")
     cpus = os.sched_getaffinity(0)
     for cpu in (args.server_cpu, args.client_cpu):
@@ -256,6 +287,9 @@ def parse_arguments(argv):
     servers.add_arguments(parser)
     add_arguments(parser, POINTS)
     parser.add_argument("--warmup", type=float, default=0.2, help="seconds before --duration")
+    parser.add_argument("--with", action="append", default=[], metavar="FILE.json", dest="earlier",
+                        help="count the rounds of an earlier run on this machine along, may be "
+                             "repeated; with --rounds=0 measures nothing anew")
     parser.add_argument("--baseline", action="append", metavar="NAME",
                         help="server that the others are compared with, may be repeated "
                              "(default: raw-epoll, else the first)")
@@ -280,15 +314,23 @@ def main(argv):
     def load(name, point):
         return load_once(name, commands[name], generator, POINTS[point], args)
 
-    records = run_rounds(list(commands), points, load, args)
+    records, known, durations = [], {}, set()
+    for earlier in map(recorded, args.earlier):
+        records += numbered_on(earlier["runs"], records)
+        known |= {name: Point(**facts) for name, facts in earlier["points"].items()}
+        durations.update(earlier["durations_s"])
+    if args.rounds > 0:
+        records += numbered_on(run_rounds(list(commands), points, load, args), records)
+        known |= {name: POINTS[name] for name in points}
+        durations.add(args.duration)
     facts = servers.machine()
     summaries = {baseline: summarize(records, baseline) for baseline in baselines}
+    names = list(dict.fromkeys(record["server"] for record in records))
     if args.out:
-        write_json(args.out, document(records, summaries, {name: POINTS[name] for name in points},
-                                      facts, args))
-    print(f"{servers.machine_line(facts, args.date)}; {args.rounds} rounds of {args.duration} s")
+        write_json(args.out, document(records, durations, summaries, known, facts, args))
+    print(f"{servers.machine_line(facts, args.date)}; {rounds_line(records, durations)}")
     for baseline, summary in summaries.items():
-        print("\n" + markdown(summary, baseline, list(commands), points))
+        print("\n" + markdown(summary, baseline, names, list(known)))
 
     return conclude(records, args)
 

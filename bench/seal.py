@@ -359,8 +359,9 @@ def main(argv):
     points = {name: POINTS[name] for name in names_of_points}
     facts = servers.machine()
     if args.out:
-        content = run.document(records, {name: run.summarize(records, name) for name in names},
-                               points, facts, args)
+        content = run.document(records, {args.duration},
+                               {name: run.summarize(records, name) for name in names}, points,
+                               facts, args)
         content["ceilings"] = [dict({name: dict(zip(("median", "least", "greatest"), values))
                                      for name, values in entry.items()},
                                     point=point, engine=engine)
