@@ -99,6 +99,7 @@ class Pinger {
  public:
   Pinger(penstock::Loop& loop, const Config& config) : loop_(loop), config_(config) {
     content_.resize(config.size);
+    came_.resize(config.size);
     examples::FillPattern(content_, 1, 0);
     began_.resize(config.depth);
   }
@@ -123,7 +124,7 @@ class Pinger {
  private:
   uint64_t total() const { return config_.iterations + warm_up_; }
   void Begin();
-  void StartOne();
+  void StartOne(absl::Duration now);
   void OnOne(const absl::Status& status);
   void OnBytes(absl::StatusOr<BufferChain> bytes, bool verify);
   void ReceiveNext();
@@ -133,6 +134,7 @@ class Pinger {
   const Config& config_;
   const uint64_t warm_up_ = std::max<uint64_t>(1, config_.iterations / 10);
   std::string content_;
+  std::string came_;  // where what came is put to be compared
   std::unique_ptr<RdmaEndpoint> endpoint_;
   RdmaRemoteRegion region_;
   uint64_t started_ = 0;
@@ -158,11 +160,11 @@ void Pinger::Begin() {
     endpoint_->Write(region_, 0, *std::move(bytes));
   }
   if (config_.op == Op::kSend) ReceiveNext();
-  while (started_ < std::min(config_.depth, total())) StartOne();
+  while (started_ < std::min(config_.depth, total())) StartOne(examples::Monotonic());
 }
 
-void Pinger::StartOne() {
-  began_[started_++ % config_.depth] = examples::Monotonic();
+void Pinger::StartOne(absl::Duration now) {
+  began_[started_++ % config_.depth] = now;
   if (config_.op == Op::kRead) {
     endpoint_->Read(region_, 0, config_.size,
                     [this](absl::StatusOr<BufferChain> bytes) { OnBytes(std::move(bytes), true); });
@@ -186,7 +188,8 @@ void Pinger::ReceiveNext() {
 
 void Pinger::OnBytes(absl::StatusOr<BufferChain> bytes, bool verify) {
   if (!bytes.ok()) return OnOne(bytes.status());
-  if (verify && bytes->ToString() != content_) {
+  if (verify && (bytes->size() != came_.size() || bytes->CopyTo(came_) != came_.size() ||
+                 came_ != content_)) {
     return OnOne(absl::DataLossError("other bytes came back than were sent"));
   }
   OnOne(absl::OkStatus());
@@ -202,7 +205,7 @@ void Pinger::OnOne(const absl::Status& status) {
     least_ = std::min(least_, took);
   }
   if (++done_ < total()) {
-    if (started_ < total()) StartOne();
+    if (started_ < total()) StartOne(now);
     return;
   }
   elapsed_ = now - measured_from_;

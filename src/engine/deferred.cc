@@ -13,13 +13,17 @@ DeferredList::~DeferredList() {
   while (!empty()) head_.next_->Cancel();
 }
 
-void DeferredList::Push(Deferred& node) {
+void DeferredList::Insert(Deferred& node, Deferred& before) {
   if (node.pending()) return;
-  node.previous_ = head_.previous_;
-  node.next_ = &head_;
-  head_.previous_->next_ = &node;
-  head_.previous_ = &node;
+  node.previous_ = before.previous_;
+  node.next_ = &before;
+  before.previous_->next_ = &node;
+  before.previous_ = &node;
 }
+
+void DeferredList::Push(Deferred& node) { Insert(node, head_); }
+
+void DeferredList::PushSoon(Deferred& node) { Insert(node, mark_.pending() ? mark_ : head_); }
 
 void DeferredList::Run(size_t max) {
   if (empty()) return;

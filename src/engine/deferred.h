@@ -45,13 +45,21 @@ class DeferredList {
   DeferredList(const DeferredList&) = delete;
   DeferredList& operator=(const DeferredList&) = delete;
 
-  bool empty() const { return !head_.pending(); }
+  // Inside Run: of those that are still to run, now or in the next one.
+  bool empty() const {
+    const Deferred* const first = head_.next_ == &mark_ ? mark_.next_ : head_.next_;
+    return first == &head_;
+  }
   // No effect when it is pending already, on this list or another.
   void Push(Deferred& node);
-  // Runs what was there when it began, at most `max` nodes; what they defer waits.
+  // The same, but inside Run it is one of those that run now.
+  void PushSoon(Deferred& node);
+  // Runs what was there when it began, at most `max` nodes; what they Push waits.
   void Run(size_t max);
 
  private:
+  static void Insert(Deferred& node, Deferred& before);
+
   Deferred head_{nullptr};
   // While running: where those end that were there. Any of them may take others off, but not this.
   Deferred mark_{nullptr};

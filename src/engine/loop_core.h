@@ -189,6 +189,14 @@ class LoopCore : private RoomWaiter {
     Touch();
     deferred_.Push(node);
   }
+  // The same, but asked for in a ready step it is done in that step, before the loop waits. For
+  // what something that runs there has found for others: it must not go on like this for ever.
+  void DeferSoon(Deferred& node) {
+    Touch();
+    deferred_.PushSoon(node);
+  }
+  // Something waits for a ready step, this one or the next.
+  bool HasReady() const { return ready_head_ != nullptr || !deferred_.empty(); }
   // Runs `node` when the loop is going, before its connections close.
   void AtEnd(Deferred& node) { at_end_.Push(node); }
   // The attachment, null at first; given once.
@@ -266,7 +274,6 @@ class LoopCore : private RoomWaiter {
   bool ArmWakeTimer();
   [[gnu::cold]] bool SetWakeTimer(int64_t at);
   void WriteWake();
-  bool HasReady() const { return ready_head_ != nullptr || !deferred_.empty(); }
   bool HasWork() const { return HasReady() || tasks_left_; }
   // The exchange costs a locked instruction; most turns find nothing.
   bool TakeStop() {

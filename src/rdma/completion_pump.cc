@@ -1,7 +1,6 @@
 #include "rdma/completion_pump.h"
 
 #include <algorithm>
-#include <array>
 #include <utility>
 
 #include "base/check.h"
@@ -45,7 +44,9 @@ CompletionPump::CompletionPump(LoopCore& loop, std::unique_ptr<FabricCq> cq, Opt
     : FabricWatch(loop, cq->fd()),
       cq_(std::move(cq)),
       options_(std::move(options)),
-      spin_max_ns_(absl::ToInt64Nanoseconds(options_.spin_max)) {}
+      spin_max_ns_(absl::ToInt64Nanoseconds(options_.spin_max)),
+      gap_max_ns_(std::min(spin_max_ns_, INT64_MAX / 16) * 4),
+      gap_ns_(gap_max_ns_) {}
 
 CompletionPump::~CompletionPump() {
   if (unacked_ > 0) cq_->AckEvents(unacked_);
@@ -60,6 +61,7 @@ absl::StatusOr<std::unique_ptr<CompletionPump>> CompletionPump::Create(LoopCore&
       new CompletionPump(loop, *std::move(cq), std::move(options)));
   if (absl::Status status = pump->Start(); !status.ok()) return status;
   if (const int error = pump->cq_->Arm()) return ErrnoStatus(-error, "arm completion queue");
+  pump->armed_ = true;
   return pump;
 }
 
@@ -86,8 +88,10 @@ void CompletionPump::RemoveSink(uint32_t number) {
 }
 
 void CompletionPump::OnReadable() {
-  const int events = cq_->TakeEvents();
+  // It is armed once at a time: to ask for a second event would be a system call for nothing.
+  const int events = cq_->TakeEvents(1);
   if (events < 0) return Lose(-events, "take events of a completion channel");
+  if (events > 0) armed_ = false;
   stats_.events += static_cast<uint32_t>(events);
   unacked_ += static_cast<uint32_t>(events);
   if (unacked_ >= kAckBatch) cq_->AckEvents(std::exchange(unacked_, 0));
@@ -98,48 +102,56 @@ void CompletionPump::Look() {
   if (!lost_ && loop() != nullptr) loop()->Defer(again_);
 }
 
-// One turn: drain, then go on next turn, or arm, look once more, and sleep.
+// One turn: drain, then go on next turn; or arm, look once more, and sleep.
 void CompletionPump::Turn() {
   if (lost_ || loop() == nullptr) return;
   again_.Cancel();
-  uint32_t taken = 0;
-  for (bool armed = false;; armed = true) {
-    const int found = Drain(kTurnMax - taken);
+  // Where it is armed still, an event that nobody has taken yet tells of what is not found now.
+  for (bool armed = armed_;; armed = true) {
+    const int found = Drain(kTurnMax);
     if (found < 0) return Lose(-found, "poll a completion queue");
-    taken += static_cast<uint32_t>(found);
-    if (taken >= kTurnMax) return loop()->Defer(again_);
-    if (!armed && Spin(found > 0)) {
+    if (Spin(found > 0)) {
       ++stats_.spins;
-      if (found == 0) LookOn();
+      LookOn(static_cast<uint32_t>(found));
       if (!lost_) loop()->Defer(again_);
       return;
     }
-    if (armed && found == 0) break;
-    if (const int error = cq_->Arm()) return Lose(-error, "arm completion queue");
+    if (found > 0) return loop()->Defer(again_);
+    if (armed) break;
+    if (!Arm()) return;
   }
   ++stats_.sleeps;
 }
 
+bool CompletionPump::Arm() {
+  const int error = cq_->Arm();
+  if (error != 0) Lose(-error, "arm completion queue");
+  armed_ = error == 0;
+  return armed_;
+}
+
 // A turn of the loop costs a system call and a look some nanoseconds, so one that spins looks more
-// than once. It is over in microseconds all the same (I9).
-void CompletionPump::LookOn() {
-  int found = 0;
-  for (int looks = 0; looks < kLooksPerSpin && found == 0; ++looks) found = Drain(kTurnMax);
-  if (found < 0) Lose(-found, "poll a completion queue");
-  if (found > 0) Spin(true);
+// than once, while nobody has anything to do. It is over in microseconds all the same (I9).
+void CompletionPump::LookOn(uint32_t taken) {
+  const uint32_t before = taken;
+  for (int looks = 0; looks < kLooksPerSpin && taken < kTurnMax && !loop()->HasReady(); ++looks) {
+    const int found = Drain(kTurnMax - taken);
+    if (found < 0) return Lose(-found, "poll a completion queue");
+    taken += static_cast<uint32_t>(found);
+  }
+  if (taken > before) Spin(true);
 }
 
 int CompletionPump::Drain(uint32_t max) {
-  std::array<FabricCompletion, 32> batch;
   uint32_t taken = 0;
   while (taken < max) {
-    const uint32_t room = std::min<uint32_t>(batch.size(), max - taken);
-    const int count = cq_->Poll({batch.data(), room});
+    const size_t room = std::min<size_t>(batch_.size(), max - taken);
+    const int count = cq_->Poll({batch_.data(), room});
     ++stats_.polls;
     if (count < 0) return count;
-    for (int i = 0; i < count; ++i) Dispatch(batch[static_cast<size_t>(i)]);
+    for (int i = 0; i < count; ++i) Dispatch(batch_[static_cast<size_t>(i)]);
     taken += static_cast<uint32_t>(count);
-    if (static_cast<uint32_t>(count) < room) {
+    if (static_cast<size_t>(count) < room) {
       ++stats_.empties;
       break;
     }
@@ -160,15 +172,14 @@ void CompletionPump::Dispatch(const FabricCompletion& completion) {
   ++stats_.late;
 }
 
+// The longest gap and no mean: what has been sent is acknowledged soon, its answer comes later, and
+// that is what is waited for. Each arrival forgets some of it, so a pause counts for a few.
 bool CompletionPump::Spin(bool found) {
   if (spin_max_ns_ == 0) return false;
   const int64_t now_ns = loop()->now_ns();
   if (found) {
-    const int64_t gap_ns = arrival_ns_ == 0 ? kIdleGapNs : now_ns - arrival_ns_;
-    arrival_ns_ = now_ns;
-    gap_ns_ += (std::min(gap_ns, kIdleGapNs) - gap_ns_) / 8;
-    // One pause must not count for long: what comes after it is a new burst.
-    if (gap_ns < gap_ns_ / 8) gap_ns_ = gap_ns * 8;
+    const int64_t gap_ns = std::min(now_ns - std::exchange(arrival_ns_, now_ns), gap_max_ns_);
+    gap_ns_ = std::max(gap_ns, gap_ns_ - gap_ns_ / 8);
     const int64_t budget_ns = 2 * gap_ns_ <= spin_max_ns_ ? 2 * gap_ns_ : 0;
     stats_.spin_budget = absl::Nanoseconds(budget_ns);
     spin_until_ns_ = now_ns + budget_ns;

@@ -2,10 +2,12 @@
 // whoever posted the work. DeviceWatch: the same for the events of the device itself.
 //
 // The queue sleeps armed: its channel's descriptor is watched by the loop's engine, whichever that
-// is. Awake it is drained, at most kTurnMax completions a turn (I9), then armed, and polled once
-// more, because a completion that came in between raises no event. While traffic is brisk it is
-// polled every turn instead for a little longer (twice the usual gap between completions, at most
-// `spin_max`), since waking up costs more; when the gap is longer than that, not at all.
+// is. Awake it is drained, at most kTurnMax completions a turn (I9). When a turn finds nothing, it
+// is armed and polled once more, because a completion that came in between raises no event. Whoever
+// something has come for acts before that, since arming is a system call. While traffic is brisk
+// the queue is polled every turn instead for a little longer (twice the longest gap of late between
+// completions, at most `spin_max`), since waking up costs more; when the gap is longer than that,
+// not at all.
 //
 // Work is named by a Tag, which has the number of its Sink; a completion whose sink has gone is
 // counted and dropped, whatever queue pair it came from, because numbers of queue pairs are used
@@ -18,6 +20,7 @@
 
 #include <penstock/export.h>
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -111,7 +114,6 @@ class CompletionPump final : private FabricWatch {
   static constexpr uint32_t kIndexMask = (1u << kIndexBits) - 1;
   static constexpr uint32_t kAckBatch = 64;
   static constexpr int kLooksPerSpin = 128;
-  static constexpr int64_t kIdleGapNs = 1'000'000'000;
 
   struct SinkSlot {
     CompletionSink* sink = nullptr;
@@ -132,21 +134,25 @@ class CompletionPump final : private FabricWatch {
   void Dispatch(const FabricCompletion& completion);
   // Whether to poll again next turn instead of sleeping.
   bool Spin(bool found);
-  void LookOn();
+  void LookOn(uint32_t taken);
+  bool Arm();
   void Lose(int error, const char* operation);
 
   std::unique_ptr<FabricCq> cq_;
   Options options_;
-  int64_t spin_max_ns_;
+  const int64_t spin_max_ns_;
+  const int64_t gap_max_ns_;
   Again again_{*this};
   std::vector<SinkSlot> sinks_;
   uint32_t free_sink_ = kIndexMask;
   uint32_t unacked_ = 0;
+  bool armed_ = false;  // and the event has not been taken
   bool lost_ = false;
-  int64_t gap_ns_ = kIdleGapNs;  // between arrivals, smoothed
-  int64_t arrival_ns_ = 0;       // the last
+  int64_t gap_ns_;  // between arrivals: the longest of late
+  int64_t arrival_ns_ = INT64_MIN / 2;
   int64_t spin_until_ns_ = 0;
   PumpStats stats_;
+  std::array<FabricCompletion, 32> batch_;  // for a call of Drain
 };
 
 // Takes what a device reports, all of it whenever there is something (an event that is left makes

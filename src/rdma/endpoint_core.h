@@ -267,6 +267,8 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
 
   // --- endpoint_turn.cc: callbacks, and posting ---
   void MarkReady();
+  // For what comes by the lanes: its callbacks run before the loop waits again.
+  void MarkReadySoon();
   void Service();
   bool HasCallbacks() const;
   bool Step();
@@ -361,7 +363,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   void ResendWrite(LaneWindow::Write write);
   void OnLaneMessage(BufferChain message) override;
   void OnLaneStray() override;
-  void OnLaneRoom() override { MarkReady(); }
+  void OnLaneRoom() override { MarkReadySoon(); }
   void OnLaneDone(uint64_t token, RdmaOutcome outcome, BufferChain data) override;
   void OnLaneEnd(absl::Status status) override;
 

@@ -143,7 +143,7 @@ void EndpointCore::OnLaneDone(uint64_t token, RdmaOutcome outcome, BufferChain d
     // Of a WriteThenSend the message is waited for.
     if (!lane_writes_.empty() && lane_writes_.front().number == token) FinishFirst(lane_writes_);
   }
-  MarkReady();
+  MarkReadySoon();
 }
 
 // Callbacks run in a turn of their own: never inside the pump, which they may destroy.
@@ -157,7 +157,7 @@ void EndpointCore::OnLaneMessage(BufferChain message) {
   }
   message.TrimFront(size);
   Take(*header, std::move(message), /*by_lane=*/true);
-  MarkReady();
+  MarkReadySoon();
 }
 
 void EndpointCore::OnLaneStray() {
@@ -172,7 +172,7 @@ void EndpointCore::OnLaneEnd(absl::Status status) {
   if (dead()) return;
   if (carrier_ != Carrier::kLane) return GiveUpLanes(MessageOf(status));
   LeaveLanes(MessageOf(status), /*reply=*/false);
-  MarkReady();
+  MarkReadySoon();
 }
 
 void EndpointCore::LeaveLanes(std::string_view why, bool reply) {

@@ -35,6 +35,10 @@ void EndpointCore::MarkReady() {
   if (core_ != nullptr && !in_service_ && !released_) core_->Defer(*this);
 }
 
+void EndpointCore::MarkReadySoon() {
+  if (core_ != nullptr && !in_service_ && !released_) core_->DeferSoon(*this);
+}
+
 void EndpointCore::Service() {
   if (in_service_ || core_ == nullptr || released_) return;
   const auto self = shared_from_this();

@@ -161,8 +161,9 @@ class FabricCq {
   // Asks for one event, for the next completion that comes after this call: poll again before
   // sleeping.
   virtual int Arm() = 0;
-  // Takes the events that wait, without blocking: how many, or -errno.
-  virtual int TakeEvents() = 0;
+  // Takes events that wait, `max` at most, without blocking: how many, or -errno. There is no more
+  // than one for each Arm.
+  virtual int TakeEvents(uint32_t max) = 0;
   // Every event taken must be acknowledged before the queue is destroyed; takes a lock, so best in
   // batches.
   virtual void AckEvents(uint32_t count) = 0;
@@ -189,7 +190,7 @@ struct FabricQpOptions {
   uint32_t receive_depth = 128;  // without `srq`
   uint32_t send_parts = 4;
   uint32_t receive_parts = 1;
-  uint32_t inlined = 64;  // bytes; fewer when the device has not so many
+  uint32_t inlined = 128;  // bytes; fewer when the device has not so many
 };
 
 // What was granted.

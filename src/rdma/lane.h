@@ -146,7 +146,7 @@ class Lane final {
  private:
   static constexpr uint32_t kSendDepth = 128;
   static constexpr size_t kPartsMax = 4;  // as FabricQpOptions has it
-  static constexpr size_t kInlinedMax = 64;
+  static constexpr size_t kInlinedMax = 128;
 
   enum class Step : uint8_t {
     kPosted,

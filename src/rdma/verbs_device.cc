@@ -185,12 +185,12 @@ VerbsCq::~VerbsCq() {
 
 int VerbsCq::Arm() { return -VerbsError(ibv_req_notify_cq(cq_, 0)); }
 
-int VerbsCq::TakeEvents() {
-  int count = 0;
+int VerbsCq::TakeEvents(uint32_t max) {
+  uint32_t count = 0;
   ibv_cq* from;
   void* context;
-  while (ibv_get_cq_event(channel_, &from, &context) == 0) ++count;
-  return count > 0 || errno == EAGAIN ? count : -VerbsErrno();
+  while (count < max && ibv_get_cq_event(channel_, &from, &context) == 0) ++count;
+  return count > 0 || max == 0 || errno == EAGAIN ? static_cast<int>(count) : -VerbsErrno();
 }
 
 void VerbsCq::AckEvents(uint32_t count) { ibv_ack_cq_events(cq_, count); }

@@ -27,7 +27,7 @@ class VerbsCq final : public FabricCq {
 
   int fd() const override { return channel_->fd; }
   int Arm() override;
-  int TakeEvents() override;
+  int TakeEvents(uint32_t max) override;
   void AckEvents(uint32_t count) override;
   int Poll(std::span<FabricCompletion> out) override;
 

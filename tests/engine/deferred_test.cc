@@ -77,6 +77,40 @@ TEST(DeferredList, WhatDefersItselfWaitsForTheNextRun) {
   EXPECT_EQ(ran, 2);
 }
 
+TEST(DeferredList, WhatIsWantedSoonRunsInTheSameRunAfterThoseThatWereThere) {
+  DeferredList list;
+  std::vector<int> ran;
+  Job later([&](Job&) { ran.push_back(4); });
+  Job soon([&](Job&) {
+    ran.push_back(3);
+    EXPECT_FALSE(list.empty());  // `later`
+  });
+  Job there([&](Job&) { ran.push_back(2); });
+  Job first([&](Job&) {
+    ran.push_back(1);
+    list.Push(later);
+    list.PushSoon(soon);
+    list.PushSoon(later);  // waits already
+  });
+  list.PushSoon(first);
+  list.Push(there);
+  list.Run(100);
+  EXPECT_EQ(ran, (std::vector<int>{1, 2, 3}));
+  list.Run(100);
+  EXPECT_EQ(ran, (std::vector<int>{1, 2, 3, 4}));
+}
+
+TEST(DeferredList, IsEmptyForTheLastThatRuns) {
+  DeferredList list;
+  std::vector<bool> empty;
+  Job one([&](Job&) { empty.push_back(list.empty()); });
+  Job two([&](Job&) { empty.push_back(list.empty()); });
+  list.Push(one);
+  list.Push(two);
+  list.Run(100);
+  EXPECT_EQ(empty, (std::vector<bool>{false, true}));
+}
+
 TEST(DeferredList, ADestroyedOrCancelledNodeIsNotRun) {
   DeferredList list;
   int ran = 0;

@@ -2,6 +2,7 @@
 #include "rdma/completion_pump.h"
 
 #include <cerrno>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -41,11 +42,27 @@ class WatchableHost final : public FakeHost {
   VirtualHost clock;
 };
 
-// The loop's clock, moved by the test.
+// The loop's clock, moved by the test; waits are noted.
 class ClockSys final : public Sys {
  public:
   int64_t Now() override { return now_ns; }
+  int EpollWait(int epoll, epoll_event* events, int count, int64_t timeout_ns) override {
+    if (on_wait) on_wait();
+    return Sys::EpollWait(epoll, events, count, timeout_ns);
+  }
   int64_t now_ns = 1'000'000'000;
+  std::function<void()> on_wait;
+};
+
+// What somebody does in a turn of its own.
+class Errand : public Deferred {
+ public:
+  explicit Errand(std::function<void()> act)
+      : Deferred([](Deferred* node) { static_cast<Errand*>(node)->act_(); }),
+        act_(std::move(act)) {}
+
+ private:
+  std::function<void()> act_;
 };
 
 class Recorder final : public CompletionSink {
@@ -88,6 +105,8 @@ class CompletionPumpTest : public ::testing::TestWithParam<EngineKind> {
     Settle();
   }
   void TearDown() override {
+    fabric_.set_on_call(nullptr);
+    sys_.on_wait = nullptr;
     if (end_) end_->qp.reset();
     pump_.reset();
     qp_.reset();
@@ -152,6 +171,99 @@ TEST_P(CompletionPumpTest, ACompletionBetweenTheEmptyPollAndArmingIsSeen) {
   Deliver();
   Settle();
   EXPECT_EQ(recorder_.words.size(), 3u);
+}
+
+TEST_P(CompletionPumpTest, WhoeverSomethingHasComeForActsBeforeTheQueueIsArmed) {
+  Begin();
+  if (IsSkipped()) return;
+  std::string order;
+  fabric_.set_on_call([&](FakeCall call) { order += call == FakeCall::kArm ? "arm " : ""; });
+  Errand errand([&] { order += "act "; });
+  recorder_.then = [&] { loop_->core().DeferSoon(errand); };
+  Write(1);
+  Deliver();
+  Settle();
+  EXPECT_EQ(order, "act arm ");
+}
+
+TEST_P(CompletionPumpTest, WhatASpinningTurnFindsIsActedOnBeforeTheLoopLooksElsewhere) {
+  CompletionPump::Options options;
+  options.spin_max = absl::Microseconds(50);
+  Begin(std::move(options));
+  if (IsSkipped()) return;
+  Errand errand([&] { recorder_.words.push_back(0); });
+  recorder_.then = [&] { loop_->core().DeferSoon(errand); };
+  for (int i = 0; i < 50; ++i) {
+    sys_.now_ns += 10'000;
+    Write(1);
+    Deliver();
+    loop_->Poll();
+  }
+  ASSERT_GT(pump_->stats().spins, 0u);
+  // In the middle of a turn's looks: the turn has no more of them, and acts.
+  int polls = 0;
+  fabric_.set_on_call([&](FakeCall call) {
+    if (call == FakeCall::kPoll && ++polls == 10) {
+      Write(2);
+      Deliver();
+    }
+  });
+  size_t at_wait = 0;
+  sys_.on_wait = [&] { at_wait = recorder_.words.size(); };
+  recorder_.words.clear();
+  const uint64_t before = pump_->stats().polls;
+  EXPECT_TRUE(loop_->Poll());
+  EXPECT_EQ(recorder_.words, (std::vector<uint32_t>{2, 0}));
+  EXPECT_LE(pump_->stats().polls, before + 12);
+  if (GetParam() == EngineKind::kEpoll) {
+    EXPECT_EQ(at_wait, 2u);
+  }
+}
+
+TEST_P(CompletionPumpTest, AQueueIsArmedOnceForEachEvent) {
+  Begin();
+  if (IsSkipped()) return;
+  int arms = 0;
+  fabric_.set_on_call([&](FakeCall call) { arms += call == FakeCall::kArm ? 1 : 0; });
+  for (uint32_t word = 0; word < 20; ++word) {
+    pump_->Look();
+    Settle();
+    Write(word);
+    Deliver();
+    if (word % 2 == 0) pump_->Look();  // finds it before its event is taken
+    Settle();
+  }
+  EXPECT_EQ(recorder_.words.size(), 20u);
+  EXPECT_EQ(pump_->stats().events, 20u);
+  EXPECT_EQ(arms, 20);
+  EXPECT_EQ(pump_->cq().TakeEvents(8), 0);
+}
+
+TEST_P(CompletionPumpTest, AnAnswerThatComesLaterThanItsAcknowledgementIsWaitedFor) {
+  CompletionPump::Options options;
+  options.spin_max = absl::Microseconds(200);
+  Begin(std::move(options));
+  if (IsSkipped()) return;
+  const auto arrive = [&](int64_t gap_ns) {
+    for (int64_t left = gap_ns; left > 0; left -= 500) {
+      sys_.now_ns += 500;
+      loop_->Poll();
+    }
+    Write(1);
+    Deliver();
+    loop_->Poll();
+  };
+  for (int i = 0; i < 50; ++i) {
+    arrive(500);
+    arrive(40'000);
+  }
+  const PumpStats before = pump_->stats();
+  for (int i = 0; i < 10; ++i) {
+    arrive(500);
+    arrive(40'000);
+  }
+  EXPECT_EQ(pump_->stats().sleeps, before.sleeps);
+  EXPECT_EQ(pump_->stats().events, before.events);
 }
 
 TEST_P(CompletionPumpTest, ATurnTakesABoundedNumber) {

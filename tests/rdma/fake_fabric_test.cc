@@ -278,7 +278,7 @@ TEST_F(FakeFabricTest, AnArmedQueueRaisesItsDescriptorOnce) {
   ASSERT_EQ(a.Post(3, FabricOp::kWrite, 0, 5, &b), 0);
   host_.Advance(absl::Seconds(1));
   EXPECT_TRUE(host_.readable(a.cq->fd()));
-  EXPECT_EQ(a.cq->TakeEvents(), 1);
+  EXPECT_EQ(a.cq->TakeEvents(8), 1);
   EXPECT_FALSE(host_.readable(a.cq->fd()));
   a.cq->AckEvents(1);
 }
@@ -340,7 +340,7 @@ TEST_F(FakeFabricTest, WrongOrderIsNoted) {
   ASSERT_EQ(a.cq->Arm(), 0);
   ASSERT_TRUE(a.qp->ToError().ok());
   host_.Advance(absl::Seconds(1));
-  ASSERT_EQ(a.cq->TakeEvents(), 1);
+  ASSERT_EQ(a.cq->TakeEvents(8), 1);
   a.qp.reset();
   a.cq.reset();
   ASSERT_EQ(fabric_.violations().size(), 2u);

@@ -54,10 +54,11 @@ int FakeCq::Arm() {
   return 0;
 }
 
-int FakeCq::TakeEvents() {
+int FakeCq::TakeEvents(uint32_t max) {
   if (const int error = device_.fabric().Fault(FakeCall::kTakeEvents)) return -error;
-  device_.fabric().host().ClearFd(fd_);
-  const uint32_t taken = std::exchange(events_, 0);
+  const uint32_t taken = std::min(max, events_);
+  events_ -= taken;
+  if (events_ == 0) device_.fabric().host().ClearFd(fd_);
   unacked_ += taken;
   return static_cast<int>(taken);
 }

@@ -32,7 +32,7 @@ class FakeCq final : public internal::FabricCq {
 
   int fd() const override { return fd_; }
   int Arm() override;
-  int TakeEvents() override;
+  int TakeEvents(uint32_t max) override;
   void AckEvents(uint32_t count) override;
   int Poll(std::span<internal::FabricCompletion> out) override;
 
