@@ -161,7 +161,7 @@ struct RdmaOptions {
   // An open endpoint that has heard nothing for this long asks whether the peer is still there, and
   // ends with DEADLINE_EXCEEDED when `pings_missed_max` questions in a row stay unanswered.
   // Infinite: it does not ask, so an idle endpoint may not notice a peer that is gone without a
-  // word.
+  // word, and gives none of its receives back (RdmaDeviceOptions::endpoint_receives).
   absl::Duration ping_interval = absl::Seconds(2);
   uint32_t pings_missed_max = 3;
   // Queue pairs for this endpoint, 1 to 8; with fewer at the peer, or fewer to be had, as many as

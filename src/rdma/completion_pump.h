@@ -113,7 +113,7 @@ class CompletionPump final : private FabricWatch {
   static constexpr uint32_t kIndexBits = 20;
   static constexpr uint32_t kIndexMask = (1u << kIndexBits) - 1;
   static constexpr uint32_t kAckBatch = 64;
-  static constexpr int kLooksPerSpin = 128;
+  static constexpr int kLooksPerSpin = 512;
 
   struct SinkSlot {
     CompletionSink* sink = nullptr;

@@ -289,6 +289,8 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   void EndWrite(Work& work, WorkList& out);
   bool PostRead(Work& work);
   LaneTarget TargetOf(const Work& work) const;
+  bool MayTell() const;
+  void TellEnds();
   void Announce();
   void DrainOut();
   MessageHeader Header(MessageType type, uint32_t sequence, bool last);
@@ -343,6 +345,8 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   bool ServeRead();
 
   // --- endpoint_lane.cc: the lanes, and from them to the stream ---
+  // Lets the window know which messages have not left this side.
+  void CountHeld();
   // For the peer's device to reach; none when there is no lane, or the device does not take it.
   ExposedMemory Register(std::span<char> memory, RdmaAccess access);
   // Null, or the device, if the control stream allows it.

@@ -93,9 +93,13 @@ void EndpointCore::BringUpLanes() {
   }
 }
 
+void EndpointCore::CountHeld() {
+  if (lanes_ != nullptr) lane_window_.SetHeld(lanes_->held());
+}
+
 // While the peer does not count on them.
 void EndpointCore::GiveUpLanes(std::string_view why) {
-  if (lanes_ != nullptr) lane_window_.SetHeld(lanes_->held());
+  CountHeld();
   const std::unique_ptr<LaneGroup> gone = std::move(lanes_);
   place_.Leave();
   if (options_.device != nullptr && stats_.fallback.empty()) stats_.fallback = why;
@@ -195,7 +199,7 @@ void EndpointCore::OnFallback(const ControlFallback& fallback) {
   if (carrier_ == Carrier::kStream) {
     status = absl::InvalidArgumentError("FALLBACK, but the stream carries the data already");
   } else {
-    if (lanes_ != nullptr) lane_window_.SetHeld(lanes_->held());
+    CountHeld();
     status = lane_window_.OnFallback(fallback.received);
   }
   if (!status.ok()) {

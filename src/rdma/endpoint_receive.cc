@@ -170,7 +170,7 @@ absl::Status EndpointCore::TakeHeader(MessageHeader& header, bool by_lane) {
   if (!by_lane && carrier_ != Carrier::kStream) return Violation("data beside the lane");
   if (by_lane) {
     lane_heard_ = lane_heard_ || header.type != MessageType::kCredit;
-    lane_window_.SetHeld(lanes_->held());
+    CountHeld();
     if (absl::Status status = lane_window_.OnHeader(header); !status.ok()) return status;
   }
   return window_.OnHeader(header.credits, header.received);

@@ -131,6 +131,8 @@ void EndpointCore::Settle() {
   if (channel_ == nullptr) return;
   if (!dead()) {
     TakeGrantAgain();
+    // The peer waits for these, and what is queued may leave no room behind it.
+    TellEnds();
     Pump();
     Announce();
     DrainOut();
@@ -297,23 +299,30 @@ bool EndpointCore::PostRead(Work& work) {
   return true;
 }
 
-void EndpointCore::Announce() {
-  if (dead() || !gate_.MayPost(gate_.self().attempt) || carrier_ == Carrier::kLeaving) return;
-  // A stream takes these at any time, a lane when it has room; the last of that is for news alone.
-  const bool by_lane = carrier_ == Carrier::kLane;
-  const auto may_tell = [&] { return !by_lane || HasRoom(); };
-  if (written_due_ && may_tell()) {
+// A stream takes news at any time, a lane when it has room; the last of that is for credits alone.
+bool EndpointCore::MayTell() const {
+  if (dead() || !gate_.MayPost(gate_.self().attempt)) return false;
+  return carrier_ == Carrier::kStream || HasRoom();
+}
+
+void EndpointCore::TellEnds() {
+  if (written_due_ && MayTell()) {
     written_due_ = false;
     PostData(Header(MessageType::kWritten, written_, true), std::nullopt, {});
   }
-  if (fetched_due_ && may_tell()) {
+  if (fetched_due_ && MayTell()) {
     fetched_due_ = false;
     PostData(Header(MessageType::kFetched, fetched_, true), std::nullopt, {});
   }
-  if (window_.NewsDue() && may_tell()) {
+}
+
+void EndpointCore::Announce() {
+  TellEnds();
+  if (window_.NewsDue() && MayTell()) {
     PostData(Header(MessageType::kCredit, 0, true), std::nullopt, {});
   }
-  if (by_lane && lane_window_.NewsDue() && lane_window_.HasCreditRoom()) {
+  if (dead() || carrier_ != Carrier::kLane) return;
+  if (lane_window_.NewsDue() && lane_window_.HasCreditRoom()) {
     PostData(Header(MessageType::kCredit, 0, true), std::nullopt, {});
   }
 }

@@ -48,16 +48,12 @@ namespace internal {
 
 class LaneGroup final {
  public:
-  class Owner {
+  // Of whole operations, and of all lanes. Where OnLaneDone has made HasRoom true, that is all that
+  // is told.
+  class Owner : public Lane::Owner {
    public:
-    virtual void OnLaneMessage(BufferChain message) = 0;
-    // By another lane than the first: the peer does not keep to the protocol.
+    // A message by another lane than the first: the peer does not keep to the protocol.
     virtual void OnLaneStray() = 0;
-    // HasRoom has become true; where OnLaneDone has made it so, that is all that is told.
-    virtual void OnLaneRoom() = 0;
-    // As Lane::Owner has these two, of the whole operation and of all lanes.
-    virtual void OnLaneDone(uint64_t token, RdmaOutcome outcome, BufferChain data) = 0;
-    virtual void OnLaneEnd(absl::Status status) = 0;
 
    protected:
     ~Owner() = default;

@@ -23,9 +23,11 @@ BufferChain ShareOf(BufferChain& chain) {
 }  // namespace
 
 void LaneWindow::Open(uint32_t depth, uint32_t peer_depth) {
-  limit_max_ = limit_ = std::min(peer_depth, CreditWindow::kDepthMax) + kSpare;
+  limit_max_ = limit_ = std::min(peer_depth, UINT32_MAX - kSpare) + kSpare;
   SetGranted(depth + kSpare);
 }
+
+uint32_t LaneWindow::most() const { return std::min(limit_, CreditWindow::kDepthMax + kSpare); }
 
 void LaneWindow::SetGranted(uint32_t receives) {
   granted_ = receives;

@@ -67,8 +67,8 @@ class LaneWindow {
 
   // --- Sending ---
   // Room for anything; room for a message of type kCredit.
-  bool HasRoom() const { return sent_.size() + kReserved < limit_; }
-  bool HasCreditRoom() const { return sent_.size() < limit_; }
+  bool HasRoom() const { return sent_.size() + kReserved < most(); }
+  bool HasCreditRoom() const { return sent_.size() < most(); }
   // In the order they go out. The payload is shared with the caller's.
   void OnSent(const MessageHeader& header, const std::optional<AccessPrefix>& access,
               BufferChain& payload);
@@ -108,6 +108,8 @@ class LaneWindow {
  private:
   static constexpr uint32_t kReserved = kSpare / 2;
 
+  // Of what the peer grants, as many as its acknowledgements can count.
+  uint32_t most() const;
   uint64_t on_the_way() const { return sent_.size() - held_; }
   void Acknowledge(uint64_t count);
   std::optional<Write> TakeWriteBefore(uint64_t message);

@@ -168,7 +168,7 @@ class HostileGrantTest : public HostileHarness, private Lane::Owner {
     hub_ = nullptr;
     device_ = nullptr;
   }
-  void OpenWith(uint64_t features) {
+  void OpenWith(uint64_t features, uint32_t depth = kDepth) {
     device_ = *lanes().fabric().Open("fake1");
     LaneHub::Options hub;
     hub.receives = 64;
@@ -179,15 +179,22 @@ class HostileGrantTest : public HostileHarness, private Lane::Owner {
     options.pings_missed_max = 1'000'000;
     options.receive_depth = kDepth;
     OpenWithAnswer(
-        [this](const ControlHello& hello) -> GateOffer {
+        [this, depth](const ControlHello& hello) -> GateOffer {
           EXPECT_TRUE(lane_->BringUp(hello.lanes.front(), hello.terms.read_depth).ok());
           return {.lanes = {lane_->address()},
-                  .terms = {.depth = kDepth, .size = 8192, .read_depth = 2}};
+                  .terms = {.depth = depth, .size = 8192, .read_depth = 2}};
         },
         options, features);
   }
   void Say(uint32_t receives, bool reply) {
     peer_->Send(EncodeControl(ControlGrant{.reply = reply, .receives = receives}));
+  }
+  void SendPiece(uint32_t piece) {
+    MessageHeader header = Header(MessageType::kMessage, piece);
+    header.credits = kDepth;
+    std::array<char, kMessageHeaderSize> bytes;
+    EncodeMessageHeader(header, bytes);
+    lane_->Send({bytes.data(), bytes.size()}, {});
   }
   bool Asked() {
     return Drive([this] { return peer_->Last<ControlGrant>() != nullptr; });
@@ -208,7 +215,28 @@ TEST_P(HostileGrantTest, IsAskedOnceAndMayRefuse) {
   OpenWith(kFeatureGrants);
   ASSERT_TRUE(Asked());
   EXPECT_EQ(*peer_->Last<ControlGrant>(), (ControlGrant{.reply = false, .receives = kIdle}));
+  const uint64_t pings = endpoint_->stats().pings;
+  ASSERT_TRUE(Drive([&] { return endpoint_->stats().pings > pings + 3; }));
+  EXPECT_EQ(peer_->Count<ControlGrant>(), 1u);
   Say(kWhole, true);
+  ASSERT_TRUE(Drive([&] { return peer_->Count<ControlGrant>() == 2; })) << "it has not given up";
+  // The peer may have as many on the way as ever.
+  for (uint32_t piece = 1; piece <= kDepth; ++piece) SendPiece(piece);
+  for (uint32_t piece = 1; piece <= kDepth; ++piece) EXPECT_TRUE(Receive(*endpoint_).ok());
+  EXPECT_TRUE(endpoint_->stats().over_device);
+}
+
+// A depth beyond what acknowledgements can count: what is more is not used.
+TEST_P(HostileGrantTest, MayHaveGrantedMoreThanIsUsed) {
+  OpenWith(kFeatureGrants, UINT32_MAX);
+  for (const uint32_t receives : {UINT32_MAX - 1, 40'000u, kIdle}) {
+    Say(receives, false);
+    ASSERT_TRUE(Drive([this, receives] {
+      const auto* last = peer_->Last<ControlGrant>();
+      return last != nullptr && *last == ControlGrant{.reply = true, .receives = receives};
+    })) << receives;
+  }
+  Say(50'000, false);
   endpoint_->Send(Chain("still open"));
   Settle();
   EXPECT_TRUE(endpoint_->stats().over_device);
@@ -272,11 +300,7 @@ TEST_P(HostileGrantTest, IsToldWhenMoreMayComeAgain) {
   Say(kIdle, true);
   Settle();
   EXPECT_EQ(peer_->Last<ControlGrant>()->receives, kIdle);
-  MessageHeader header = Header(MessageType::kMessage, 1);
-  header.credits = kDepth;
-  std::array<char, kMessageHeaderSize> bytes;
-  EncodeMessageHeader(header, bytes);
-  lane_->Send({bytes.data(), bytes.size()}, {});
+  SendPiece(1);
   ASSERT_TRUE(Drive([this] { return peer_->Last<ControlGrant>()->receives == kWhole; }));
   EXPECT_FALSE(peer_->Last<ControlGrant>()->reply);
 }

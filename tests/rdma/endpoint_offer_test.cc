@@ -135,6 +135,30 @@ TEST_P(EndpointOfferTest, LargeMessagesAreReadAndSmallOnesAreSent) {
   EXPECT_EQ(loop().Snapshot().pool.live, 0u);
 }
 
+TEST_P(EndpointOfferTest, NewsOfWhatHasBeenReadGoesBeforeWhatIsQueued) {
+  RdmaEndpoints both = OpenEndpoints(Offering(), Offering());
+  std::string memory(4096, '\0');
+  const auto region = both.active->Expose({memory.data(), memory.size()}, RdmaAccess::kWrite);
+  ASSERT_TRUE(region.ok()) << region.status();
+  const absl::StatusOr<RdmaRemoteRegion> remote = AwaitRegion(*both.passive);
+  ASSERT_TRUE(remote.ok()) << remote.status();
+  // More than the device's queue holds.
+  constexpr int kWrites = 400;
+  int written = 0;
+  for (int i = 0; i < kWrites; ++i) {
+    both.passive->Write(*remote, 0, Chain(std::string(2000, 'w')), [&](absl::Status status) {
+      EXPECT_TRUE(status.ok()) << status;
+      ++written;
+    });
+  }
+  Flow flow(*both.active, *both.passive);
+  Start(flow, 300'000);
+  ASSERT_TRUE(Drive([&] { return flow.fates.front().ended(); }));
+  EXPECT_LT(written, kWrites - 50);
+  ExpectDone(flow);
+  ASSERT_TRUE(Drive([&] { return written == kWrites; }));
+}
+
 TEST_P(EndpointOfferTest, EitherSideMaySaySo) {
   RdmaOptions never = Quiet();
   never.rendezvous_min = UINT32_MAX;

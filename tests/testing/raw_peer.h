@@ -91,6 +91,15 @@ class RawPeer {
     }
     return nullptr;
   }
+  // How many messages of this kind have come.
+  template <class Message>
+  size_t Count() const {
+    size_t count = 0;
+    for (const ControlMessage& message : messages_) {
+      count += std::holds_alternative<Message>(message) ? 1 : 0;
+    }
+    return count;
+  }
   const std::vector<MessageHeader>& data() const { return data_; }
 
  private:
