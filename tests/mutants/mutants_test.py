@@ -1,0 +1,145 @@
+#!/usr/bin/env python3
+"""Breaks the shipped code of credits and of the way from the lanes to the stream, one line at a time, and
+expects the tests of endpoints to find each.
+
+usage: tests/mutants/mutants_test.py BUILD [NAME...]
+
+Each mutant is one source with one piece of text in the place of another, compiled as BUILD compiles it
+(but faster) and linked into a copy of the tests in front of the library, so that it takes the place of
+the whole one. The tests run on simulated engines and devices: a mutant that waits for ever ends there
+as a failure. Some minutes of processor time; ends with 77 where BUILD has no tests.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections import namedtuple
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = "penstock_rdma_tests"
+FILTER = "LaneWindowTest.*:CreditWindow*:*/Endpoint*.*/Simulated*-*Machine*"
+LIMIT_SECONDS = 300
+
+Mutant = namedtuple("Mutant", "name source before after")
+
+MUTANTS = [
+    # Credits: how much may be on the way.
+    Mutant("posts_without_credit", "endpoint_turn.cc",
+           "if (window_.available() == 0) {", "if (false) {"),
+    Mutant("one_credit_too_many", "credit_window.cc", "limit_ = credits;", "limit_ = credits + 1;"),
+    Mutant("takes_pieces_without_credit", "credit_window.cc",
+           "if (received_ == granted_) {", "if (false) {"),
+    Mutant("credits_are_not_told", "endpoint_turn.cc",
+           "if (window_.NewsDue() && MayTell()) {", "if (false) {"),
+    Mutant("counts_as_acknowledged_what_is_sent", "credit_window.cc",
+           "acknowledged_ += news;", "acknowledged_ = sent_;"),
+    Mutant("believes_any_acknowledgement", "lane_window.cc", "if (news > on_the_way()) {", "if (false) {"),
+    Mutant("takes_more_than_it_has_granted", "lane_window.cc",
+           "if (++received_ - told_ > granted_) {", "if (++received_ < told_) {"),
+    Mutant("tells_of_receives_too_late", "lane_window.cc",
+           "news_ = (receives + kReserved - 1) / kReserved;", "news_ = 2 * receives;"),
+    # The way back to the stream: nothing lost, nothing twice.
+    Mutant("repeats_what_the_peer_has", "lane_window.cc",
+           "  Acknowledge(received - acknowledged_);\n  return absl::OkStatus();",
+           "  return absl::OkStatus();"),
+    Mutant("loses_the_first_the_peer_has_not", "lane_window.cc",
+           "  Acknowledge(received - acknowledged_);\n  return absl::OkStatus();",
+           "  Acknowledge(received - acknowledged_);\n  if (!sent_.empty()) Acknowledge(1);\n"
+           "  return absl::OkStatus();"),
+    Mutant("tells_of_one_too_many", "endpoint_lane.cc",
+           "fallback.received = lane_window_.received();",
+           "fallback.received = lane_window_.received() + 1;"),
+    Mutant("tells_of_one_too_few", "endpoint_lane.cc",
+           "fallback.received = lane_window_.received();",
+           "fallback.received = lane_window_.received() - (lane_window_.received() > 0);"),
+    Mutant("posts_before_both_have_told", "endpoint_turn.cc",
+           "    default:\n      return false;\n  }\n}\n\nvoid EndpointCore::PostData",
+           "    default:\n      return channel_->HasRoom();\n  }\n}\n\nvoid EndpointCore::PostData"),
+    Mutant("new_overtakes_what_is_sent_again", "endpoint_turn.cc",
+           "bool did = Resend();\n    if (!did) {", "bool did = Resend();\n    {"),
+    Mutant("forgets_writes_that_may_not_be_done", "endpoint_lane.cc",
+           "rewrite_ = lane_window_.TakeWrite();\n  if", "lane_window_.TakeWrite();\n  if"),
+    Mutant("forgets_news_that_was_on_the_lane", "endpoint_lane.cc",
+           "    fetched_due_ = true;\n    return true;", "    return true;"),
+    Mutant("news_waits_behind_what_is_queued", "endpoint_turn.cc", "TellEnds();\n    Pump();", "Pump();"),
+]
+
+
+def run(words, **options):
+    return subprocess.run(words, capture_output=True, text=True, check=False, **options)
+
+
+def need(done, what):
+    if done.returncode != 0:
+        sys.exit(f"{what}: {done.stderr or done.stdout}")
+    return done.stdout
+
+
+class Build:
+    def __init__(self, folder):
+        self.folder = folder
+        self.compiles = {Path(one["file"]).name: one for one in
+                         json.loads((folder / "compile_commands.json").read_text())
+                         if "/src/rdma/" in one["file"]}
+        commands = need(run(["ninja", "-C", str(folder), "-t", "commands", TESTS]), "ninja").splitlines()
+        self.link = next(line for line in reversed(commands) if f"-o tests/{TESTS}" in line)
+
+    def compile(self, mutant, work):
+        one = self.compiles[mutant.source]
+        text = Path(one["file"]).read_text()
+        if text.count(mutant.before) != 1:
+            sys.exit(f"{mutant.name}: {mutant.source} has {text.count(mutant.before)} of what it replaces")
+        source = work / mutant.source
+        source.write_text(text.replace(mutant.before, mutant.after))
+        words = shlex.split(one["command"])
+        words[words.index("-o") + 1] = str(work / "mutant.o")
+        words[words.index(one["file"])] = str(source)
+        need(run([*words, "-O0", "-w"], cwd=one["directory"]), f"{mutant.name} does not compile")
+
+    def tests_with(self, mutant, work):
+        self.compile(mutant, work)
+        program = work / TESTS
+        link = self.link.replace(f"-o tests/{TESTS}", f"-o {program} {work / 'mutant.o'}")
+        need(run(["/bin/sh", "-c", link], cwd=self.folder), f"{mutant.name} does not link")
+        return program
+
+
+def finds(program):
+    """What failed first; None when nothing did."""
+    words = [str(program), f"--gtest_filter={FILTER}", "--gtest_brief=1", "--gtest_fail_fast"]
+    try:
+        done = run(words, timeout=LIMIT_SECONDS, cwd=ROOT)
+    except subprocess.TimeoutExpired:
+        return "does not end"
+    if done.returncode == 0:
+        return None
+    failed = [line for line in done.stdout.splitlines() if line.startswith("[  FAILED  ]")]
+    return failed[0].split("] ")[1] if failed else f"status {done.returncode}"
+
+
+def main(folder, names):
+    program = folder / "tests" / TESTS
+    if not program.exists():
+        print(f"skipped: {program} has not been built")
+        return 77
+    if (found := finds(program)) is not None:
+        print(f"without a mutant: {found}")
+        return 1
+    build = Build(folder)
+    survivors = []
+    for mutant in [one for one in MUTANTS if not names or one.name in names]:
+        with tempfile.TemporaryDirectory() as work:
+            found = finds(build.tests_with(mutant, Path(work)))
+        print(f"{mutant.name}: {found or 'NOT FOUND'}", flush=True)
+        if found is None:
+            survivors.append(mutant.name)
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    sys.exit(main(Path(sys.argv[1]).resolve(), sys.argv[2:]))
