@@ -1,9 +1,10 @@
 // What moving costs: streams that wait for bytes, as idle connections of a server do, change engine
-// all at once, there and back; and one changes loop. Both loops are on the calling thread.
+// all at once, there and back; and one changes loop, with both loops on the calling thread; and all
+// change loop, there and back, with the other one on a thread of its own.
 //
 // Figures: CPU time for one switch (Time divided by the streams), and from LoopSnapshot how long a
 // stream was not served (`pause_p50_us`, `pause_p99_us`: the upper ends of the buckets they fall
-// in).
+// in). Of BM_MigrateThreads, Time is the real time until all streams are back.
 #include <benchmark/benchmark.h>
 #include <penstock/connect.h>
 #include <penstock/listener.h>
@@ -13,6 +14,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -40,13 +42,18 @@ std::vector<StreamPtr> WaitingStreams(Loop& loop, size_t count, absl::Status& st
     stream->ReadReady([](absl::StatusOr<Buffer>) {});
     streams.push_back(std::move(stream));
   };
-  auto listener = Listener::Listen(loop, *penstock::SocketAddress::Parse("127.0.0.1:0"), {}, keep);
+  penstock::ListenOptions listening;
+  penstock::ConnectOptions connecting;
+  listening.stream.migratable = connecting.stream.migratable = true;
+  auto listener =
+      Listener::Listen(loop, *penstock::SocketAddress::Parse("127.0.0.1:0"), listening, keep);
   status = listener.status();
   for (size_t made = 2; made <= count && status.ok(); made += 2) {
-    penstock::Connect(loop, (*listener)->address(), {}, [&](absl::StatusOr<StreamPtr> stream) {
-      status.Update(stream.status());
-      if (stream.ok()) keep(*std::move(stream));
-    });
+    penstock::Connect(loop, (*listener)->address(), connecting,
+                      [&](absl::StatusOr<StreamPtr> stream) {
+                        status.Update(stream.status());
+                        if (stream.ok()) keep(*std::move(stream));
+                      });
     while (status.ok() && streams.size() < made) loop.Poll();
   }
   return streams;
@@ -125,6 +132,49 @@ void BM_Migrate(benchmark::State& state) {
   Report(state, loop->Snapshot(), moves);
 }
 BENCHMARK(BM_Migrate)->Apply([](auto* bench) { EachEngine(bench, {0}); });
+
+// Every stream to a loop on another thread, and back.
+void BM_MigrateThreads(benchmark::State& state) {
+  penstock::BufferPool pool;
+  const auto make = [&] {
+    penstock::LoopOptions options;
+    options.pool = &pool;
+    return MakeLoop(state, std::move(options));
+  };
+  auto loop = make();
+  auto other = make();
+  if (loop == nullptr || other == nullptr) return;
+  absl::Status status;
+  {
+    const auto count = static_cast<size_t>(state.range(1));
+    const std::vector<StreamPtr> streams = WaitingStreams(*loop, count, status);
+    std::thread thread([&] { other->Run(); });
+    int64_t moves = 0;
+    const auto count_and_stop = [&](penstock::MoveCount result) {
+      moves += static_cast<int64_t>(result.moved);
+      loop->Stop();
+    };
+    while (status.ok() && state.KeepRunning()) {
+      penstock::MigrateAll(*loop, other->handle(), count_and_stop);
+      loop->Run();
+      other->Post([&] { penstock::MigrateAll(*other, loop->handle(), count_and_stop); });
+      loop->Run();
+    }
+    other->Stop();
+    thread.join();
+    if (!status.ok()) state.SkipWithError(status.ToString().c_str());
+    LoopSnapshot figures = loop->Snapshot();
+    const LoopSnapshot there = other->Snapshot();
+    for (size_t i = 0; i < figures.move_pauses.size(); ++i) {
+      figures.move_pauses[i] += there.move_pauses[i];
+    }
+    figures.stranded += there.stranded;
+    Report(state, figures, moves);
+  }
+}
+BENCHMARK(BM_MigrateThreads)->Apply([](auto* bench) {
+                              EachEngine(bench, {2, 1000});
+                            }) -> UseRealTime() -> Unit(benchmark::kMicrosecond);
 
 }  // namespace
 }  // namespace penstock_bench
