@@ -5,6 +5,7 @@
 #include <penstock/connect.h>
 #include <penstock/listener.h>
 #include <penstock/loop.h>
+#include <penstock/move.h>
 #include <signal.h>
 #include <time.h>
 #include <unistd.h>
@@ -16,6 +17,7 @@
 #include <cstdio>
 #include <future>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -28,6 +30,7 @@
 #include "common/json.h"
 #include "common/move_figures.h"
 #include "common/mover.h"
+#include "common/pacer.h"
 #include "common/pattern.h"
 #include "common/program.h"
 #include "common/progress.h"
@@ -42,6 +45,12 @@ ABSL_FLAG(absl::Duration, switch_every, absl::Milliseconds(2),
           "every stream changes engine at this interval; 0: never");
 ABSL_FLAG(absl::Duration, move_every, absl::Milliseconds(5),
           "every stream changes loop at this interval; 0: never");
+ABSL_FLAG(
+    int32_t, rate, 0,
+    "windows sent per second, by all clients together, each when the one before has come back; "
+    "0: as many as they can");
+ABSL_FLAG(int32_t, window, 0,
+          "bytes that a connection has in flight; 0: 100 to 200000, another number for each");
 ABSL_FLAG(bool, json, false, "print nothing but one JSON line at the end");
 
 namespace {
@@ -96,27 +105,60 @@ void Echo(StreamPtr stream) {
 // How many bytes a connection keeps in flight: from small messages, one at a time, to a stream that
 // never pauses and whose socket takes a part of it, so that its queue always holds some.
 constexpr std::array<uint64_t, 4> kWindows = {100, 3000, 20'000, 200'000};
-uint64_t WindowOf(uint64_t number) { return kWindows[number % kWindows.size()]; }
 constexpr int kSmallSocket = 16 * 1024;
+
+// What the flags say of a client's traffic.
+struct Traffic {
+  uint64_t window;          // 0: of kWindows
+  absl::Duration interval;  // from one window to the next; zero: tops up what has come back
+  uint64_t clients;
+
+  uint64_t WindowOf(uint64_t number) const {
+    return window != 0 ? window : kWindows[number % kWindows.size()];
+  }
+};
+
+// Of the loop whose thread this is.
+thread_local examples::Pacer* pacer_here = nullptr;
 
 // One connection's other end: keeps some bytes in flight and compares what comes back. Owned by the
 // read that is pending on its stream, and so used by one thread at a time, whichever that is.
 class Client {
  public:
-  Client(Tally& tally, uint64_t number, StreamPtr stream)
-      : tally_(tally), number_(number), stream_(std::move(stream)) {}
+  Client(Tally& tally, const Traffic& traffic, uint64_t number, StreamPtr stream)
+      : tally_(tally), traffic_(traffic), number_(number), stream_(std::move(stream)) {
+    if (paced()) mail_.emplace(*stream_);
+  }
 
   static void Run(std::unique_ptr<Client> client) {
-    if (client->Send()) Read(std::move(client));
+    // Evenly spread over the interval from the beginning on.
+    client->due_ = client->stream_->loop().now() +
+                   client->traffic_.interval * client->number_ / client->traffic_.clients;
+    if (client->Go()) Read(std::move(client));
   }
 
  private:
   static void Read(std::unique_ptr<Client> client) {
     Stream& stream = *client->stream_;
     stream.ReadReady([client = std::move(client)](absl::StatusOr<Buffer> data) mutable {
-      if (client->Check(data) && client->Send()) Read(std::move(client));
+      if (client->Check(data) && client->Go()) Read(std::move(client));
     });
   }
+
+  // Sends what is to be sent now, and sees to what comes later. False when this client has ended.
+  bool Go() {
+    if (!paced()) return Send();
+    if (received_ < sent_ || shut_) return true;
+    pacer_here->At(due_, mail_->handle(), [this](Stream& stream) {
+      due_ = std::max(due_, stream.loop().now()) + traffic_.interval;
+      if (const absl::Status sent = Queue(); !sent.ok()) {
+        tally_.Error(absl::StrCat("connection ", number_, ": ", sent.message()));
+        stream.Abort();  // which the pending read hears of
+      }
+    });
+    return true;
+  }
+  bool paced() const { return traffic_.interval > absl::ZeroDuration(); }
 
   // False when this client has ended.
   bool Check(const absl::StatusOr<Buffer>& data) {
@@ -133,18 +175,23 @@ class Client {
     return true;
   }
 
-  // Tops up what is in flight, or, at the end, waits for the rest and says goodbye.
   bool Send() {
+    const absl::Status queued = Queue();
+    return queued.ok() || Fail(std::string(queued.message()));
+  }
+
+  // Tops up what is in flight, or, at the end, waits for the rest and says goodbye.
+  absl::Status Queue() {
     if (tally_.ending) {
       if (received_ == sent_ && !std::exchange(shut_, true)) stream_->ShutdownWrite();
-      return true;
+      return absl::OkStatus();
     }
     BufferChain data;
-    uint64_t left = received_ + WindowOf(number_) - sent_;
+    uint64_t left = received_ + traffic_.WindowOf(number_) - sent_;
     while (left > 0) {
       const size_t run = std::min<uint64_t>(left, kChunk);
       absl::StatusOr<Buffer> buffer = stream_->loop().pool().Allocate(run);
-      if (!buffer.ok()) return Fail(std::string(buffer.status().message()));
+      if (!buffer.ok()) return buffer.status();
       buffer->Extend(run);
       examples::FillPattern({buffer->mutable_data(), run}, number_, sent_);
       data.Append(*std::move(buffer));
@@ -152,7 +199,7 @@ class Client {
       left -= run;
     }
     stream_->Write(std::move(data));  // a failure shows in the pending read
-    return true;
+    return absl::OkStatus();
   }
 
   bool Fail(const std::string& why) {
@@ -160,14 +207,18 @@ class Client {
     return End();
   }
   bool End() {
+    mail_.reset();
     stream_.reset();
     ++tally_.ended;
     return false;
   }
 
   Tally& tally_;
+  const Traffic& traffic_;
   const uint64_t number_;
   StreamPtr stream_;
+  std::optional<penstock::StreamMailbox> mail_;  // of a paced one
+  absl::Time due_;                               // its next window
   uint64_t sent_ = 0;
   uint64_t received_ = 0;  // all verified
   bool shut_ = false;
@@ -178,6 +229,7 @@ struct Plan {
   absl::Duration duration;
   uint64_t moves;  // UINT64_MAX: no end to them
   examples::MoveIntervals intervals;
+  Traffic traffic;
   examples::Sealing server;
   examples::Sealing client;
 };
@@ -195,6 +247,7 @@ class LoopThread {
       if (status.ok()) loop_->Run();
       if (loop_ != nullptr) last_ = loop_->Snapshot();
       listener_ = nullptr;
+      pacer_ = nullptr;
       mover_ = nullptr;
       loop_ = nullptr;
     });
@@ -253,6 +306,8 @@ class LoopThread {
     loop_ = *std::move(loop);
     handle_ = loop_->handle();
     mover_ = std::make_unique<Mover>(*loop_, plan.intervals);
+    pacer_ = std::make_unique<examples::Pacer>(*loop_);
+    pacer_here = pacer_.get();
     return mover_->Prepare();
   }
 
@@ -261,14 +316,15 @@ class LoopThread {
     const uint64_t number = std::exchange(next_, next_ + kLoops);
     penstock::ConnectOptions options;
     options.stream.migratable = true;
-    if (WindowOf(number) == kWindows.back()) {
+    if (plan.traffic.WindowOf(number) == kWindows.back()) {
       options.stream.send_buffer = options.stream.receive_buffer = kSmallSocket;
     }
     const auto begin = [this, &plan, address, number, &tally](absl::StatusOr<StreamPtr> stream) {
       ++tally.connected;
       ConnectNext(plan, address, tally);
       if (stream.ok()) {
-        return Client::Run(std::make_unique<Client>(tally, number, *std::move(stream)));
+        return Client::Run(
+            std::make_unique<Client>(tally, plan.traffic, number, *std::move(stream)));
       }
       tally.Error(absl::StrCat("connection ", number, ": ", stream.status().message()));
       ++tally.ended;
@@ -282,6 +338,7 @@ class LoopThread {
   LoopHandle handle_;
   std::unique_ptr<Loop> loop_;
   std::unique_ptr<Mover> mover_;
+  std::unique_ptr<examples::Pacer> pacer_;
   std::unique_ptr<Listener> listener_;
   uint64_t next_ = 0;
   LoopSnapshot last_;
@@ -474,14 +531,21 @@ Plan PlanFromFlags() {
   const int64_t connections = absl::GetFlag(FLAGS_connections);
   const int64_t seconds = absl::GetFlag(FLAGS_seconds);
   const int64_t moves = absl::GetFlag(FLAGS_moves);
+  const int64_t rate = absl::GetFlag(FLAGS_rate);
+  const int64_t window = absl::GetFlag(FLAGS_window);
   examples::RangeOrFail("connections", connections, 1, 5000);
   examples::RangeOrFail("seconds", seconds, 1, 1'000'000);
   examples::RangeOrFail("moves", moves, 0, INT64_MAX);
+  examples::RangeOrFail("rate", rate, 0, 1'000'000);
+  examples::RangeOrFail("window", window, 0, 1'000'000);
+  const absl::Duration interval =
+      rate == 0 ? absl::ZeroDuration() : absl::Seconds(connections) / rate;
   return {static_cast<uint64_t>(connections),
           absl::Seconds(seconds),
           moves == 0 ? UINT64_MAX : static_cast<uint64_t>(moves),
           {examples::IntervalOrFail("switch-every", absl::GetFlag(FLAGS_switch_every)),
            examples::IntervalOrFail("move-every", absl::GetFlag(FLAGS_move_every))},
+          {static_cast<uint64_t>(window), interval, static_cast<uint64_t>(connections)},
           examples::Sealing::FromFlags(true),
           examples::Sealing::FromFlags(false)};
 }

@@ -34,6 +34,7 @@ BAD_VALUES = {
     "busy-poll": (["-1s"], ["negative", "zero and more is accepted"]),
     "switch-every": INTERVAL, "move-every": INTERVAL,
     "connections": (["0"], ["1 to"]), "seconds": (["0"], ["1 to"]), "moves": (["-1"], ["0 to"]),
+    "rate": (["-1"], ["0 to"]), "window": (["-1"], ["0 to"]),
     "size": (["-1", "100000000"], [" to ", "is accepted"]), "depth": (["0"], ["1 to"]),
     "iters": (["0"], ["1 to"]), "idle": (["-1"], ["0 to"]),
     "duration": (["5"], ["'5'", "500ms, 10s or 2m"]), "patience": (["0", "-1s"], ["above zero"]),
@@ -73,8 +74,8 @@ class Flags(Case):
                 **{name: ("listen", "engine", "loops", "max-connections", "grace", "switch-every",
                           "move-every", "adaptive", "balance", "huge-pages", "busy-poll")
                    for name in SERVERS},
-                "live_migration": ("connections", "seconds", "moves", "switch-every", "move-every", "seal",
-                                   "json"),
+                "live_migration": ("connections", "seconds", "moves", "switch-every", "move-every", "rate",
+                                   "window", "seal", "json"),
                 "echo_client": ("connect", "connections", "size", "depth", "duration", "idle", "patience",
                                 "engine"),
                 "bulk_transfer": ("connect", "listen", "timeout", "max-bytes", "engine")}.items():

@@ -214,6 +214,22 @@ class LiveMigration(MovingCase):
         figures = self.check_json("--connections=20", *self.psk(), moves=200)
         self.assertGreater(figures["loop_moves"], 40)
 
+    def check_paced(self, *words):
+        done = run("live_migration", "--json", "--seconds=2", "--rate=400", "--window=1000",
+                   "--connections=20", *words)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        figures = json.loads(done.stdout)
+        self.check_figures(figures)
+        windows = figures["bytes"] / 1000
+        self.assertGreaterEqual(windows, 1)
+        self.assertLessEqual(windows, 400 * (figures["seconds"] + 1) + 20)
+
+    def test_paced_plain(self):
+        self.check_paced()
+
+    def test_paced_sealed(self):
+        self.check_paced(*self.psk())
+
     def check_many_moves(self, *words):
         figures = self.check_json(*words, moves=MOVES // 2, timeout=5500)
         self.assertGreaterEqual(figures["engine_switches"] + figures["loop_moves"], MOVES // 2)
