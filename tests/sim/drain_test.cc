@@ -137,7 +137,7 @@ TEST_P(SimDrain, ALoopWhoseRunHasReturnedTakesNoStreamIntoItsMailbox) {
   std::optional<absl::Status> moved;
   Migrate(*stream_, other->handle(), [&](absl::Status status) { moved = std::move(status); });
   world_.Touch(*loop_);
-  EXPECT_TRUE(world_.Run([&] { return moved.has_value(); }, absl::Seconds(1)));
+  ASSERT_TRUE(world_.Run([&] { return moved.has_value(); }, absl::Seconds(1)));
   EXPECT_TRUE(absl::IsUnavailable(*moved)) << *moved;
   EXPECT_EQ(&stream_->loop(), loop_.get());
   EXPECT_EQ(Refused(*loop_, MoveDirection::kOut, MoveRefusal::kGone), 1u);
@@ -148,7 +148,7 @@ TEST_P(SimDrain, AHandleOfNoLoopTakesNoStream) {
   std::optional<absl::Status> moved;
   Migrate(*stream_, LoopHandle(), [&](absl::Status status) { moved = std::move(status); });
   world_.Touch(*loop_);
-  EXPECT_TRUE(world_.Run([&] { return moved.has_value(); }, absl::Seconds(1)));
+  ASSERT_TRUE(world_.Run([&] { return moved.has_value(); }, absl::Seconds(1)));
   EXPECT_TRUE(absl::IsUnavailable(*moved)) << *moved;
 }
 
@@ -164,7 +164,7 @@ TEST_P(SimDrain, WhatCameBeforeRunReturnsIsSentBack) {
     world_.TakeTurn(*loop_);
   });
   world_.Drive(*other);
-  EXPECT_TRUE(world_.Run([&] { return moved.has_value(); }, absl::Seconds(1)));
+  ASSERT_TRUE(world_.Run([&] { return moved.has_value(); }, absl::Seconds(1)));
   EXPECT_TRUE(absl::IsUnavailable(*moved)) << *moved;
   EXPECT_EQ(&stream_->loop(), loop_.get());
 }
