@@ -10,7 +10,8 @@
 // (LoopSnapshot::faults_epoll, faults_uring), which no peer causes, end a trial at once, and lead
 // back also later, when it was won; so do streams that it refuses, and a delay of the loop's turns
 // that grows by 20 ms while the first few try. A tick with fewer than 200 reads says nothing: on a
-// quieter loop it never acts.
+// quieter loop it never acts. Nor does it when the loop has given its io_uring engine up: nothing
+// is left to choose then, and a last line of the trace says so.
 //
 // Streams of StreamOptions::pinned_engine stay where they are. Every decision is a line in trace().
 #ifndef PENSTOCK_ADAPTIVE_H_

@@ -149,6 +149,13 @@ int Sys::EpollWait(int epoll, epoll_event* events, int count, int64_t timeout_ns
   return result == -EINTR ? 0 : result;
 }
 
+int Sys::Poll(pollfd* descriptors, size_t count, int64_t timeout_ns) {
+  const timespec limit = ToTimespec(std::max<int64_t>(timeout_ns, 0));
+  const int result =
+      OrErrno(::ppoll(descriptors, count, timeout_ns < 0 ? nullptr : &limit, nullptr));
+  return result == -EINTR ? 0 : result;
+}
+
 int Sys::EventFd() { return OrErrno(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)); }
 
 int64_t Sys::Read(int fd, void* data, size_t size) {

@@ -8,6 +8,7 @@
 #define PENSTOCK_BASE_SYS_H_
 
 #include <penstock/export.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -51,6 +52,8 @@ class Sys {
   virtual int EpollControl(int epoll, int op, int fd, epoll_event* event);
   // `timeout_ns` < 0: for ever. Uses epoll_pwait2 (kernel 5.11), or milliseconds rounded up.
   virtual int EpollWait(int epoll, epoll_event* events, int count, int64_t timeout_ns);
+  // ppoll(2): how many descriptors are ready; 0 also when interrupted. `timeout_ns` as above.
+  virtual int Poll(pollfd* descriptors, size_t count, int64_t timeout_ns);
   virtual int EventFd();
   virtual int64_t Read(int fd, void* data, size_t size);
   virtual int64_t Write(int fd, const void* data, size_t size);

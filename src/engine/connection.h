@@ -123,6 +123,8 @@ class Connection : private TimerNode {
   }
   // To `to`, if its engine is broken: whatever it was told to do, and whoever has asked for what.
   void LeaveBroken(EngineKind to);
+  // Nobody tells it any more when it is connected, if its engine is broken.
+  void EndIfConnectingByBroken();
   // Layers come and go on the loop's thread, and go before this does.
   void AddLayer(Layer& layer);
   void RemoveLayer(Layer& layer);
@@ -302,6 +304,8 @@ class Connection : private TimerNode {
   // Moving: connection_move.cc.
   void BeginMove();
   void Proceed();
+  // From now on it is that engine's, which was told nothing of it.
+  void BelongTo(Engine& engine);
   absl::Status AttachTo(Engine& engine);
   // It is open with its engine, or is so no more.
   void CountEngine(int by);
@@ -316,6 +320,8 @@ class Connection : private TimerNode {
   // Those layers that are below `first_not` leave as well.
   void LeaveLoop(const Layer* first_not);
   absl::Status JoinLoop(LoopCore& loop, EngineKind kind);
+  // With its primary engine, which was told nothing of it. False: a layer could not come along.
+  [[gnu::cold]] bool JoinWithoutEngine(LoopCore& loop);
   void Arrive(LoopCore& loop);
   void ComeBack(LoopCore& loop);
   void EndInTransit();

@@ -183,21 +183,31 @@ void Connection::OnNotReleased() {
   FinishMove(why);
 }
 
-absl::Status Connection::AttachTo(Engine& engine) {
+void Connection::BelongTo(Engine& engine) {
   loop_->slots().Renew(slot_);
   const bool open = state_ == ConnectionState::kOpen;
   if (open) CountEngine(-1);
   engine_ = &engine;
   if (open) CountEngine(1);
+}
+
+absl::Status Connection::AttachTo(Engine& engine) {
+  BelongTo(engine);
   return engine.Attach(*this);
 }
 
 void Connection::Stay(absl::Status why) {
   CountRefused(RefusalOf(why));
-  absl::StatusOr<Engine*> back = parcel_->from;
-  if ((*back)->broken()) back = loop_->EngineFor(EngineKind::kAuto);
+  Engine& from = *parcel_->from;
+  absl::StatusOr<Engine*> back = &from;
+  if (from.broken()) back = loop_->EngineFor(EngineKind::kAuto);
   const absl::Status again = back.ok() ? AttachTo(**back) : back.status();
-  again.ok() ? Settled(MoveError(why)) : Strand(again);
+  if (!again.ok()) {
+    if (!from.broken()) return Strand(again);
+    BelongTo(from);
+    loop_->LeaveBrokenLater(again);
+  }
+  Settled(MoveError(why));
 }
 
 void Connection::Strand(const absl::Status& why) {
@@ -250,14 +260,15 @@ void Connection::EndMove() {
 }
 
 void Connection::LeaveBroken(EngineKind to) {
-  if (!engine_->broken()) return;
-  if (state_ == ConnectionState::kConnecting) {
-    End(PeerStatus(absl::StatusCode::kUnavailable, "connect to", &peer_,
-                   "the engine that waited for it has failed"),
-        true);
-  } else if (state_ == ConnectionState::kOpen && !(moving() && parcel_->target.has_value())) {
-    Move(to, nullptr, nullptr);
-  }
+  if (!engine_->broken() || state_ != ConnectionState::kOpen) return;
+  if (!(moving() && parcel_->target.has_value())) Move(to, nullptr, nullptr);
+}
+
+void Connection::EndIfConnectingByBroken() {
+  if (!engine_->broken() || state_ != ConnectionState::kConnecting) return;
+  End(PeerStatus(absl::StatusCode::kUnavailable, "connect to", &peer_,
+                 "the engine that waited for it has failed"),
+      true);
 }
 
 // --- To another loop ---
@@ -305,6 +316,19 @@ absl::Status Connection::JoinLoop(LoopCore& loop, EngineKind kind) {
   return status;
 }
 
+bool Connection::JoinWithoutEngine(LoopCore& loop) {
+  loop_ = &loop;
+  engine_ = &loop.primary();
+  loop.Join(*this);
+  bool whole = true;
+  for (Layer* layer = layers_; layer != nullptr; layer = layer->above_) {
+    if (layer->OnJoin(loop).ok()) continue;
+    layer->OnLost();
+    whole = false;
+  }
+  return whole;
+}
+
 void Connection::Arrive(LoopCore& loop) {
   absl::Status status = loop.AdmitMove();
   if (status.ok()) status = JoinLoop(loop, parcel_->engine);
@@ -321,21 +345,17 @@ void Connection::ComeBack(LoopCore& loop) {
   loop.counters().moves_back.Add(1);
   if (!parcel_->target.has_value()) loop.CountRefusal(MoveDirection::kOut, MoveRefusal::kGone);
   const bool same = loop.EngineFor(parcel_->source_engine).ok();
-  absl::Status status = JoinLoop(loop, same ? parcel_->source_engine : EngineKind::kAuto);
-  if (status.ok()) {
-    Hold();
-    Settled(std::exchange(parcel_->refusal, absl::OkStatus()));
-    if (loop.drain_over()) EndDrained();
-    return Drop();
+  const absl::Status status = JoinLoop(loop, same ? parcel_->source_engine : EngineKind::kAuto);
+  if (!status.ok()) {
+    const bool whole = JoinWithoutEngine(loop);
+    // It has nowhere to be; whoever waits for it is told so. But a failed engine has a successor.
+    if (!whole || !engine_->broken()) return Strand(status);
+    loop.LeaveBrokenLater(status);
   }
-  // It has nowhere to be; say so to whoever waits for it.
-  loop_ = &loop;
-  engine_ = &loop.primary();
-  loop.Join(*this);
-  for (Layer* layer = layers_; layer != nullptr; layer = layer->above_) {
-    if (!layer->OnJoin(loop).ok()) layer->OnLost();
-  }
-  Strand(status);
+  Hold();
+  Settled(std::exchange(parcel_->refusal, absl::OkStatus()));
+  if (loop.drain_over()) EndDrained();
+  Drop();
 }
 
 void Connection::EndInTransit() {

@@ -61,7 +61,8 @@ class Watch {
 
   int fd = -1;
   uint32_t slot = 0;
-  uint32_t failures = 0;  // of the operation that waits for it, in a row
+  uint32_t failures = 0;     // of the operation that waits for it, in a row
+  Engine* engine = nullptr;  // that was told last to watch it
 };
 
 class Engine {
@@ -73,7 +74,8 @@ class Engine {
 
   virtual EngineKind kind() const = 0;
   // The kernel serves it no more, for good: it takes nothing, lets go of everything at once, and
-  // its loop has the other engine take what it had (LoopCore::OnEngineBroken).
+  // its loop has the other engine take what it had (LoopCore::OnEngineBroken). A connection that
+  // this one would not take either stays its own until then.
   virtual bool broken() const { return false; }
 
   // --- Waiting ---
@@ -84,7 +86,8 @@ class Engine {
   virtual int Wait(int64_t timeout_ns) = 0;
   // True when something is batched that the kernel must see before the loop sleeps.
   virtual bool HasUnsubmitted() const { return false; }
-  // Calls watch.OnReadable() on every wake-up of watch.fd (edge-triggered).
+  // Calls watch.OnReadable() on every wake-up of watch.fd (edge-triggered), and soon if it is
+  // readable already. On failure, as of one that is broken, `watch` is as it was.
   virtual absl::Status AddWatch(Watch& watch) = 0;
   // Ends that for the watch that was given `slot`.
   virtual void RemoveWatch(uint32_t slot, int fd) = 0;

@@ -56,6 +56,8 @@ absl::Status EngineController::Check(const AdaptiveOptions& o) {
 
 EngineController::Action EngineController::Tick(const LoadSample& sample) {
   now_ += sample.span;
+  if (sample.uring_lost) Resign();
+  if (resigned_) return {};
   while (!swept_at_.empty() && swept_at_.front() + options_.window <= now_) swept_at_.pop_front();
   switch (state_) {
     case AdaptState::kWatching:
@@ -196,6 +198,14 @@ EngineController::Action EngineController::GoBack(const std::string& why) {
   Note(absl::StrCat("back to ", Name(engine_), ": ", why, "; no trial for ",
                     absl::FormatDuration(rest_until_ - now_)));
   return SwitchAll(engine_);
+}
+
+void EngineController::Resign() {
+  if (std::exchange(resigned_, true)) return;
+  engine_ = EngineKind::kEpoll;
+  Apply(AdaptEvent::kIll);
+  moving_to_ = EngineKind::kAuto;  // the loop itself moves what is left there
+  Note("uring has failed for good: epoll stays, and no trial begins any more");
 }
 
 EngineController::Action EngineController::BlowFuse(uint64_t faults) {

@@ -5,7 +5,8 @@
 //    ▲                └──── ill, fault ──┴─ none, fault ──► back, and Watching
 //
 // The fuse: faults of the engine that is tried, and later of the one that a trial was won by, lead
-// back. Nothing else that goes wrong does: what peers and networks do is no engine's fault.
+// back. Nothing else that goes wrong does: what peers and networks do is no engine's fault. Once
+// one is lost for good nothing is tried any more.
 #ifndef PENSTOCK_ENGINE_ENGINE_CONTROLLER_H_
 #define PENSTOCK_ENGINE_ENGINE_CONTROLLER_H_
 
@@ -37,6 +38,8 @@ struct LoadSample {
   uint64_t faults_epoll = 0;
   uint64_t faults_uring = 0;
   uint64_t open = 0;  // now
+  // The loop has given its io_uring engine up for good, and epoll serves its streams.
+  bool uring_lost = false;
 
   uint64_t FaultsOf(EngineKind engine) const {
     return engine == EngineKind::kUring ? faults_uring : faults_epoll;
@@ -106,6 +109,8 @@ class EngineController {
   Action Begin(EngineKind to, uint64_t streams);
   Action SwitchAll(EngineKind to);
   Action GoBack(const std::string& why);
+  // There is nothing left to choose.
+  void Resign();
   // The engine that a trial was won by is at fault.
   Action BlowFuse(uint64_t faults);
   void Rest(bool failed);
@@ -115,6 +120,7 @@ class EngineController {
   const AdaptiveOptions options_;
   EngineKind engine_;
   AdaptState state_ = AdaptState::kWatching;
+  bool resigned_ = false;
   bool won_ = false;  // engine_ is one that a trial was won by: the fuse is in
   // Of the last action: where to, ticks until it ended, and, not empty, why a trial must not go on.
   EngineKind moving_to_ = EngineKind::kAuto;

@@ -120,10 +120,15 @@ absl::Status EpollEngine::Control(int op, int fd, uint32_t events, uint32_t slot
 }
 
 absl::Status EpollEngine::AddWatch(Watch& watch) {
-  watch.slot = loop_.slots().Take(SlotKind::kWatch, &watch);
+  const uint32_t slot = loop_.slots().Take(SlotKind::kWatch, &watch);
   absl::Status status =
-      Control(EPOLL_CTL_ADD, watch.fd, EPOLLIN | EPOLLET, watch.slot, "epoll: watch a descriptor");
-  if (!status.ok()) loop_.slots().Free(watch.slot);
+      Control(EPOLL_CTL_ADD, watch.fd, EPOLLIN | EPOLLET, slot, "epoll: watch a descriptor");
+  if (!status.ok()) {
+    loop_.slots().Free(slot);
+    return status;
+  }
+  watch.slot = slot;
+  watch.engine = this;
   return status;
 }
 

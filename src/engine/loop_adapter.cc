@@ -48,6 +48,7 @@ void LoopAdapter::Tick() {
   sample.faults_epoll = now.faults_epoll - last_.faults_epoll;
   sample.faults_uring = now.faults_uring - last_.faults_uring;
   sample.open = loop_.counters().open.value();
+  sample.uring_lost = loop_.HasLost(EngineKind::kUring);
   last_ = now;
   Do(controller_.Tick(sample));
   Arm();

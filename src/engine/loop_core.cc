@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "buffer/size_class.h"
 #include "engine/engine_choice.h"
+#include "engine/loop_watches.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -24,37 +25,6 @@ constexpr absl::Duration kRoomRetry = absl::Milliseconds(10);
 constexpr absl::Duration kRoomPatience = absl::Milliseconds(250);
 
 }  // namespace
-
-// Wakes the loop when another thread has posted. The eventfd is never read: each write is a new
-// edge, and its counter takes 2^64 - 2 of them (eventfd(2)).
-class LoopCore::WakeWatch : public Watch {
- public:
-  void OnReadable() override {}
-};
-
-// Wakes the loop, and makes fd() readable, when it must run again. Never read: each expiry is a new
-// edge, and setting it anew clears the old one (timerfd_create(2)).
-class LoopCore::TimerWatch : public Watch {
- public:
-  explicit TimerWatch(LoopCore& core) : core_(core) {}
-  void OnReadable() override {
-    core_.alarm_ = true;
-    core_.timer_at_ns_ = 0;
-  }
-
- private:
-  LoopCore& core_;
-};
-
-// Runs the secondary engine when the primary sees its descriptor readable.
-class LoopCore::EngineWatch : public Watch {
- public:
-  explicit EngineWatch(LoopCore& core) : core_(core) {}
-  void OnReadable() override { core_.secondary_ready_ = true; }
-
- private:
-  LoopCore& core_;
-};
 
 // Makes this loop's cache the calling thread's, and the time stand still, for the length of a turn.
 struct LoopCore::TurnScope {
@@ -113,7 +83,8 @@ LoopCore::LoopCore(LoopOptions options, Seams seams)
       cache_(pool_->core()),
       mailbox_(std::make_shared<Mailbox>([this] { WriteWake(); })),
       timers_(TimerWheel::TickAt(sys_.Now())),
-      room_retry_(timers_) {
+      room_retry_(timers_),
+      leave_retry_(timers_) {
   if (!options_.log) options_.log = LogToStderr;
 }
 
@@ -166,7 +137,7 @@ absl::Status LoopCore::ChoosePrimary() {
 absl::StatusOr<Engine*> LoopCore::EngineFor(EngineKind kind) {
   if (kind == EngineKind::kAuto) {
     if (!primary_->broken()) return primary_.get();
-    // Until LeaveBroken has run there may be no other.
+    // Until LeaveBroken has come to it there may be no other.
     return secondary_ != nullptr ? secondary_.get() : EngineFor(EngineKind::kEpoll);
   }
   for (Engine* engine : {primary_.get(), secondary_.get()}) {
@@ -181,12 +152,15 @@ absl::StatusOr<Engine*> LoopCore::EngineFor(EngineKind kind) {
   }
   absl::StatusOr<std::unique_ptr<Engine>> engine = make_engine_(*this, kind);
   if (!engine.ok()) return engine.status();
-  auto watch = std::make_unique<EngineWatch>(*this);
-  watch->fd = (*engine)->fd();
-  if (watch->fd < 0) return ErrnoStatus(-watch->fd, "eventfd to watch a second engine by", nullptr);
-  if (absl::Status status = primary_->AddWatch(*watch); !status.ok()) return status;
+  if (!primary_->broken()) {
+    auto watch = std::make_unique<EngineWatch>(*this);
+    watch->fd = (*engine)->fd();
+    if (watch->fd < 0)
+      return ErrnoStatus(-watch->fd, "eventfd to watch a second engine by", nullptr);
+    if (absl::Status status = primary_->AddWatch(*watch); !status.ok()) return status;
+    engine_watch_ = std::move(watch);
+  }
   secondary_ = *std::move(engine);
-  engine_watch_ = std::move(watch);
   return secondary_.get();
 }
 
@@ -251,9 +225,7 @@ void LoopCore::Turn(bool may_sleep) {
 }
 
 int LoopCore::Wait(bool may_sleep) {
-  if (secondary_ != nullptr && (secondary_->HasUnsubmitted() || primary_->broken())) {
-    secondary_ready_ = true;
-  }
+  if (secondary_ != nullptr && secondary_->HasUnsubmitted()) secondary_ready_ = true;
   may_sleep = may_sleep && !secondary_ready_ && ArmWakeTimer();
   // Posters write a wake-up only between these two (eventfd costs them 11 us when we sleep).
   may_sleep = may_sleep && mailbox_->PrepareToSleep();
@@ -437,41 +409,6 @@ absl::StatusOr<Connection*> LoopCore::NewConnection(Engine& engine, int fd,
   if (!open) engine.WantWrite(*connection);
   connection->ArmDeadlines();
   return connection;
-}
-
-void LoopCore::SwapPrimary() {
-  if (embedded_ || secondary_->broken()) return;
-  auto timer = std::make_unique<TimerWatch>(*this);
-  auto wake = std::make_unique<WakeWatch>();
-  auto other = std::make_unique<EngineWatch>(*this);
-  timer->fd = timer_watch_->fd;
-  wake->fd = wake_watch_->fd;
-  other->fd = primary_->fd();
-  if (other->fd < 0) {
-    return EngineFault(
-        primary_->kind(),
-        ErrnoStatus(-other->fd, "eventfd to watch an engine by", nullptr).ToString());
-  }
-  Watch* const watches[] = {timer.get(), wake.get(), other.get()};
-  for (size_t added = 0; added < std::size(watches); ++added) {
-    const absl::Status status = secondary_->AddWatch(*watches[added]);
-    if (status.ok()) continue;
-    while (added-- > 0) secondary_->RemoveWatch(watches[added]->slot, watches[added]->fd);
-    return EngineFault(secondary_->kind(), status.ToString());
-  }
-  for (const Watch* watch :
-       {static_cast<Watch*>(timer_watch_.get()), static_cast<Watch*>(wake_watch_.get()),
-        static_cast<Watch*>(engine_watch_.get())}) {
-    primary_->RemoveWatch(watch->slot, watch->fd);
-  }
-  timer_watch_ = std::move(timer);
-  wake_watch_ = std::move(wake);
-  engine_watch_ = std::move(other);
-  std::swap(primary_, secondary_);
-  DoubtAlarm();  // the other engine may have been about to tell of it
-  primary_->StopNotifying();
-  secondary_ready_ = true;  // what is due there already raises no event
-  engine_reason_ = "every stream was switched to it";
 }
 
 void LoopCore::Link(Connection& connection) {

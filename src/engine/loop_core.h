@@ -164,6 +164,17 @@ class LoopCore : private RoomWaiter {
   void OnEngineBroken() {
     Post([this] { LeaveBroken(); });
   }
+  // The other one could not take something of it: has it try again before long. Otherwise no-one
+  // would.
+  [[gnu::cold]] void LeaveBrokenLater(const absl::Status& why);
+  // By a secondary engine that nothing tells of: the next wait asks it.
+  void LookAtSecondary() { secondary_ready_ = true; }
+  // Whether the engine of this kind is broken.
+  bool HasLost(EngineKind kind) const;
+  // For an engine that the kernel does not serve, for good or for now, and that is to wait: returns
+  // at the latest when the loop has been woken, by its timer too, or the other engine has something
+  // to do. `timeout_ns` as in Engine::Wait.
+  [[gnu::cold]] void WaitForOwn(int64_t timeout_ns);
   // At most `streams` connections, and no listener.
   absl::Status SwitchSome(EngineKind to, uint64_t streams, MoveSweep::Done done);
   void MigrateAll(const LoopHandle& target, EngineKind engine, MoveSweep::Done done);
@@ -297,8 +308,12 @@ class LoopCore : private RoomWaiter {
   // `next` takes the place of the sweep that is there.
   void BeginSweep(std::unique_ptr<MoveSweep>& place, std::unique_ptr<MoveSweep> next);
   void LeaveBroken();
+  // Not OK: something stays with the engine that is broken.
+  absl::Status TryLeaveBroken();
+  // Those that others than the loop have with a broken engine.
+  absl::Status MoveWatches(Engine& to);
   // Has the other engine wait for both, unless a host watches the descriptor of this one.
-  void SwapPrimary();
+  absl::Status SwapPrimary();
   void Link(Connection& connection);
 
   LoopOptions options_;
@@ -339,10 +354,12 @@ class LoopCore : private RoomWaiter {
   SlotTable slots_;
   TimerWheel timers_;
   CallbackTimer room_retry_;
+  CallbackTimer leave_retry_;
   std::unique_ptr<WakeWatch> wake_watch_;
   std::unique_ptr<TimerWatch> timer_watch_;
   std::unique_ptr<EngineWatch> engine_watch_;
   std::string engine_reason_;
+  unsigned leave_failures_ = 0;  // of LeaveBroken, in a row
 
   Connection* connections_ = nullptr;  // all that exist, closed ones with an owner included
   DeferredList at_end_;

@@ -1,10 +1,13 @@
 // What a loop does when streams move: to its other engine, and from and to other loops; the rest of
 // the loop is in loop_core.cc.
+#include <array>
 #include <memory>
 #include <utility>
 #include <vector>
 
+#include "base/error.h"
 #include "engine/loop_core.h"
+#include "engine/loop_watches.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -54,22 +57,6 @@ absl::Status LoopCore::SwitchSome(EngineKind to, uint64_t streams, MoveSweep::Do
   return absl::OkStatus();
 }
 
-void LoopCore::LeaveBroken() {
-  // Of a kind that needs no ring.
-  constexpr EngineKind kTo = EngineKind::kEpoll;
-  if (const absl::StatusOr<Engine*> other = EngineFor(kTo); !other.ok()) {
-    EngineFault(kTo, other.status().ToString());
-    return ForEachConnection([&](Connection& c) { c.End(other.status(), true); });
-  }
-  if (primary_->broken()) {
-    SwapPrimary();
-    engine_reason_ = "io_uring has failed";
-  }
-  const std::vector<LoopObserver*> observers = observers_;
-  for (LoopObserver* observer : observers) observer->OnSwitchAll(kTo);
-  ForEachConnection([](Connection& c) { c.LeaveBroken(kTo); });
-}
-
 void LoopCore::MigrateAll(const LoopHandle& target, EngineKind engine, MoveSweep::Done done) {
   ++leaving_sweeps_;
   BeginSweep(migrate_sweep_,
@@ -88,8 +75,49 @@ void LoopCore::BeginSweep(std::unique_ptr<MoveSweep>& place, std::unique_ptr<Mov
 void LoopCore::EndSweep(MoveSweep& sweep) {
   const std::unique_ptr<MoveSweep> done =
       std::move(sweep.leaves_loop() ? migrate_sweep_ : switch_sweep_);
-  if (done->switches_all() && done->engine() != primary_->kind()) SwapPrimary();
+  if (done->switches_all() && done->engine() != primary_->kind()) {
+    const absl::Status swapped = SwapPrimary();
+    if (!swapped.ok()) EngineFault(secondary_->kind(), swapped.ToString());
+  }
   done->Tell();
+}
+
+absl::Status LoopCore::SwapPrimary() {
+  if (embedded_ || secondary_->broken()) return absl::OkStatus();
+  auto timer = std::make_unique<TimerWatch>(*this);
+  auto wake = std::make_unique<WakeWatch>();
+  std::unique_ptr<EngineWatch> other;  // nothing is to be heard of one that is broken
+  timer->fd = timer_watch_->fd;
+  wake->fd = wake_watch_->fd;
+  if (!primary_->broken()) {
+    other = std::make_unique<EngineWatch>(*this);
+    other->fd = primary_->fd();
+    if (other->fd < 0) return ErrnoStatus(-other->fd, "eventfd to watch an engine by", nullptr);
+  }
+  const std::array<Watch*, 3> now = {timer.get(), wake.get(), other.get()};
+  for (Watch* watch : now) {
+    if (watch == nullptr) continue;
+    const absl::Status status = secondary_->AddWatch(*watch);
+    if (status.ok()) continue;
+    for (Watch* added : now) {
+      if (added != nullptr && added->engine != nullptr)
+        secondary_->RemoveWatch(added->slot, added->fd);
+    }
+    return status;
+  }
+  const std::array<Watch*, 3> before = {timer_watch_.get(), wake_watch_.get(), engine_watch_.get()};
+  for (const Watch* watch : before) {
+    if (watch != nullptr) primary_->RemoveWatch(watch->slot, watch->fd);
+  }
+  timer_watch_ = std::move(timer);
+  wake_watch_ = std::move(wake);
+  engine_watch_ = std::move(other);
+  std::swap(primary_, secondary_);
+  DoubtAlarm();  // the other engine may have been about to tell of it
+  primary_->StopNotifying();
+  secondary_ready_ = true;  // what is due there already raises no event
+  engine_reason_ = "every stream was switched to it";
+  return absl::OkStatus();
 }
 
 }  // namespace internal

@@ -83,6 +83,16 @@ void BufferRing::TakeBack(uint16_t id) {
   --in_kernel_;
 }
 
+bool BufferRing::Withdraw(io_uring* ring) {
+  return ring_ == nullptr || io_uring_unregister_buf_ring(ring, kGroup) == 0;
+}
+
+void BufferRing::TakeAllBack() {
+  for (Buffer& buffer : lent_) buffer.Reset();
+  in_kernel_ = 0;
+  most_ = wanted_ = 0;
+}
+
 void BufferRing::Trim() {
   wanted_ = std::min(std::max(wanted_ / 2, kStart), most_);
   for (Buffer& buffer : lent_) {

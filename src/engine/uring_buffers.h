@@ -66,6 +66,14 @@ class BufferRing {
   // cannot be filling one: between waits of a DEFER_TASKRUN ring whose completions are all seen.
   void Trim();
 
+  // Takes the ring of buffers from the kernel, which finds none in it from now on: it picks one and
+  // fills it under the io_uring's lock, which this waits for (io_uring/kbuf.c, Linux 5.19 to 6.1
+  // and later), and multishot receives run in the thread that waits for them. What it has filled
+  // before may still be taken. False: the kernel would not, as on another thread than the ring's.
+  bool Withdraw(io_uring* ring);
+  // After that: what was not taken goes back to the pool, and nothing is lent again.
+  void TakeAllBack();
+
   // For the self-test, which has memory of its own.
   void AddRaw(void* data, uint32_t size, uint16_t id) {
     io_uring_buf_ring_add(ring_, data, size, id, io_uring_buf_ring_mask(entries_),

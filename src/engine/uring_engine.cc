@@ -38,12 +38,20 @@ constexpr uint32_t kWatchFailuresMax = 16;
 // io_uring_enter that fails so often in a row, and for so long, will not work again.
 constexpr uint32_t kEnterFailuresMax = 16;
 constexpr int64_t kEnterPatienceNs = 1'000'000'000;
+// The same when what it lacks may come back.
+constexpr int64_t kEnterPatienceLongNs = 60'000'000'000;
+// Between two of them, when the loop has nothing else to do.
+constexpr int64_t kEnterPauseNs = 2'000'000;
+
+// Memory, and room for completions (io_uring_enter(2)).
+bool MayPass(int error) { return error == EAGAIN || error == EBUSY || error == ENOMEM; }
 
 constexpr uint32_t kReadPoll = POLLIN | POLLRDHUP | POLLPRI;
 
 }  // namespace
 
-UringEngine::UringEngine(LoopCore& loop) : SocketEngine(loop), buffers_(loop.sys()) {}
+UringEngine::UringEngine(LoopCore& loop)
+    : SocketEngine(loop), enter_retry_(loop.timers()), buffers_(loop.sys()) {}
 
 absl::Status UringEngine::FitsAuto(Sys& sys) {
   absl::StatusOr<UringFeatures> features = ProbeUring(sys);
@@ -187,7 +195,7 @@ void UringEngine::Prepare(io_uring_sqe* sqe, const Submission& s) {
 
 bool UringEngine::HasUnsubmitted() const {
   // What could not enter must try again, or nobody would look for what the kernel has meanwhile.
-  return made_ &&
+  return made_ && !enter_retry_.armed() &&
          (!enabled_ || enter_failures_ != 0 || !backlog_.empty() || io_uring_sq_ready(&ring_) > 0);
 }
 
@@ -216,7 +224,7 @@ void UringEngine::Disarm(Slot& slot, RingOp op) {
 
 int UringEngine::Wait(int64_t timeout_ns) {
   if (!made_) [[unlikely]] {
-    loop_.DoubtAlarm();
+    loop_.WaitForOwn(timeout_ns);
     return 0;
   }
   if (!enabled_) [[unlikely]]
@@ -233,7 +241,7 @@ int UringEngine::Wait(int64_t timeout_ns) {
     SubmitBacklog();
   if (io_uring_cq_ready(&ring_) > 0) timeout_ns = 0;
   if (const int result = Enter(timeout_ns); result < 0) [[unlikely]] {
-    EnterFailed(-result);
+    EnterFailed(-result, timeout_ns != 0);
   } else if (enter_failures_ != 0) {
     enter_failures_ = 0;
   }
@@ -247,7 +255,7 @@ void UringEngine::Enable() {
   }
 }
 
-void UringEngine::EnterFailed(int error) {
+void UringEngine::EnterFailed(int error, bool may_sleep) {
   loop_.DoubtAlarm();
   if (error == EINTR) return;
   if (error == ETIME) {
@@ -256,28 +264,48 @@ void UringEngine::EnterFailed(int error) {
   }
   const int64_t now = sys_.Now();
   if (enter_failures_++ == 0) failing_since_ns_ = now;
-  if (enter_failures_ >= kEnterFailuresMax && now - failing_since_ns_ >= kEnterPatienceNs) {
+  const int64_t patience = MayPass(error) ? kEnterPatienceLongNs : kEnterPatienceNs;
+  if (enter_failures_ >= kEnterFailuresMax && now - failing_since_ns_ >= patience) {
     return GiveUp(error);
   }
-  // Those two pass; and it may fail in every turn of a loop that cannot sleep then.
-  if (error == EAGAIN || error == EBUSY || !std::has_single_bit(enter_failures_)) return;
-  loop_.EngineFault(kind(), ErrnoStatus(error, "io_uring_enter", nullptr).ToString());
+  // Of those two alone the first ones say nothing; and it may fail in every turn.
+  const bool common = error == EAGAIN || error == EBUSY;
+  if (std::has_single_bit(enter_failures_) && (!common || enter_failures_ >= kEnterFailuresMax)) {
+    loop_.EngineFault(kind(), ErrnoStatus(error, "io_uring_enter", nullptr).ToString());
+  }
+  // The first is tried again at once: what has completed may have been all that was in its way.
+  if (enter_failures_ == 1) return;
+  if (&loop_.primary() != this) {
+    enter_retry_.Arm(TimerWheel::DeadlineTick(now, absl::Nanoseconds(kEnterPauseNs)),
+                     [this] { loop_.LookAtSecondary(); });
+  } else if (may_sleep) {
+    loop_.WaitForOwn(kEnterPauseNs);
+  }
 }
 
 void UringEngine::GiveUp(int error) {
-  // What has completed is there, and a DEFER_TASKRUN ring completes no more outside of that call.
+  const bool withdrawn = buffers_.Withdraw(&ring_);
+  // What has completed is there, and no receive completes any more: a DEFER_TASKRUN ring completes
+  // none outside of that call, and others find no buffer. Only what did not fit was not told.
   while (DispatchCompletions() > 0) {
   }
+  receives_lost_ = io_uring_cq_has_overflow(&ring_) || (!withdrawn && !features_.defer_taskrun);
   CloseRing();
   broken_ = true;
+  enter_retry_.Cancel();
+  if (withdrawn) buffers_.TakeAllBack();
   backlog_.clear();
   loop_.EngineFault(kind(), absl::StrCat(ErrnoStatus(error, "io_uring_enter", nullptr).ToString(),
                                          ": ", enter_failures_,
-                                         " times in a row; the ring is given up, and epoll serves "
+                                         " times in a row; the ring is given up, and epoll takes "
                                          "its streams"));
   // First of all: what follows runs callbacks.
   loop_.OnEngineBroken();
   for (uint32_t i = 0; i < loop_.slots().size(); ++i) Orphan(i);
+}
+
+absl::Status UringEngine::GivenUp() {
+  return absl::UnavailableError("io_uring: the ring was given up");
 }
 
 void UringEngine::Orphan(uint32_t index) {
@@ -390,6 +418,8 @@ void UringEngine::OnCancelled(const Completion& completion) {
 // --- Watches ---
 
 absl::Status UringEngine::AddWatch(Watch& watch) {
+  if (broken_) return GivenUp();
+  watch.engine = this;
   watch.slot = loop_.slots().Take(SlotKind::kWatch, &watch);
   watch.failures = 0;
   Arm(watch.slot, RingOp::kWatch, watch.fd);

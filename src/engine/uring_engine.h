@@ -22,6 +22,7 @@
 #include <memory>
 #include <vector>
 
+#include "base/timer_wheel.h"
 #include "engine/socket_engine.h"
 #include "engine/uring_buffers.h"
 #include "engine/uring_features.h"
@@ -93,12 +94,14 @@ class UringEngine : public SocketEngine {
   // clears IO_EVENTFD_OP_SIGNAL_BIT). So one signal is all that is asked of each registration.
   void RenewNotify();
   [[gnu::cold]] int EnterFor(int64_t timeout_ns);
-  // Counts it; when that is for good, GiveUp.
-  [[gnu::cold]] void EnterFailed(int error);
+  // Counts it; when that is for good, GiveUp. Until then a loop that may sleep does so a little.
+  [[gnu::cold]] void EnterFailed(int error, bool may_sleep);
   // Without io_uring_enter nothing that is armed ends, nor is told of: closes the ring, after which
   // the kernel holds nothing, and lets go of everything.
   [[gnu::cold]] void GiveUp(int error);
   void CloseRing();
+  // What it says when it is broken.
+  static absl::Status GivenUp();
   void Orphan(uint32_t slot);
   void OrphanConnection(Connection& connection, Slot& slot);
   void OrphanAcceptor(uint32_t slot);
@@ -148,6 +151,8 @@ class UringEngine : public SocketEngine {
   bool enabled_ = false;         // by the first wait, on the thread that will wait (SINGLE_ISSUER)
   uint32_t enter_failures_ = 0;  // in a row
   int64_t failing_since_ns_ = 0;
+  CallbackTimer enter_retry_;   // of one that another engine waits for
+  bool receives_lost_ = false;  // when it was given up: of some that completed nobody was told
   BufferRing buffers_;
   // What did not fit the submission queue, in order.
   std::vector<Submission> backlog_;

@@ -26,7 +26,7 @@ constexpr uint8_t kRunToChange = 8;
 // --- Listening ---
 
 absl::Status UringEngine::Add(Acceptor& acceptor) {
-  if (broken_) return absl::UnavailableError("io_uring: the ring was given up");
+  if (broken_) return GivenUp();
   acceptor.slot = loop_.slots().Take(SlotKind::kAcceptor, &acceptor);
   return absl::OkStatus();
 }
@@ -145,7 +145,7 @@ void UringEngine::AcceptBurst(Token token) {
 // --- Connections ---
 
 absl::Status UringEngine::Attach(Connection& connection) {
-  if (broken_) return absl::UnavailableError("io_uring: the ring was given up");
+  if (broken_) return GivenUp();
   // A lent buffer must not hold more than the stream takes at once, nor replace one of its own.
   const bool poll_only = !features_.multishot_receive || !connection.over_tcp() ||
                          connection.receive_max() < BufferRing::kBufferSize ||
@@ -182,8 +182,7 @@ void UringEngine::OrphanConnection(Connection& connection, Slot& slot) {
   const UringWord word = UringWordOf(slot);
   UringWordRef(slot)->armed = 0;
   if (word.flags & UringBit::kLeaving) return connection.OnDetached();
-  // A ring that completes by itself may have received after its queue was last read.
-  if ((word.armed & BitOf(RingOp::kReceive)) && !features_.defer_taskrun) {
+  if ((word.armed & BitOf(RingOp::kReceive)) && receives_lost_) {
     return connection.End(absl::DataLossError("io_uring: the ring has failed, and bytes with it"),
                           true);
   }

@@ -24,15 +24,15 @@ FabricWatch::FabricWatch(LoopCore& loop, int descriptor) : loop_(&loop) { fd = d
 FabricWatch::~FabricWatch() { Stop(); }
 
 absl::Status FabricWatch::Start() {
-  Engine& engine = loop_->primary();
-  if (absl::Status status = engine.AddWatch(*this); !status.ok()) return status;
-  engine_ = &engine;
+  const absl::StatusOr<Engine*> serving = loop_->EngineFor(EngineKind::kAuto);
+  if (!serving.ok()) return serving.status();
+  if (absl::Status status = (*serving)->AddWatch(*this); !status.ok()) return status;
   loop_->AtEnd(loop_end_);
   return absl::OkStatus();
 }
 
 void FabricWatch::Stop() {
-  if (Engine* const engine = std::exchange(engine_, nullptr)) engine->RemoveWatch(slot, fd);
+  if (Engine* const watcher = std::exchange(engine, nullptr)) watcher->RemoveWatch(slot, fd);
 }
 
 // --- CompletionPump ---

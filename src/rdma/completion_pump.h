@@ -45,13 +45,13 @@ class CompletionSink {
   virtual void OnCompletion(uint32_t word, const FabricCompletion& completion) = 0;
 };
 
-// A descriptor watched by a loop's waiting engine, until destroyed or the loop goes.
+// A descriptor watched by an engine of a loop, until destroyed or the loop goes. When the loop
+// gives that engine up it has the other one watch.
 class FabricWatch : public Watch {
  public:
   FabricWatch(LoopCore& loop, int descriptor);
   ~FabricWatch() override;
   absl::Status Start();
-  bool watching() const { return engine_ != nullptr; }
 
  protected:
   // Null once the loop has gone.
@@ -66,7 +66,6 @@ class FabricWatch : public Watch {
   void Stop();
 
   LoopCore* loop_;
-  Engine* engine_ = nullptr;
   LoopEnd loop_end_{*this};
 };
 

@@ -388,5 +388,32 @@ TEST_F(EngineControllerTest, OptionsThatContradictThemselvesAreNamed) {
   refused([](AdaptiveOptions& o) { o.switches_max = 1; }, "switches_max");
 }
 
+TEST_F(EngineControllerTest, NothingIsTriedOnceIoUringIsLost) {
+  for (const int ticks : {0, 2, 3}) {  // watching, in the canary, in the trial
+    PromptController c = Make(EngineKind::kEpoll);
+    for (int i = 0; i < ticks; ++i) c.Tick(Load(20, 1000));
+    ASSERT_EQ(c.state(), ticks == 0   ? AdaptState::kWatching
+                         : ticks == 2 ? AdaptState::kCanary
+                                      : AdaptState::kTrial);
+    const uint64_t before = c.switches();
+    LoadSample lost = Load(100, 1000);
+    lost.uring_lost = true;
+    for (int i = 0; i < 1000; ++i) ASSERT_TRUE(None(c.Tick(lost)));
+    EXPECT_EQ(c.engine(), EngineKind::kEpoll);
+    EXPECT_EQ(c.state(), AdaptState::kWatching);
+    EXPECT_EQ(c.switches(), before);
+    EXPECT_NE(c.trace().back().find("uring has failed for good"), std::string::npos);
+  }
+}
+
+TEST_F(EngineControllerTest, IoUringThatServedAndIsLostIsLeft) {
+  PromptController c = Make(EngineKind::kUring);
+  LoadSample lost = Load(1, 1000);
+  lost.uring_lost = true;
+  for (int i = 0; i < 1000; ++i) ASSERT_TRUE(None(c.Tick(lost)));
+  EXPECT_EQ(c.engine(), EngineKind::kEpoll);
+  EXPECT_EQ(c.trace().size(), 1u);
+}
+
 }  // namespace
 }  // namespace penstock::internal

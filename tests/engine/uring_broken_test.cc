@@ -1,5 +1,7 @@
-// A ring whose io_uring_enter fails for good: it is closed, and epoll goes on with what it had.
-// Moves away from it end, and no byte is lost.
+// A ring whose io_uring_enter fails for good: it is closed, and epoll goes on with what it had, as
+// soon as there is one. Moves away from it end, and no byte is lost. One whose failures may pass is
+// kept for long.
+#include <penstock/adaptive.h>
 #include <penstock/buffer.h>
 #include <penstock/connect.h>
 #include <penstock/listener.h>
@@ -8,10 +10,13 @@
 
 #include <cerrno>
 #include <chrono>
+#include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -23,27 +28,45 @@
 namespace penstock::internal {
 namespace {
 
-struct Broken {
-  const char* name;
-  EngineKind primary;
-  bool embedded;  // a host watches the loop's descriptor, so that its engines keep their places
-  int error;
+// May refuse epoll, too, and counts how often the loop waited by no engine.
+class NoEpollSys : public FaultSys {
+ public:
+  int EpollCreate() override { return create_error != 0 ? -create_error : FaultSys::EpollCreate(); }
+  int EpollControl(int epoll, int op, int fd, epoll_event* event) override {
+    if (op == EPOLL_CTL_ADD && add_error != 0) return -add_error;
+    return FaultSys::EpollControl(epoll, op, fd, event);
+  }
+  int Poll(pollfd* descriptors, size_t count, int64_t timeout_ns) override {
+    ++polls;
+    return FaultSys::Poll(descriptors, count, timeout_ns);
+  }
+
+  int create_error = 0;
+  int add_error = 0;
+  int polls = 0;
 };
 
-class UringBrokenTest : public ::testing::TestWithParam<Broken> {
+// A stream by io_uring on a loop whose ring a test breaks.
+class BreakingRing : public ::testing::Test {
  protected:
-  void SetUp() override {
+  // Skips where there is no io_uring.
+  void Begin(EngineKind primary, const char* without = "") {
+    const char* const before = std::getenv(kDisable);
+    const std::string kept = before != nullptr ? before : "";
+    if (*without != '\0') ::setenv(kDisable, without, 1);
     LoopOptions options;
-    options.engine = GetParam().primary;
-    options.log = [](LogSeverity, const char*, int, std::string_view) {};
+    options.engine = primary;
+    options.log = [this](LogSeverity, const char*, int, std::string_view text) {
+      log_.emplace_back(text);
+    };
     absl::StatusOr<std::unique_ptr<Loop>> loop =
         LoopCore::CreateLoop(std::move(options), {.sys = &sys_, .engines = {}});
-    if (absl::IsUnimplemented(loop.status())) GTEST_SKIP() << loop.status();
-    ASSERT_TRUE(loop.ok()) << loop.status();
-    loop_ = *std::move(loop);
-    const absl::Status uring = loop_->EnableEngine(EngineKind::kUring);
-    if (absl::IsUnimplemented(uring)) GTEST_SKIP() << uring;
-    if (GetParam().embedded) loop_->fd();
+    if (loop.ok()) loop_ = *std::move(loop);
+    absl::Status status = loop.status();
+    if (loop_ != nullptr) status.Update(loop_->EnableEngine(EngineKind::kUring));
+    before != nullptr ? ::setenv(kDisable, kept.c_str(), 1) : ::unsetenv(kDisable);
+    if (absl::IsUnimplemented(status)) GTEST_SKIP() << status;
+    ASSERT_TRUE(status.ok()) << status;
     peers_ = PlainSocket::Listen(*SocketAddress::Parse("127.0.0.1:0"), 16);
     stream_ = Open({});
     ASSERT_NE(stream_, nullptr);
@@ -72,11 +95,12 @@ class UringBrokenTest : public ::testing::TestWithParam<Broken> {
     }
     return true;
   }
-  void Break() {
-    sys_.Set({.call = Call::kRingEnter, .error = GetParam().error, .nth = 1, .persistent = true});
+  void Break(int error) {
+    sys_.Set({.call = Call::kRingEnter, .error = error, .nth = 1, .persistent = true});
   }
   void Read() {
     stream_->ReadReady([this](absl::StatusOr<Buffer> data) {
+      end_ = data.status();
       if (!data.ok()) return;
       received_ += data->view();
       Read();
@@ -92,12 +116,41 @@ class UringBrokenTest : public ::testing::TestWithParam<Broken> {
     EXPECT_EQ(*got, "there");
   }
 
-  FaultSys sys_;
+  bool Logged(std::string_view words) const {
+    for (const std::string& line : log_) {
+      if (line.find(words) != std::string::npos) return true;
+    }
+    return false;
+  }
+
+  static constexpr char kDisable[] = "PENSTOCK_URING_DISABLE";
+
+  NoEpollSys sys_;
+  std::vector<std::string> log_;
   std::unique_ptr<Loop> loop_;
   PlainSocket peers_;
   PlainSocket peer_;
   StreamPtr stream_;
   std::string received_;
+  absl::Status end_;  // of what was received
+};
+
+struct Broken {
+  const char* name;
+  EngineKind primary;
+  bool embedded;  // a host watches the loop's descriptor, so that its engines keep their places
+  int error;
+  const char* without = "";  // what the kernel lacks
+};
+
+class UringBrokenTest : public BreakingRing, public ::testing::WithParamInterface<Broken> {
+ protected:
+  void SetUp() override {
+    Begin(GetParam().primary, GetParam().without);
+    if (loop_ != nullptr && GetParam().embedded) loop_->fd();
+  }
+  using BreakingRing::Break;
+  void Break() { Break(GetParam().error); }
 };
 
 TEST_P(UringBrokenTest, ASwitchAwayFromItEnds) {
@@ -167,8 +220,15 @@ TEST_P(UringBrokenTest, NobodyGoesBackToIt) {
   ASSERT_TRUE(PollUntil([&] { return received_ == "one two"; }));
 }
 
-// A sweep that is refused because the ring has failed meanwhile makes it nobody's first engine.
+// A sweep that goes on when the ring has failed meanwhile makes it nobody's first engine.
 TEST_P(UringBrokenTest, ASweepThatBeginsAsItFailsChangesNothing) {
+  // More than a turn of a sweep looks at: it is in the middle when the streams leave the ring.
+  std::vector<StreamPtr> others;
+  std::vector<PlainSocket> ends;
+  for (int i = 0; i < 150; ++i) {
+    others.push_back(Open({}));
+    ends.push_back(peers_.Accept());
+  }
   Read();
   for (int i = 0; i < 100; ++i) loop_->Poll();
   Break();
@@ -177,6 +237,7 @@ TEST_P(UringBrokenTest, ASweepThatBeginsAsItFailsChangesNothing) {
   ASSERT_TRUE(PollUntil([&] { return stream_->stats().engine == EngineKind::kEpoll; }));
   for (int i = 0; i < 100; ++i) loop_->Poll();
   EXPECT_EQ(loop_->engine(), GetParam().embedded ? GetParam().primary : EngineKind::kEpoll);
+  EXPECT_FALSE(Logged("the ring was given up")) << "it was asked to wait for the loop";
   ASSERT_EQ(peer_.Send("on"), 2);
   ASSERT_TRUE(PollUntil([&] { return received_ == "goes on"; }));
   bool fired = false;
@@ -195,6 +256,69 @@ TEST_P(UringBrokenTest, WhatItWasToLetGoOfCloses) {
   EXPECT_EQ(loop_->Snapshot().pinned_bytes, 0u);
 }
 
+TEST_P(UringBrokenTest, WhatWasLentToItComesBack) {
+  Read();
+  for (int i = 0; i < 100; ++i) loop_->Poll();
+  EXPECT_GT(loop_->pool().Stats().ring, 0u);
+  Break();
+  ASSERT_EQ(peer_.Send("all"), 3);
+  ASSERT_TRUE(PollUntil([&] { return stream_->stats().engine == EngineKind::kEpoll; }));
+  EXPECT_EQ(loop_->pool().Stats().ring, 0u);
+  ASSERT_EQ(peer_.Send(" of it"), 6);
+  ASSERT_TRUE(PollUntil([&] { return received_ == "all of it"; }));
+}
+
+// What others of the library have watched, such as the queues of RDMA devices.
+TEST_P(UringBrokenTest, WatchesOfOthersGoOn) {
+  class Bell : public Watch {
+   public:
+    explicit Bell(int descriptor) { fd = descriptor; }
+    void OnReadable() override { ++rings; }
+    int rings = 0;
+  };
+  const auto ring = [this](const Bell& bell) {
+    const uint64_t one = 1;
+    sys_.Write(bell.fd, &one, sizeof one);
+  };
+  Bell early(sys_.EventFd()), late(sys_.EventFd());
+  LoopCore& core = loop_->core();
+  Engine* const uring = *core.EngineFor(EngineKind::kUring);
+  ASSERT_TRUE(uring->AddWatch(early).ok());
+  Read();
+  for (int i = 0; i < 100; ++i) loop_->Poll();
+  Break();
+  ring(early);  // nobody hears of this one before it is watched anew
+  ASSERT_EQ(peer_.Send("x"), 1);
+  ASSERT_TRUE(PollUntil([&] { return stream_->stats().engine == EngineKind::kEpoll; }));
+  ASSERT_TRUE(PollUntil([&] { return early.rings > 0; }));
+  const int before = early.rings;
+  ring(early);
+  EXPECT_TRUE(PollUntil([&] { return early.rings > before; }));
+  EXPECT_TRUE(absl::IsUnavailable(uring->AddWatch(late)));
+  EXPECT_EQ(late.engine, nullptr);
+  EXPECT_TRUE((*core.EngineFor(EngineKind::kAuto))->AddWatch(late).ok());
+  ring(late);
+  EXPECT_TRUE(PollUntil([&] { return late.rings > 0; }));
+  for (Bell* bell : {&early, &late}) {
+    bell->engine->RemoveWatch(bell->slot, bell->fd);
+    sys_.Close(bell->fd);
+  }
+}
+
+TEST_P(UringBrokenTest, AnAdapterTriesItNoMore) {
+  AdaptiveOptions options;
+  options.tick = absl::Milliseconds(5);
+  const auto adapter = *EngineAdapter::Create(*loop_, options);
+  Read();
+  for (int i = 0; i < 100; ++i) loop_->Poll();
+  Break();
+  ASSERT_EQ(peer_.Send("x"), 1);
+  ASSERT_TRUE(PollUntil([&] { return stream_->stats().engine == EngineKind::kEpoll; }));
+  ASSERT_TRUE(PollUntil([&] { return !adapter->trace().empty(); }));
+  EXPECT_NE(adapter->trace().back().find("uring has failed for good"), std::string::npos)
+      << adapter->trace().back();
+}
+
 TEST_P(UringBrokenTest, FailuresThatPassBreakNothing) {
   Read();
   for (int i = 0; i < 100; ++i) loop_->Poll();
@@ -210,9 +334,136 @@ INSTANTIATE_TEST_SUITE_P(
     Loops, UringBrokenTest,
     ::testing::Values(Broken{"Uring", EngineKind::kUring, false, EBADF},
                       Broken{"UringWithoutMemory", EngineKind::kUring, false, EAGAIN},
+                      Broken{"UringThatReceivesOnItsOwn", EngineKind::kUring, false, EBADF,
+                             "defer_taskrun"},
                       Broken{"UringWithAHost", EngineKind::kUring, true, ENOMEM},
                       Broken{"BesideEpoll", EngineKind::kEpoll, false, EINVAL}),
     [](const auto& info) { return std::string(info.param.name); });
+
+class UringPatienceTest : public BreakingRing {
+ protected:
+  void SetUp() override { Begin(EngineKind::kUring); }
+  // Lets the library find that so much time has passed, in which it has tried again.
+  void Pass(absl::Duration time) {
+    for (int i = 0; i < 50; ++i) {
+      sys_.AdvanceClock(absl::ToInt64Nanoseconds(time / 50));
+      loop_->Poll();
+    }
+  }
+  void RunFor(absl::Duration time) {
+    Timer end(*loop_);
+    end.Arm(time, [this] { loop_->Stop(); });
+    loop_->Run();
+  }
+};
+
+TEST_F(UringPatienceTest, MemoryThatIsShortForLongBreaksNothing) {
+  Read();
+  size_t bytes = 0;
+  for (const int error : {EAGAIN, EBUSY, ENOMEM}) {
+    for (int i = 0; i < 100; ++i) loop_->Poll();
+    Break(error);
+    ASSERT_EQ(peer_.Send("more"), 4);
+    Pass(absl::Seconds(40));
+    sys_.Clear();
+    bytes += 4;
+    ASSERT_TRUE(PollUntil([&] { return received_.size() == bytes; })) << error;
+    EXPECT_EQ(stream_->stats().engine, EngineKind::kUring) << error;
+  }
+  EXPECT_GT(loop_->Snapshot().faults_uring, 0u) << "it is told of";
+}
+
+TEST_F(UringPatienceTest, MemoryThatIsShortForTooLongDoes) {
+  Read();
+  for (int i = 0; i < 100; ++i) loop_->Poll();
+  Break(EAGAIN);
+  Pass(absl::Seconds(100));
+  ASSERT_TRUE(PollUntil([&] { return stream_->stats().engine == EngineKind::kEpoll; }));
+}
+
+TEST_F(UringPatienceTest, ALoopThatWaitsByItPausesBetweenTries) {
+  Read();
+  for (int i = 0; i < 100; ++i) loop_->Poll();
+  Break(EAGAIN);
+  RunFor(absl::Milliseconds(50));
+  EXPECT_GT(sys_.polls, 2);
+  EXPECT_LT(sys_.count(Call::kRingEnter), 1000u);
+}
+
+TEST_F(UringPatienceTest, ALoopThatWaitsByEpollSleepsBetweenTries) {
+  ASSERT_TRUE(loop_->EnableEngine(EngineKind::kEpoll).ok());
+  bool switched = false;
+  ASSERT_TRUE(SwitchAll(*loop_, EngineKind::kEpoll, [&](MoveCount) { switched = true; }).ok());
+  ASSERT_TRUE(PollUntil([&] { return switched; }));
+  ASSERT_EQ(loop_->engine(), EngineKind::kEpoll);
+  for (int i = 0; i < 100; ++i) loop_->Poll();
+  Break(EAGAIN);
+  std::optional<absl::Status> moved;  // has the ring something to do
+  SwitchEngine(*stream_, EngineKind::kUring, [&](absl::Status status) { moved = status; });
+  Read();
+  ASSERT_TRUE(PollUntil([&] { return moved.has_value(); }));
+  int polls = 0;  // far from all that it takes until the ring is given up
+  while (polls < 1000 && (loop_->Poll() || sys_.count(Call::kRingEnter) < 2)) ++polls;
+  EXPECT_LT(polls, 1000) << "it spins";
+  EXPECT_EQ(stream_->stats().engine, EngineKind::kUring);
+}
+
+TEST_F(UringPatienceTest, WithoutADescriptorForEpollWhatItServedWaits) {
+  ListenOptions listening;
+  listening.engine = EngineKind::kUring;
+  StreamPtr accepted;
+  const auto listener = *Listener::Listen(*loop_, *SocketAddress::Parse("127.0.0.1:0"), listening,
+                                          [&](StreamPtr stream) { accepted = std::move(stream); });
+  Read();
+  for (int i = 0; i < 100; ++i) loop_->Poll();
+  sys_.create_error = EMFILE;
+  Break(EBADF);
+  ASSERT_EQ(peer_.Send("waits"), 5);
+  PlainSocket client = PlainSocket::Connect(listener->address());
+  ASSERT_TRUE(PollUntil([&] { return Logged("waits for epoll"); }));
+  EXPECT_NE(loop_->engine_reason().find("there is no epoll"), std::string::npos)
+      << loop_->engine_reason();
+  std::optional<absl::Status> moved;
+  SwitchEngine(*stream_, EngineKind::kEpoll, [&](absl::Status status) { moved = status; });
+  ASSERT_TRUE(PollUntil([&] { return moved.has_value(); }));
+  EXPECT_TRUE(absl::IsResourceExhausted(*moved)) << *moved;
+  sys_.Set({});
+  const uint64_t turns = loop_->Snapshot().turns;
+  RunFor(absl::Milliseconds(300));
+  EXPECT_LT(loop_->Snapshot().turns - turns, 100u) << "it does not spin";
+  EXPECT_TRUE(end_.ok()) << end_;
+  EXPECT_EQ(loop_->Snapshot().open, 1u);
+  EXPECT_EQ(accepted, nullptr);
+  sys_.create_error = 0;
+  ASSERT_TRUE(PollUntil([&] { return received_ == "waits" && accepted != nullptr; }));
+  EXPECT_EQ(loop_->engine(), EngineKind::kEpoll);
+  ExpectEcho(*accepted, client);
+  EXPECT_EQ(loop_->Snapshot().stranded, 0u);
+}
+
+TEST_F(UringPatienceTest, WhatEpollDoesNotTakeWaits) {
+  ASSERT_TRUE(loop_->EnableEngine(EngineKind::kEpoll).ok());
+  Read();
+  for (int i = 0; i < 100; ++i) loop_->Poll();
+  sys_.add_error = ENOSPC;
+  Break(EBADF);
+  ASSERT_EQ(peer_.Send("waits"), 5);
+  // The ring goes in the middle of this move.
+  std::optional<absl::Status> moved;
+  SwitchEngine(*stream_, EngineKind::kEpoll, [&](absl::Status status) { moved = status; });
+  ASSERT_TRUE(PollUntil([&] { return moved.has_value(); }));
+  EXPECT_FALSE(moved->ok());
+  ASSERT_TRUE(PollUntil([&] { return Logged("waits for epoll"); }));
+  sys_.Set({});
+  const uint64_t turns = loop_->Snapshot().turns;
+  RunFor(absl::Milliseconds(300));
+  EXPECT_LT(loop_->Snapshot().turns - turns, 100u) << "it does not spin";
+  EXPECT_TRUE(end_.ok()) << end_;
+  sys_.add_error = 0;
+  ASSERT_TRUE(PollUntil([&] { return received_ == "waits"; }));
+  EXPECT_EQ(loop_->engine(), EngineKind::kEpoll);
+  EXPECT_EQ(loop_->Snapshot().stranded, 0u);
+}
 
 }  // namespace
 }  // namespace penstock::internal

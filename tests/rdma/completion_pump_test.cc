@@ -50,7 +50,9 @@ class ClockSys final : public Sys {
     if (on_wait) on_wait();
     return Sys::EpollWait(epoll, events, count, timeout_ns);
   }
+  int RingEnter() override { return -ring_error; }
   int64_t now_ns = 1'000'000'000;
+  int ring_error = 0;
   std::function<void()> on_wait;
 };
 
@@ -345,6 +347,25 @@ TEST_P(CompletionPumpTest, BriskTrafficIsPolledForAndPausesAreNot) {
   Deliver();
   loop_->Poll();
   EXPECT_EQ(recorder_.words.back(), 2u);
+}
+
+// On epoll there is no ring that could fail, and everything is as before.
+TEST_P(CompletionPumpTest, HearsOnWhenTheRingThatWatchedItHasFailed) {
+  Begin();
+  if (IsSkipped()) return;
+  sys_.ring_error = EBADF;
+  Write(1);
+  Deliver();  // its event comes while nobody hears
+  for (int i = 0; i < 100; ++i) {
+    sys_.now_ns += 100'000'000;
+    loop_->Poll();
+  }
+  EXPECT_EQ(loop_->engine(), EngineKind::kEpoll);
+  EXPECT_EQ(recorder_.words, (std::vector<uint32_t>{1}));
+  Write(2);
+  Deliver();
+  Settle();
+  EXPECT_EQ(recorder_.words, (std::vector<uint32_t>{1, 2}));
 }
 
 TEST_P(CompletionPumpTest, ALostQueueIsToldOnce) {

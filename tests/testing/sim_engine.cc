@@ -373,6 +373,7 @@ void SimEngine::ReleaseAll() {
 // --- Watches and rooms ---
 
 absl::Status SimEngine::AddWatch(Watch& watch) {
+  watch.engine = this;
   watch.slot = loop_.slots().Take(SlotKind::kWatch, &watch);
   StateOf(watch.slot) = State();
   world_.WatchFd(watch.fd, this, TokenOf(watch.slot).bits());
