@@ -13,10 +13,12 @@ PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 namespace {
 
-// Moves begun in one turn, some 200 us of it: those that begin together wait for one another. And,
-// of a switch, moves under way: of what is cancelled the kernel tells some 20 in a turn only
-// (IO_LOCAL_TW_DEFAULT_MAX, Linux 6.13), so that the rest would wait the longer the more there are.
+// Moves under way, some 200 us of a turn that begins them all: those that are wait for one another.
+// Of what is cancelled the kernel tells some 20 in a turn only (IO_LOCAL_TW_DEFAULT_MAX, Linux
+// 6.13), and another loop takes streams more slowly than they can be sent to it.
 constexpr int kSweepSlice = 64;
+// One to another loop goes on when no more than these are still on their way.
+constexpr uint64_t kSweepResume = kSweepSlice / 2;
 // Turns that a switch waits for those to end: the kernel may take its time over some.
 constexpr int kTurnsWaited = 64;
 
@@ -46,20 +48,36 @@ class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
   }
   // Of a move, and, once, of the sweep, which begins no more: the last one has the loop told.
   void End() {
-    if (under_way_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-    loop_.Post([self = shared_from_this()] {
-      if (self->leaves_loop_) self->core_.EndLeaving();
-      if (self->sweep_ != nullptr) self->core_.EndSweep(*self->sweep_);
-    });
+    const uint64_t left = under_way_.fetch_sub(1, std::memory_order_seq_cst) - 1;
+    if (left == 0) {
+      loop_.Post([self = shared_from_this()] {
+        if (self->leaves_loop_) self->core_.EndLeaving();
+        if (self->sweep_ != nullptr) self->core_.EndSweep(*self->sweep_);
+      });
+    } else if (left - 1 <= kSweepResume && TakeWait()) {
+      loop_.Post([self = shared_from_this()] {
+        if (self->sweep_ != nullptr) self->core_.Defer(*self->sweep_);
+      });
+    }
   }
   void Forget() { sweep_ = nullptr; }
   // How many connections to look at in this turn.
   int Slice() {
-    const uint64_t under_way = under_way_.load(std::memory_order_relaxed) - 1;
-    const bool full = !leaves_loop_ && under_way >= kSweepSlice;
-    if (full && ++turns_waited_ < kTurnsWaited) return 0;
+    const uint64_t under_way = UnderWay();
+    if (under_way < kSweepSlice) {
+      turns_waited_ = 0;
+      return kSweepSlice - static_cast<int>(under_way);
+    }
+    if (leaves_loop_ || ++turns_waited_ < kTurnsWaited) return 0;
     turns_waited_ = 0;
-    return leaves_loop_ || full ? kSweepSlice : kSweepSlice - static_cast<int>(under_way);
+    return kSweepSlice;
+  }
+  // Whether the sweep is to wait, without a turn of its own, for one that ends to have it go on.
+  // Each side writes its own word before it reads the other's, so that one of them sees the other.
+  bool Waits() {
+    if (!leaves_loop_ || UnderWay() < kSweepSlice) return false;
+    waits_.store(true, std::memory_order_seq_cst);
+    return UnderWay() > kSweepResume || !TakeWait();
   }
   MoveCount count() const {
     return {moved_.load(std::memory_order_relaxed), failed_.load(std::memory_order_relaxed),
@@ -88,12 +106,20 @@ class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
     bool counted_ = false;
   };
 
+  // Moves; the sweep itself counts as one more.
+  uint64_t UnderWay() const { return under_way_.load(std::memory_order_seq_cst) - 1; }
+  bool TakeWait() {
+    return waits_.load(std::memory_order_seq_cst) &&
+           waits_.exchange(false, std::memory_order_seq_cst);
+  }
+
   MoveSweep* sweep_;  // of the loop's thread alone; null: nobody waits any more
   LoopCore& core_;    // for tasks of loop_
   const LoopHandle loop_;
   const bool leaves_loop_;
   int turns_waited_ = 0;
   std::atomic<uint64_t> under_way_{1};
+  std::atomic<bool> waits_{false};
   std::atomic<uint64_t> moved_{0};
   std::atomic<uint64_t> failed_{0};
   std::atomic<uint64_t> ended_{0};
@@ -158,8 +184,8 @@ void MoveSweep::Run() {
     connection.Move(any ? connection.EngineElsewhere() : to_, leaves_loop() ? &*target_ : nullptr,
                     tally_->Begin(connection));
   }
-  if (next_ != nullptr) return loop_.Defer(*this);
-  BeginNoMore();
+  if (next_ == nullptr) return BeginNoMore();
+  if (!tally_->Waits()) loop_.Defer(*this);
 }
 
 }  // namespace internal

@@ -130,6 +130,39 @@ TEST(MoveSweepHost, AHostThatWatchesTheLoopsDescriptorKeepsIt) {
   EXPECT_EQ(loop->fd(), fd);
 }
 
+// What is on its way waits for what went before it.
+TEST(MoveSweepToALoop, HasFewStreamsOnTheirWayAtOnce) {
+  constexpr size_t kStreams = 200;
+  BufferPool pool;
+  const auto make = [&] {
+    LoopOptions options;
+    options.pool = &pool;
+    return Loop::Create(std::move(options)).value();
+  };
+  const std::unique_ptr<Loop> from = make(), to = make();
+  ListenOptions listening;
+  ConnectOptions connecting;
+  listening.stream.migratable = connecting.stream.migratable = true;
+  std::vector<StreamPtr> streams;
+  const auto keep = [&](StreamPtr stream) { streams.push_back(std::move(stream)); };
+  const auto listener =
+      Listener::Listen(*from, *SocketAddress::Parse("127.0.0.1:0"), listening, keep).value();
+  for (size_t i = 0; i < kStreams / 2; ++i) {
+    Connect(*from, listener->address(), connecting,
+            [&](absl::StatusOr<StreamPtr> stream) { keep(std::move(stream).value()); });
+  }
+  Loop* const both[] = {from.get(), to.get()};
+  ASSERT_TRUE(DriveLoops({both, 1}, [&] { return streams.size() == kStreams; }));
+  uint64_t moved = 0;
+  MigrateAll(*from, to->handle(), [&](MoveCount count) { moved = count.moved; });
+  SettleLoops({both, 1});  // nobody takes what was sent
+  EXPECT_EQ(from->Snapshot().moves_out, 64u);
+  EXPECT_EQ(from->Snapshot().open, kStreams - 64);
+  ASSERT_TRUE(DriveLoops(both, [&] { return moved != 0; }));
+  EXPECT_EQ(moved, kStreams);
+  EXPECT_EQ(to->Snapshot().open, kStreams);
+}
+
 INSTANTIATE_TEST_SUITE_P(Engines, MoveSweepTest,
                          ::testing::Values(EngineKind::kEpoll, EngineKind::kUring),
                          [](const auto& info) { return std::string(EngineKindName(info.param)); });
