@@ -286,11 +286,18 @@ TEST_P(MachinePumpTest, WakesTheLoopForEveryCompletion) {
   const auto post = [&] {
     ASSERT_EQ(end.Post(CompletionPump::Tag(sink, count), FabricOp::kWrite, 0, 8, &peer), 0);
   };
+  // On some kernels what is posted has ended when the call returns: nobody would sleep.
+  uint64_t slept = 0;
+  std::function<void()> post_asleep = [&] {
+    if (pump->stats().sleeps > slept) return post();
+    (*loop)->Post([&] { post_asleep(); });
+  };
   Echo echo([&](uint32_t word, const FabricCompletion& completion) {
     EXPECT_EQ(word, count);
     EXPECT_EQ(completion.outcome, FabricOutcome::kOk);
-    if (++count < 200) return post();
-    (*loop)->Stop();
+    if (++count == 200) return (*loop)->Stop();
+    slept = pump->stats().sleeps;
+    post_asleep();
   });
   sink = pump->AddSink(echo);
   end.options.qp.send_cq = end.options.qp.receive_cq = &pump->cq();
@@ -307,7 +314,7 @@ TEST_P(MachinePumpTest, WakesTheLoopForEveryCompletion) {
   limit.Arm(absl::Seconds(60), [&] { (*loop)->Stop(); });
   (*loop)->Run();
   EXPECT_EQ(count, 200u);
-  EXPECT_GT(pump->stats().sleeps, 0u);
+  EXPECT_EQ(pump->stats().events, 200u);
   end.qp.reset();
   pump.reset();
 }
