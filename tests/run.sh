@@ -50,6 +50,8 @@ ensure_packages "${PACKAGES_TESTS[@]}" -- "${PACKAGES_TESTS_MORE[@]}" || exit 1
 use_compiler_cache
 
 jobs=$(nproc)
+# Most tests wait longer than they work.
+test_jobs=$((2 * jobs))
 cd "$tree" || exit 1
 
 # A failure outside any test, such as a build that breaks, is recorded for the summary as one.
@@ -93,7 +95,7 @@ test_stage() {
   done
   shift
   # Its status is in the report, from which the summary counts.
-  "${prefix[@]}" ctest --test-dir "$dir" -j "$jobs" --output-on-failure --no-tests=error \
+  "${prefix[@]}" ctest --test-dir "$dir" -j "$test_jobs" --output-on-failure --no-tests=error \
     --output-junit "$dir/results/ctest.xml" "$@" 2>&1 | tee "$dir/test.log" |
     grep -avE '^ *Start +[0-9]+:|^Internal ctest|^Test project'
   if [ ! -s "$dir/results/ctest.xml" ]; then

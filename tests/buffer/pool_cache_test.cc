@@ -202,7 +202,7 @@ TEST(PoolCache, CountsStayRightWhenACacheGoes) {
 // A million buffers are taken on one loop and dropped on another: blocks come round, none is lost.
 void ReturnAcrossThreads(bool other_has_cache, const PoolOptions& options) {
   constexpr size_t kRingSize = 256;
-  const int count = kSlow ? 50'000 : 1'000'000;
+  const int count = kSlow ? 50'000 : 200'000;
   BufferPool pool(options);
   std::array<Buffer, kRingSize> ring;
   std::atomic<size_t> written{0};
@@ -259,7 +259,7 @@ TEST(PoolCache, ReturnsAcrossLoopsUnderATightLimit) {
 
 // Windows onto one block are dropped on two threads at once: the block goes back once.
 TEST(PoolCache, LastWindowsRace) {
-  const int count = kSlow ? 5'000 : 50'000;
+  const int count = kSlow ? 2'000 : 10'000;
   BufferPool pool;
   PoolCache cache(pool.core());
   const PoolCache::Scope scope(cache);

@@ -72,6 +72,10 @@ class Package:
         cache has most of it, else as few translation units."""
         return ["-DPENSTOCK_WERROR=ON"] if self.args.launcher else ["-DCMAKE_UNITY_BUILD=ON"]
 
+    def unoptimised(self):
+        """For what is looked at and hardly run: it compiles in half the time."""
+        return f"-DCMAKE_CXX_FLAGS_{self.args.build_type.upper()}=-O0 -DNDEBUG"
+
     # The library is built as users build it, without tests. The main build is taken where it already
     # has the kind asked for.
     def install(self, kind):
@@ -79,7 +83,7 @@ class Package:
         build = Path(self.args.main_build)
         if self.args.main_kind != kind:
             build = self.work / f"build-{kind}"
-            self.configure(TREE, build, *LIBRARY_ONLY, "-DCMAKE_UNITY_BUILD=ON",
+            self.configure(TREE, build, *LIBRARY_ONLY, "-DCMAKE_UNITY_BUILD=ON", self.unoptimised(),
                            f"-DBUILD_SHARED_LIBS={'ON' if kind == 'shared' else 'OFF'}")
             self.build(build)
         run(["cmake", "--install", build, "--prefix", self.prefix(kind)])
@@ -162,10 +166,9 @@ class Package:
                         expect(str(place) not in text, f"{path} names {place}")
             self.consume(f"relocated_{kind}", f"-DCMAKE_PREFIX_PATH={moved}")
 
-    def headers(self, compiler):
-        """Every installed header compiles alone, without a warning, in a program of any taste."""
+    def installed_headers(self):
+        """The names of those that this build has, as programs include them, and its flags."""
         include = self.prefix("static") / "include"
-        scratch = self.fresh(f"headers_{compiler}")
         flags = run(["pkg-config", "--cflags", "penstock"],
                     env=pkg_config_env(self.prefix("static"))).split()
         headers = sorted(include.rglob("*.h"))
@@ -175,24 +178,30 @@ class Package:
             headers = [h for h in headers if not needs_secure(h, include)]
         if "-DPENSTOCK_NO_RDMA" in flags:
             headers = [h for h in headers if not h.name.startswith("rdma")]
-        for header in headers:
-            name = header.relative_to(include)
-            source = scratch / (str(name).replace("/", "_") + ".cc")
-            # Twice, so that a missing include guard shows too.
-            source.write_text(f"#include <{name}>\n#include <{name}>\n")
-            run([*self.launcher(), compiler, "-std=c++20", "-Wall", "-Wextra", "-Wpedantic",
-                 "-Wshadow", "-Werror", *flags, "-c", source,
-                 "-o", source.with_suffix(".o")])
         print(f"{len(headers)} headers")
+        return [str(header.relative_to(include)) for header in headers], flags
+
+    def compile_headers(self, compiler, source, names, flags):
+        # Twice, so that a missing include guard shows too.
+        source.write_text("".join(f"#include <{name}>\n" for name in (*names, *names)))
+        run([compiler, "-std=c++20", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Werror", *flags,
+             "-fsyntax-only", source])
 
     def headers_gcc(self):
-        self.headers("g++")
+        """Every installed header compiles alone, without a warning, in a program of any taste."""
+        scratch = self.fresh("headers_gcc")
+        names, flags = self.installed_headers()
+        for name in names:
+            source = scratch / (name.replace("/", "_") + ".cc")
+            self.compile_headers("g++", source, [name], flags)
 
     def headers_clang(self):
+        """All together do with clang, the last first."""
         compiler = next((c for c in ("clang++-14", "clang++") if shutil.which(c)), None)
         if compiler is None:
             skip("clang is not installed")
-        self.headers(compiler)
+        names, flags = self.installed_headers()
+        self.compile_headers(compiler, self.fresh("headers_clang") / "all.cc", names[::-1], flags)
 
     def symbols(self):
         """The shared library exports public names of its namespace and nothing else."""
@@ -257,47 +266,56 @@ class Package:
         out = refused("-DPENSTOCK_SANITIZE=magic")
         expect("PENSTOCK_SANITIZE is 'magic'" in out, out)
 
-    def without_uring(self):
-        """The library without liburing: builds, runs, and its package says that it has none."""
-        build = self.work / "build-no-uring"
-        prefix = self.fresh("no_uring_prefix")
-        self.configure(TREE, build, *LIBRARY_ONLY, *self.quickly(), "-DPENSTOCK_URING=OFF")
+    def without(self, component):
+        """The library without a component: builds, runs, and its package says that it has none.
+        Returns where it is installed."""
+        build = self.work / f"build-no-{component}"
+        prefix = self.fresh(f"no_{component}_prefix")
+        self.configure(TREE, build, *LIBRARY_ONLY, *self.quickly(),
+                       f"-DPENSTOCK_{component.upper()}=OFF")
         self.build(build)
         run(["cmake", "--install", build, "--prefix", prefix])
-        self.consume("no_uring", f"-DCMAKE_PREFIX_PATH={prefix}")
-        out = flat(self.configure(HERE / "consumer", self.fresh("no_uring_component"),
-                                  f"-DCMAKE_PREFIX_PATH={prefix}", "-DCOMPONENTS=uring",
+        self.consume(f"no_{component}", f"-DCMAKE_PREFIX_PATH={prefix}")
+        out = flat(self.configure(HERE / "consumer", self.fresh(f"no_{component}_component"),
+                                  f"-DCMAKE_PREFIX_PATH={prefix}", f"-DCOMPONENTS={component}",
                                   expect_failure=True))
-        expect("component 'uring': this Penstock was built without it" in out, out)
-        expect("liburing" not in (prefix / "lib/pkgconfig/penstock.pc").read_text(),
-               "the pkg-config file asks for liburing")
+        expect(f"component '{component}': this Penstock was built without it" in out, out)
+        return prefix
 
-    def without_secure(self):
-        """The library without OpenSSL: the same, and its headers of sealed streams say so."""
-        build = self.work / "build-no-secure"
-        prefix = self.fresh("no_secure_prefix")
-        self.configure(TREE, build, *LIBRARY_ONLY, *self.quickly(), "-DPENSTOCK_SECURE=OFF")
-        self.build(build)
-        run(["cmake", "--install", build, "--prefix", prefix])
-        self.consume("no_secure", f"-DCMAKE_PREFIX_PATH={prefix}")
-        out = flat(self.configure(HERE / "consumer", self.fresh("no_secure_component"),
-                                  f"-DCMAKE_PREFIX_PATH={prefix}", "-DCOMPONENTS=secure",
-                                  expect_failure=True))
-        expect("component 'secure': this Penstock was built without it" in out, out)
-        config = (prefix / "lib/pkgconfig/penstock.pc").read_text()
-        expect("ssl" not in config and "crypto" not in config,
-               "the pkg-config file asks for OpenSSL")
-        source = self.fresh("no_secure_header") / "main.cc"
-        source.write_text("#include <penstock/record_protocol.h>\n")
+    def refuses(self, header, prefix, text):
+        """A program that includes `header` does not compile, and is told why."""
+        source = self.fresh(f"refused_{Path(header).stem}") / "main.cc"
+        source.write_text(f"#include <penstock/{header}>\n")
         flags = run(["pkg-config", "--cflags", "penstock"], env=pkg_config_env(prefix)).split()
         out = run([self.args.cxx, "-std=c++20", *flags, "-fsyntax-only", source],
                   expect_failure=True)
-        expect("this Penstock was built without sealed streams" in out, out)
+        expect(text in out, out)
+
+    def without_uring(self):
+        config = pkg_config_file(self.without("uring"))
+        expect("liburing" not in config, "the pkg-config file asks for liburing")
+
+    def without_secure(self):
+        prefix = self.without("secure")
+        config = pkg_config_file(prefix)
+        expect("ssl" not in config and "crypto" not in config,
+               "the pkg-config file asks for OpenSSL")
+        self.refuses("record_protocol.h", prefix, "this Penstock was built without sealed streams")
+
+    def without_rdma(self):
+        prefix = self.without("rdma")
+        expect("ibverbs" not in pkg_config_file(prefix), "the pkg-config file asks for libibverbs")
+        self.refuses("rdma.h", prefix, "This build of Penstock has no component rdma.")
+        out = flat(self.configure(HERE / "consumer", self.fresh("no_verbs_component"),
+                                  f"-DCMAKE_PREFIX_PATH={prefix}", "-DCOMPONENTS=verbs",
+                                  expect_failure=True))
+        expect("component 'verbs': this Penstock was built without it" in out, out)
 
     def examples(self):
         """The example programs build from the installed tree, and each explains itself."""
         build = self.work / "build-examples"
-        self.configure(TREE / "examples", build, f"-DCMAKE_PREFIX_PATH={self.prefix('static')}")
+        self.configure(TREE / "examples", build, self.unoptimised(),
+                       f"-DCMAKE_PREFIX_PATH={self.prefix('static')}")
         self.build(build)
         programs = [p.stem for p in sorted((TREE / "examples").glob("*.cc"))
                     if not p.stem.endswith("_common")]
@@ -323,6 +341,10 @@ def library(prefix):
     found = [*prefix.rglob("libpenstock.so"), *prefix.rglob("libpenstock.a")]
     expect(found, f"no library under {prefix}")
     return found[0]
+
+
+def pkg_config_file(prefix):
+    return (library(prefix).parent / "pkgconfig/penstock.pc").read_text()
 
 
 def pkg_config_env(prefix):

@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "testing/gate_kit.h"
+#include "testing/sanitized.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -275,6 +276,7 @@ OrdersResult Search(const OrdersStory& story) {
 }
 
 TEST(GateOrdersTest, NoOrderOfEventsOpensAGateTooEarlyOrAgain) {
+  if (testing::kThreadSanitized) GTEST_SKIP() << testing::kNoThreads;
   const OrdersResult result = Search({});
   EXPECT_EQ(result.wrong, "");
   EXPECT_GT(result.worlds, 10'000u);
@@ -291,6 +293,7 @@ TEST(GateOrdersTest, WithoutTroubleBothOpenInEveryOrder) {
 }
 
 TEST(GateOrdersTest, APeerWithoutReadyIsSafeWhenItSendsFirst) {
+  if (testing::kThreadSanitized) GTEST_SKIP() << testing::kNoThreads;
   const OrdersResult result =
       Search({.features = {0, kFeatureReady},
               .policies = {RdmaReadyPolicy::kOpenAtOnce, RdmaReadyPolicy::kOpenOnFirstData}});

@@ -21,6 +21,7 @@
 #include "absl/strings/str_cat.h"
 #include "rdma/peer_set_core.h"
 #include "testing/gate_kit.h"
+#include "testing/sanitized.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -472,6 +473,7 @@ TEST(PeerOrdersTest, OneDialIsEnough) {
 }
 
 TEST(PeerOrdersTest, AnyStreamMayBeResetAtAnyStep) {
+  if (testing::kThreadSanitized) GTEST_SKIP() << testing::kNoThreads;
   const PeersResult result = SearchPeers({.wires = 4, .resets = 1});
   EXPECT_EQ(result.wrong, "");
   EXPECT_GT(result.joined, 0u);
@@ -479,6 +481,7 @@ TEST(PeerOrdersTest, AnyStreamMayBeResetAtAnyStep) {
 }
 
 TEST(PeerOrdersTest, ASideMayBeStartedAgainAtAnyStepWithoutAWord) {
+  if (testing::kThreadSanitized) GTEST_SKIP() << testing::kNoThreads;
   const PeersResult result = SearchPeers({.wires = 3, .restarts = 1});
   EXPECT_EQ(result.wrong, "");
   EXPECT_GT(result.joined, 0u);
@@ -486,6 +489,7 @@ TEST(PeerOrdersTest, ASideMayBeStartedAgainAtAnyStepWithoutAWord) {
 }
 
 TEST(PeerOrdersTest, AProbeThatEndsTooEarlyCostsAStreamAndNoMore) {
+  if (testing::kThreadSanitized) GTEST_SKIP() << testing::kNoThreads;
   const PeersResult result = SearchPeers({.wires = 3, .resets = 1, .hasty = true});
   EXPECT_EQ(result.wrong, "");
   ReportPeers(result);

@@ -104,7 +104,7 @@ TEST_P(SealedMovesTest, ARecordMovesWhicheverByteOfItCameLast) {
   for (RecordMode mode : {RecordMode::kNative, RecordMode::kGrpc}) {
     const std::string wire = RecordsOf(mode, payloads);
     uint64_t held_most = 0;
-    for (size_t cut = 0; cut <= wire.size(); ++cut) {
+    for (size_t cut = 0; cut <= wire.size(); cut += IsSlow() ? 3 : 1) {
       SCOPED_TRACE(cut);
       StreamPair pair = Pair();
       pair.server = SealEnd(std::move(pair.server), mode, true);

@@ -20,6 +20,7 @@
 
 #include "absl/time/time.h"
 #include "engine/loop_core.h"
+#include "testing/sanitized.h"
 #include "testing/sim_world.h"
 
 namespace penstock::testing {
@@ -199,6 +200,7 @@ TEST_F(SimAdapter, IdleStreamsMoveInSlices) {
 }
 
 TEST_F(SimAdapter, GoesBackWithoutAGainAndDwells) {
+  if (kThreadSanitized) GTEST_SKIP() << kNoThreads;
   Adapt();
   ASSERT_TRUE(RunUntil([&] { return Says("back to epoll"); })) << Trace();
   EXPECT_TRUE(Says("1000 ns of CPU a read, 0.0 % less")) << Trace();
@@ -310,6 +312,7 @@ class SimBalancer : public Controlled {
 };
 
 TEST_F(SimBalancer, EvensTwoLoopsOutOnceAndLeavesThemInPeace) {
+  if (kThreadSanitized) GTEST_SKIP() << kNoThreads;
   Balance();
   OpenBusy(true);
   ASSERT_TRUE(RunUntil([&] { return balancer_->moves() > 0; })) << Trace();

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "sim/scenario.h"
+#include "testing/sanitized.h"
 
 namespace penstock::testing {
 namespace {
@@ -30,6 +31,7 @@ constexpr Mutant kMutants[] = {
 class SimMutants : public ::testing::TestWithParam<Mutant> {};
 
 TEST_P(SimMutants, IsCaught) {
+  if (kThreadSanitized) GTEST_SKIP() << kNoThreads;
   for (uint64_t seed = 1; seed <= 500; ++seed) {
     const ScenarioResult result = Scenario({.seed = seed, .mutant = GetParam().mutant}).Run();
     for (const std::string& violation : result.violations) {

@@ -26,7 +26,8 @@ const SeedPlan& SealedPlan() {
   static const SimSealing native = Sealing(RecordMode::kNative), grpc = Sealing(RecordMode::kGrpc);
   static const SeedPlan plan{
       .seeds = 2'000,
-      .seeds_sanitized = 300,
+      .seeds_asan = 300,
+      .seeds_tsan = 40,
       .parts = 4,
       .replay_test = "SimSealed.Replay",
       .story =

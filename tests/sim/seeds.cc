@@ -32,8 +32,9 @@ std::string Report(const SeedPlan& plan, uint64_t seed, const ScenarioResult& re
 }  // namespace
 
 void RunSeeds(const SeedPlan& plan, uint64_t part) {
-  const uint64_t seeds =
-      FromEnvironment("PENSTOCK_SIM_SEEDS", kSanitized ? plan.seeds_sanitized : plan.seeds);
+  const uint64_t seeds = FromEnvironment("PENSTOCK_SIM_SEEDS", kThreadSanitized ? plan.seeds_tsan
+                                                               : kSanitized     ? plan.seeds_asan
+                                                                                : plan.seeds);
   const uint64_t first = FromEnvironment("PENSTOCK_SIM_FIRST_SEED", 1);
   const uint64_t from = first + seeds * part / plan.parts;
   const uint64_t to = first + seeds * (part + 1) / plan.parts;
@@ -80,7 +81,7 @@ void ReplaySeed(const SeedPlan& plan) {
 }
 
 void CompareStories(const SeedPlan& plan) {
-  for (uint64_t seed = 1; seed <= 50; ++seed) {
+  for (uint64_t seed = 1; seed <= (kThreadSanitized ? 5 : 50); ++seed) {
     const ScenarioResult once = Scenario(plan.story(seed)).Run();
     const ScenarioResult again = Scenario(plan.story(seed)).Run();
     EXPECT_EQ(once.trace_hash, again.trace_hash) << "seed " << seed;

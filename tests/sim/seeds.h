@@ -15,9 +15,11 @@
 namespace penstock::testing {
 
 struct SeedPlan {
-  // Seeds, and how many of them when a sanitizer sees more in each and takes ten times as long.
+  // Seeds, and how many of them when AddressSanitizer sees more in each and takes ten times as
+  // long, and when ThreadSanitizer, which takes longer still, has one thread to look at.
   uint64_t seeds = 0;
-  uint64_t seeds_sanitized = 0;
+  uint64_t seeds_asan = 0;
+  uint64_t seeds_tsan = 0;
   uint64_t parts = 1;
   // The test that runs one seed again.
   std::string replay_test;

@@ -9,7 +9,8 @@ namespace {
 const SeedPlan& Plan() {
   static const SeedPlan plan{
       .seeds = 10'000,
-      .seeds_sanitized = 2'000,
+      .seeds_asan = 2'000,
+      .seeds_tsan = 200,
       .parts = 20,
       .replay_test = "Sim.Replay",
       .story = [](uint64_t seed) { return ScenarioOptions{.seed = seed}; },

@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "testing/sanitized.h"
+
 PENSTOCK_BEGIN_NAMESPACE
 namespace {
 
@@ -195,7 +197,7 @@ class OnThread {
     std::atomic<bool>& ran = ran_;
     thread_ = std::thread([coroutine] { coroutine.resume(); });
     while (!ran) std::this_thread::yield();
-    for (int i = 0; i < 1000; ++i) std::this_thread::yield();
+    for (int i = 0; i < 20; ++i) std::this_thread::yield();
   }
   void await_resume() const {}
 
@@ -217,7 +219,7 @@ Task<void> GoOnThere(std::thread& thread, std::atomic<bool>& ran, std::thread::i
 }
 
 TEST(Task, GoesOnWhereTheAwaitedOneEnded) {
-  for (int round = 0; round < 20; ++round) {
+  for (int round = 0; round < (testing::kSanitized ? 5 : 20); ++round) {
     std::thread thread;
     std::atomic<bool> ran{false};
     std::thread::id there, after;
