@@ -13,10 +13,10 @@ PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 namespace {
 
-// Moves under way, some 200 us of a turn that begins them all: those that are wait for one another.
+// Moves under way, some 100 us of a turn that begins them all: those that are wait for one another.
 // Of what is cancelled the kernel tells some 20 in a turn only (IO_LOCAL_TW_DEFAULT_MAX, Linux
 // 6.13), and another loop takes streams more slowly than they can be sent to it.
-constexpr int kSweepSlice = 64;
+constexpr int kSweepSlice = 32;
 // One to another loop goes on when no more than these are still on their way.
 constexpr uint64_t kSweepResume = kSweepSlice / 2;
 // Turns that a switch waits for those to end: the kernel may take its time over some.

@@ -60,7 +60,7 @@ class Pinger {
 // Every load speaks for the other engine, every trial is kept.
 AdaptiveOptions EagerAdapter() {
   AdaptiveOptions options;
-  options.tick = absl::Milliseconds(50);
+  options.tick = absl::Milliseconds(IsSlow() ? 1000 : 50);  // long enough for 200 reads
   options.up = options.up_at_once = 0.001;
   options.down = 0;
   options.sustain = 1;
@@ -101,7 +101,7 @@ TEST_P(LoopAdapterTest, LeavesAnIdleLoopAlone) {
       EngineAdapter::Create(loop(), EagerAdapter());
   ASSERT_TRUE(adapter.ok()) << adapter.status();
   StreamPair pair = Pair();
-  Pass(absl::Milliseconds(300));
+  Pass(6 * EagerAdapter().tick);
   EXPECT_EQ((*adapter)->switches(), 0u);
   EXPECT_TRUE((*adapter)->trace().empty());
 }
