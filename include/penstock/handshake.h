@@ -82,14 +82,15 @@ struct PENSTOCK_EXPORT PeerIdentity {
   };
   Kind kind = Kind::kNone;
 
-  // DER, the peer's own certificate first, then what the peer sent along.
+  // DER, as it was verified: the peer's own certificate first, then each that vouches for the one
+  // before, the trusted root last. What else the peer sent along is not in it.
   std::vector<std::string> chain;
   // Of the peer's own certificate: its subject (RFC 2253), and of its subject alternative names
   // those of these three kinds, in its order. Others (mail addresses, say) are in `chain` only.
   std::string subject;
   std::vector<std::string> dns_names;
   std::vector<std::string> uris;
-  std::vector<std::string> ip_addresses;
+  std::vector<std::string> ip_addresses;  // as inet_ntop(3) writes them
   std::string psk_identity;
   std::string service_account;
   // What was negotiated: the ALPN name (TLS) or the service's application protocol (ALTS).
@@ -108,7 +109,8 @@ struct HandshakeResult {
   SecretKey send_key;
   SecretKey receive_key;
   // Bytes of one record on the wire, its length field included: the largest to send, and the
-  // largest to take.
+  // largest to take. Zero: the mode's default, as HandshakeOptions says. Seal ends with
+  // InvalidArgument when one is below kRecordFrameMin or above kRecordFrameMax.
   uint32_t send_frame_max = 0;
   uint32_t receive_frame_max = 0;
   PeerIdentity peer;
@@ -164,7 +166,9 @@ struct HandshakeOptions {
   bool server = false;
   // For log and error messages only: whom the connection is with.
   std::string peer_name = {};
-  // Client with certificates: the name or IP address that the server's certificate must bear.
+  // Client only. With certificates: the name or IP address that the server's certificate must
+  // bear; with an ALTS service: the target name of its secure naming check. NewHandshaker says
+  // InvalidArgument where nothing would check it: to a server, with a PSK or with static keys.
   std::string verify_name = {};
   // Bytes of one record on the wire, length field included, from kRecordFrameMin to
   // kRecordFrameMax: what this side would like to send (the peer's limit bounds it), and the most

@@ -280,6 +280,7 @@ void SealState::Finish() {
     first.Append(copy.ok() ? *std::move(copy) : HeapBuffer(std::move(rest_)));
   }
   anchor_.Lift();
+  // `plain_` stays after an error, which then names the peer.
   absl::StatusOr<StreamPtr> sealed =
       SealedStream::Create(seal_loop_, std::move(plain_), std::move(keys), std::move(first));
   End(sealed.ok() ? std::move(sealed) : Explain(sealed.status()));

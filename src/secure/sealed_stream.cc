@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/error.h"
 #include "engine/connection.h"
+#include "secure/frame_sizes.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -22,13 +23,21 @@ constexpr size_t kBatchMax = 4 * kRecordFrameNative;
 constexpr size_t kBatchMin = kRecordFrameGrpc;
 // For comparison: what grpc-go's ALTS connections hold for their reads.
 constexpr size_t kPinnedBuffer = 33'280;
+// Room for callbacks beyond the first is given back after one to two of these without use.
+constexpr absl::Duration kRestAfter = absl::Seconds(1);
 // How long the end of a stream that was destroyed may take to leave.
 constexpr absl::Duration kLingerMax = absl::Seconds(5);
 
 }  // namespace
 
-absl::StatusOr<StreamPtr> SealedStream::Create(SealLoop& seal_loop, StreamPtr below,
+absl::StatusOr<StreamPtr> SealedStream::Create(SealLoop& seal_loop, StreamPtr&& below,
                                                HandshakeResult keys, BufferChain first) {
+  const absl::StatusOr<FrameSizes> frames = ChooseFrameSizes(
+      keys.mode,
+      {.send_frame_max = keys.send_frame_max, .receive_frame_max = keys.receive_frame_max});
+  if (!frames.ok()) return frames.status();
+  keys.send_frame_max = frames->send_max;
+  keys.receive_frame_max = frames->receive_max;
   const RecordSender us = keys.server ? RecordSender::kServer : RecordSender::kClient;
   const RecordSender them = keys.server ? RecordSender::kClient : RecordSender::kServer;
   absl::StatusOr<KeySchedule> send = KeySchedule::Create(keys.protocol, us, keys.send_key.view());
@@ -202,46 +211,6 @@ void SealedStream::ReleaseBelow() {
   if (below_ == nullptr) return;
   if (Connection* const connection = below_->connection()) connection->RemoveLayer(*this);
   below_ = nullptr;
-}
-
-void SealedStream::EndWithLoop() {
-  Hold();
-  {
-    const Callbacks unrun = TakeCallbacks();
-    const BufferChain unsent = plain_.Take();
-    Cancel();
-    DropReceived();
-    UpdatePinned();
-    // Its cipher context goes back now, on the loop's thread; what is left may go on any.
-    sealer_.reset();
-    seal_loop_ = nullptr;
-    if (written_ > bytes_out_ + batch_ && below_ != nullptr) below_->Abort();
-    if (lingering_) FinishLinger();
-  }
-  Drop();
-}
-
-// --- Changing loops ---
-
-void SealedStream::OnLeave() {
-  Cancel();
-  seal_loop_->core().counters().sealed_pinned_bytes.Sub(std::exchange(pinned_, 0));
-  if (opener_.has_value()) opener_->Leave();
-  if (sealer_.has_value()) sealer_->Leave();
-  SealMember::Leave();
-  seal_loop_ = nullptr;
-}
-
-absl::Status SealedStream::OnJoin(LoopCore& loop) {
-  const absl::StatusOr<SealLoop*> joined = SealLoop::Of(loop);
-  if (!joined.ok()) return joined.status();
-  seal_loop_ = *joined;
-  seal_loop_->Join(*this);
-  if (opener_.has_value()) opener_->Join(seal_loop_->contexts(), loop.pool());
-  if (sealer_.has_value()) sealer_->Join(seal_loop_->contexts(), loop.pool());
-  UpdatePinned();
-  MarkReady();
-  return absl::OkStatus();
 }
 
 void SealedStream::FinishLinger() {
@@ -419,6 +388,7 @@ void SealedStream::Settle() {
   if (lingering_ && !write_end_.ok()) return FinishLinger();
   if (sending && !write_end_.ok()) seal_loop_->core().Defer(*this);  // those who wait hear of it
   if (released_) return;
+  if (extras_ != nullptr) WatchExtras();
   const bool at_rest = !read_done_ || hungry_;
   if (at_rest && opener_.has_value() &&
       (!pinned_buffer_ || opener_->pinned_bytes() > kPinnedBuffer)) {
@@ -447,7 +417,8 @@ void SealedStream::OnReadBelow(absl::StatusOr<Buffer> data) {
   } else if (GoesOnAfter(data.status())) {
     read_below_ = data.status();
   } else {
-    read_end_ = data.status();
+    // What this stream failed by itself, and aborted the one below for, stays the reason.
+    if (read_end_.ok()) read_end_ = data.status();
     DropReceived();
   }
   Service();
@@ -540,7 +511,24 @@ void SealedStream::FinishShutdown(absl::Status status) {
 
 // --- Helpers ---
 
+void SealedStream::WatchExtras() {
+  if (extras_->rest.armed() || !extras_->idle()) return;
+  extras_->used = false;
+  LoopCore& core = seal_loop_->core();
+  core.timers().Schedule(extras_->rest, TimerWheel::DeadlineTick(core.sys().Now(), kRestAfter));
+}
+
+void SealedStream::OnRested() {
+  if (extras_->used) {
+    WatchExtras();  // or the next Settle does
+  } else {
+    extras_ = nullptr;
+  }
+}
+
 SealedStream::Callbacks SealedStream::TakeCallbacks() {
+  if (extras_ != nullptr && seal_loop_ != nullptr)
+    seal_loop_->core().timers().Cancel(extras_->rest);
   return Callbacks{std::exchange(read_done_, nullptr), std::exchange(first_write_, {}),
                    std::move(extras_)};
 }

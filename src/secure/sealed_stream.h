@@ -31,6 +31,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/fifo.h"
+#include "base/timer_wheel.h"
 #include "engine/deferred.h"
 #include "engine/loop_core.h"
 #include "engine/parcel.h"
@@ -44,9 +45,10 @@ namespace internal {
 
 class SealedStream final : public Stream, private SealMember, private Deferred, private Layer {
  public:
-  // `below` has no operation pending but writes. `keys` are wiped; `first` came after the
-  // handshake. InvalidArgument for keys of the wrong size.
-  static absl::StatusOr<StreamPtr> Create(SealLoop& seal_loop, StreamPtr below,
+  // `below` has no operation pending but writes, and stays the caller's after an error. `keys` are
+  // wiped; `first` came after the handshake. InvalidArgument for keys or records of a size that
+  // there is not.
+  static absl::StatusOr<StreamPtr> Create(SealLoop& seal_loop, StreamPtr&& below,
                                           HandshakeResult keys, BufferChain first);
 
   // What `delete` of a StreamPtr comes to; the object goes with its last hold.
@@ -86,12 +88,26 @@ class SealedStream final : public Stream, private SealMember, private Deferred, 
     DoneCallback done;
     absl::Status refusal;  // not OK: nothing was queued, `done` ends with this in its turn
   };
-  // What few streams need, made on first use.
+  struct RestTimer : TimerNode {
+    explicit RestTimer(SealedStream& of)
+        : TimerNode([](TimerNode* node) { static_cast<RestTimer*>(node)->owner.OnRested(); }),
+          owner(of) {}
+    SealedStream& owner;
+  };
+  // What few streams need, made on first use. Freed when nothing has used it for a while: not at
+  // once, or a stream that writes in batches would allocate for each (I1).
   struct Extras {
+    explicit Extras(SealedStream& of) : rest(of) {}
+    bool idle() const {
+      return more_writes.empty() && refused_reads.empty() && !shutdown_done && !writable_done;
+    }
+
     Fifo<PendingWrite> more_writes;  // after first_write_
     Fifo<ReadCallback> refused_reads;
     DoneCallback shutdown_done;
     DoneCallback writable_done;
+    RestTimer rest;     // armed while idle; never once taken away with the callbacks
+    bool used = false;  // since it was armed
   };
   // Every callback there is, to be destroyed together after the stream's state is settled.
   struct Callbacks {
@@ -155,9 +171,12 @@ class SealedStream final : public Stream, private SealMember, private Deferred, 
   void Fail(absl::Status status);
 
   Extras& extras() {
-    if (extras_ == nullptr) extras_ = std::make_unique<Extras>();
+    if (extras_ == nullptr) extras_ = std::make_unique<Extras>(*this);
+    extras_->used = true;
     return *extras_;
   }
+  void WatchExtras();
+  void OnRested();
   Callbacks TakeCallbacks();
   void AddWrite(DoneCallback&& done, absl::Status refusal);
   absl::Status Refusal(std::string_view operation, std::string_view reason) const;

@@ -342,6 +342,35 @@ TEST_P(SealTest, OptionsThatDoNotFitEndItInALaterTurn) {
   EXPECT_FALSE(outcome.status().ok());
 }
 
+// Of a handshaker from outside: what no record is sealed with ends it, and the error names the
+// peer.
+TEST_P(SealTest, WhatAHandshakerGivesIsCheckedAndFilledIn) {
+  const auto outcome_of = [&](const HandshakeResult& keys) {
+    StreamPair pair = Pair();
+    const std::string peer = pair.client->peer().ToString();
+    Outcome outcome;
+    Seal(std::move(pair.client), HandshakerGiving(keys), {}, outcome.Done());
+    EXPECT_TRUE(Drive([&] { return outcome.ended; }));
+    EXPECT_EQ(absl::StrContains(outcome.status().message(), peer), !outcome.status().ok());
+    return outcome.status().code();
+  };
+  const HandshakeResult good = InstantKeys({});
+  for (const uint32_t size : {kRecordFrameMin - 1, kRecordFrameMax + 1}) {
+    HandshakeResult bad = good;
+    bad.send_frame_max = size;
+    EXPECT_EQ(outcome_of(bad), absl::StatusCode::kInvalidArgument) << size;
+    bad = good;
+    bad.receive_frame_max = size;
+    EXPECT_EQ(outcome_of(bad), absl::StatusCode::kInvalidArgument) << size;
+  }
+  HandshakeResult short_key = good;
+  short_key.receive_key = SecretKey("short");
+  EXPECT_EQ(outcome_of(short_key), absl::StatusCode::kInvalidArgument);
+  HandshakeResult zeros = good;
+  zeros.send_frame_max = zeros.receive_frame_max = 0;
+  EXPECT_EQ(outcome_of(zeros), absl::StatusCode::kOk);
+}
+
 TEST_P(SealTest, ALimiterLetsSomeRunSomeWaitAndRefusesTheRest) {
   auto limiter = std::make_shared<SealLimiter>(1, 1);
   SealOptions limited;

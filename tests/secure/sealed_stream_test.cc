@@ -539,16 +539,36 @@ TEST_P(SealedStreamTest, AnEndThatIsOwedIsSentAlthoughThePoolIsDry) {
   EXPECT_TRUE(IsEof(received.end)) << received.end;
 }
 
+// The stream below is aborted for it, which is no reason that the reader could use.
+TEST_P(SealedStreamTest, AReaderHearsOfTheRefusedWriteThatEndedTheStream) {
+  StreamPair pair = HalfSealed(RecordMode::kNative);
+  StreamPair other = HalfSealed(RecordMode::kNative);
+  Fate read;
+  pair.server->ReadReady(read.OnRead());
+  Settle();
+  const std::string much(pair.server->send_bounds().max + 1, 'm');
+  other.server->Write(Chain("anything"), [&](absl::Status) {
+    pair.server->Write(Buffer::FromExternal(much.data(), much.size(), [] {}));
+  });
+  ASSERT_TRUE(Drive([&] { return read.ended(); }));
+  EXPECT_TRUE(absl::IsResourceExhausted(read.status())) << read.status();
+}
+
 TEST_P(SealedStreamTest, PinnedReadsHoldABufferForComparison) {
   StreamOptions pinned;
   pinned.pinned_reads = true;
-  StreamPair pair = HalfSealed(RecordMode::kNative, {}, pinned);
-  EXPECT_GE(pair.server->stats().sealed_pinned_bytes, 33'280u);
-  EXPECT_EQ(loop().Snapshot().sealed_pinned_bytes, pair.server->stats().sealed_pinned_bytes);
-  pair.client->Write(Chain(Records(RecordMode::kNative, {"it works as before"}, true)));
-  EXPECT_EQ(ReadToEnd(*pair.server).data, "it works as before");
-  pair.server.reset();
-  EXPECT_EQ(loop().Snapshot().sealed_pinned_bytes, 0u);
+  for (const RecordMode mode : {RecordMode::kNative, RecordMode::kGrpc}) {
+    StreamPair pair = HalfSealed(mode, {}, pinned);
+    EXPECT_GE(pair.server->stats().sealed_pinned_bytes, 33'280u);
+    EXPECT_EQ(loop().Snapshot().sealed_pinned_bytes, pair.server->stats().sealed_pinned_bytes);
+    pair.client->Write(Chain(Records(mode, {"it works ", "as before"}, false)));
+    EXPECT_EQ(ReadUpTo(*pair.server, 18).data, "it works as before");
+    EXPECT_GE(pair.server->stats().sealed_pinned_bytes, 33'280u);
+    pair.client.reset();
+    EXPECT_FALSE(Read(*pair.server).ok());
+    pair.server.reset();
+    EXPECT_EQ(loop().Snapshot().sealed_pinned_bytes, 0u);
+  }
 }
 
 TEST(SealedStreamSize, StaysSmall) {

@@ -24,7 +24,7 @@ SecretKey DirectionKey(RecordProtocol protocol, bool by_server) {
 
 class InstantHandshake final : public Handshaker {
  public:
-  explicit InstantHandshake(const InstantOptions& options) : options_(options) {}
+  explicit InstantHandshake(HandshakeResult result) : result_(std::move(result)) {}
 
   Progress Step(std::string_view) override {
     Progress progress;
@@ -33,13 +33,13 @@ class InstantHandshake final : public Handshaker {
   }
   Progress Authorize(const absl::Status&) override { return Step({}); }
   const PeerIdentity& peer() const override { return nobody_; }
-  HandshakeResult TakeResult() override { return InstantKeys(options_); }
+  HandshakeResult TakeResult() override { return std::move(result_); }
   absl::Status OnPeerEnd() override { return absl::DataLossError("the peer has left"); }
   std::string_view phase() const override { return "nothing"; }
   void SetWake(absl::AnyInvocable<void()>) override {}
 
  private:
-  const InstantOptions options_;
+  HandshakeResult result_;
   const PeerIdentity nobody_;
 };
 
@@ -129,7 +129,11 @@ HandshakeResult InstantKeys(const InstantOptions& options) {
 }
 
 std::unique_ptr<Handshaker> InstantHandshaker(const InstantOptions& options) {
-  return std::make_unique<InstantHandshake>(options);
+  return HandshakerGiving(InstantKeys(options));
+}
+
+std::unique_ptr<Handshaker> HandshakerGiving(HandshakeResult result) {
+  return std::make_unique<InstantHandshake>(std::move(result));
 }
 
 std::vector<EnvironmentCase> SealedEngines() { return InBothModes(KernelEngines()); }

@@ -30,6 +30,8 @@ struct InstantOptions {
 HandshakeResult InstantKeys(const InstantOptions& options);
 // Done at its first step, with those keys.
 std::unique_ptr<Handshaker> InstantHandshaker(const InstantOptions& options);
+// The same with any result.
+std::unique_ptr<Handshaker> HandshakerGiving(HandshakeResult result);
 
 // Plain ones, one of each kind, for tests that seal by themselves.
 std::vector<EnvironmentCase> EnvironmentsToSeal();
