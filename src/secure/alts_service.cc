@@ -22,6 +22,11 @@ class AltsCredentials final : public Credentials {
     const absl::StatusOr<internal::FrameSizes> frames =
         internal::ChooseFrameSizes(RecordMode::kGrpc, options);
     if (!frames.ok()) return frames.status();
+    if (options.server && !options.verify_name.empty()) {
+      return absl::InvalidArgumentError(
+          "ALTS handshake: the service checks no client's name: a server may give no "
+          "HandshakeOptions::verify_name");
+    }
     std::shared_ptr<void> slot = TakeSlot(options.server);
     if (slot == nullptr) {
       return absl::ResourceExhaustedError(absl::StrCat("ALTS handshake: ", options_->handshakes_max,

@@ -106,6 +106,10 @@ class StaticKeys final : public Credentials {
     const absl::StatusOr<internal::FrameSizes> frames =
         internal::ChooseFrameSizes(RecordMode::kGrpc, options);
     if (!frames.ok()) return frames.status();
+    if (!options.verify_name.empty()) {
+      return absl::InvalidArgumentError(
+          "static key: it proves no name: no HandshakeOptions::verify_name may be given");
+    }
     absl::StatusOr<SecretKey> key = options_.key();
     if (!key.ok()) return key.status();
     if (key->size() != RecordKeySize(options_.protocol)) {

@@ -161,6 +161,11 @@ absl::StatusOr<SslPtr> TlsContext::NewSsl(const HandshakeOptions& options, TlsNo
   BIO_set_mem_eof_return(out.get(), -1);
   SSL_set_bio(ssl.get(), in.release(), out.release());
   if (options.server) {
+    if (!options.verify_name.empty()) {
+      return absl::InvalidArgumentError(
+          "TLS server: a client's certificate is not checked for a name "
+          "(HandshakeOptions::verify_name); SealOptions::authorize decides");
+    }
     // Without it a server that may ask for certificates fails to accept a PSK. A client must have
     // none: it would take the server's acceptance for a session of another context.
     if (SSL_set_session_id_context(ssl.get(), Unsigned(kSessionIdContext),

@@ -1,5 +1,6 @@
 #include "secure/tls_identity.h"
 
+#include <arpa/inet.h>
 #include <openssl/err.h>
 #include <openssl/x509v3.h>
 
@@ -25,16 +26,9 @@ std::string_view BytesOf(const ASN1_STRING* text) {
 }
 
 std::string IpText(std::string_view bytes) {
-  const auto byte = [&](size_t i) { return static_cast<unsigned>(static_cast<uint8_t>(bytes[i])); };
-  std::string text;
-  if (bytes.size() == 4) {
-    return absl::StrCat(byte(0), ".", byte(1), ".", byte(2), ".", byte(3));
-  }
-  if (bytes.size() != 16) return text;
-  for (size_t i = 0; i < 16; i += 2) {
-    absl::StrAppend(&text, i == 0 ? "" : ":", absl::Hex(byte(i) << 8 | byte(i + 1)));
-  }
-  return text;
+  if (bytes.size() != 4 && bytes.size() != 16) return "";
+  char text[INET6_ADDRSTRLEN];
+  return ::inet_ntop(bytes.size() == 4 ? AF_INET : AF_INET6, bytes.data(), text, sizeof(text));
 }
 
 absl::Status AddNames(const X509* certificate, PeerIdentity& peer) {
@@ -90,13 +84,13 @@ absl::StatusOr<PeerIdentity> CertificateIdentity(const SSL* ssl) {
   PeerIdentity peer;
   peer.kind = PeerIdentity::Kind::kCertificate;
   const X509* leaf = SSL_get0_peer_certificate(ssl);
-  absl::StatusOr<std::string> bytes = CertificateBytes(leaf);
-  if (!bytes.ok()) return bytes.status();
-  peer.chain.push_back(*std::move(bytes));
-  // A server's list of what its client sent lacks the client's own certificate; a client's has it.
-  const STACK_OF(X509)* sent = SSL_get_peer_cert_chain(ssl);
-  for (int i = SSL_is_server(ssl) ? 0 : 1; i < sk_X509_num(sent); ++i) {
-    bytes = CertificateBytes(sk_X509_value(sent, i));
+  // Not what the peer sent, in which anything may lie beside what leads to a root.
+  const STACK_OF(X509)* verified = SSL_get0_verified_chain(ssl);
+  if (leaf == nullptr || sk_X509_num(verified) < 1) {
+    return absl::UnauthenticatedError("the peer's certificate was not verified");
+  }
+  for (int i = 0; i < sk_X509_num(verified); ++i) {
+    absl::StatusOr<std::string> bytes = CertificateBytes(sk_X509_value(verified, i));
     if (!bytes.ok()) return bytes.status();
     peer.chain.push_back(*std::move(bytes));
   }

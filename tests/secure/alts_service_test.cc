@@ -61,11 +61,15 @@ TEST(AltsService, AsksForWhatItWasToldTo) {
   options.local_service_account = "me@service";
   const CredentialsPtr credentials = *AltsServiceCredentials(options);
   HandshakeOptions handshake;
-  handshake.verify_name = "target";
   handshake.receive_frame_max = 65536;
   handshake.local = *SocketAddress::Parse("127.0.0.1:1234");
   handshake.peer = *SocketAddress::Parse("[::1]:80");
-  HandshakePump pump(ClientOf(credentials, handshake), ServerOf(credentials, handshake));
+  HandshakeOptions named = handshake;
+  named.verify_name = "target";
+  HandshakePump pump(ClientOf(credentials, named), ServerOf(credentials, handshake));
+  // It is for clients to ask.
+  named.server = true;
+  EXPECT_TRUE(absl::IsInvalidArgument(credentials->NewHandshaker(named).status()));
   pump.Run();
   ASSERT_TRUE(pump.client.done() && pump.server.done()) << AltsEnds(pump);
   ASSERT_EQ(service.requests().size(), 4u);

@@ -130,6 +130,10 @@ TEST(StaticKey, RefusesWhatDoesNotFit) {
   EXPECT_EQ(size.message(), "static key: it has 5 bytes; ALTSRP_GCM_AES128_REKEY takes 44");
   EXPECT_TRUE(absl::IsInvalidArgument(
       KeysOf(AlwaysKey())->NewHandshaker({.send_frame_max = 1000}).status()));
+  for (const bool server : {false, true}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(
+        KeysOf(AlwaysKey())->NewHandshaker({.server = server, .verify_name = "a.test"}).status()));
+  }
   StaticKeyOptions absent = AlwaysKey();
   absent.key = []() -> absl::StatusOr<SecretKey> { return absl::UnavailableError("no service"); };
   EXPECT_TRUE(absl::IsUnavailable(KeysOf(absent)->NewHandshaker({}).status()));

@@ -43,7 +43,7 @@ TEST(TlsHandshake, AgreesOnKeysAndSaysWhoThePeerIs) {
     EXPECT_EQ(result->receive_frame_max, kRecordFrameNative);
     EXPECT_EQ(result->peer.kind, PeerIdentity::Kind::kCertificate);
     EXPECT_EQ(result->peer.application_protocol, "penstock/1/ALTSRP_GCM_AES128_REKEY");
-    EXPECT_EQ(result->peer.chain.size(), 1u);
+    EXPECT_EQ(result->peer.chain.size(), 2u);  // its certificate, and the root
   }
   EXPECT_EQ(client.send_key.view(), server.receive_key.view());
   EXPECT_EQ(client.receive_key.view(), server.send_key.view());
@@ -52,7 +52,7 @@ TEST(TlsHandshake, AgreesOnKeysAndSaysWhoThePeerIs) {
   EXPECT_EQ(client.peer.subject, "CN=server");
   EXPECT_EQ(client.peer.dns_names,
             (std::vector<std::string>{"server.test", "*.wild.test", "part*.test"}));
-  EXPECT_EQ(client.peer.ip_addresses, (std::vector<std::string>{"127.0.0.1", "0:0:0:0:0:0:0:1"}));
+  EXPECT_EQ(client.peer.ip_addresses, (std::vector<std::string>{"127.0.0.1", "::1"}));
   EXPECT_EQ(server.peer.subject, "CN=client");
   EXPECT_EQ(server.peer.uris, (std::vector<std::string>{"spiffe://test/client"}));
 }
@@ -102,7 +102,36 @@ TEST(TlsHandshake, ServesIntermediateAuthorities) {
   HandshakePump pump(ClientOf(*client), ServerOf(ServerCredentials()));
   pump.Run();
   ASSERT_TRUE(pump.server.done()) << Ends(pump);
-  EXPECT_EQ(pump.server.TakeResult().peer.chain.size(), 2u);
+  EXPECT_EQ(pump.server.TakeResult().peer.chain.size(), 3u);
+}
+
+// Whatever a peer sends beside the chain that was verified would seem to vouch for it.
+TEST(TlsHandshake, AStrayCertificateIsNoPartOfTheChain) {
+  const TestAuthority stranger("stranger");
+  const TestCertificate ours = CommonAuthority().Issue({.common_name = "leaf"});
+  TestCertificate padded = ours;
+  padded.chain += stranger.Issue({.common_name = "stray"}).chain + stranger.pem();
+  std::vector<std::string> chains[2];
+  for (const bool stray : {false, true}) {
+    const absl::StatusOr<CredentialsPtr> client =
+        TlsCertificateCredentials(CommonAuthority().Options(stray ? padded : ours));
+    ASSERT_TRUE(client.ok()) << client.status();
+    HandshakePump pump(ClientOf(*client), ServerOf(ServerCredentials()));
+    pump.Run();
+    ASSERT_TRUE(pump.server.done()) << Ends(pump);
+    chains[stray] = pump.server.TakeResult().peer.chain;
+  }
+  EXPECT_EQ(chains[1], chains[0]);
+  EXPECT_EQ(chains[1].size(), 2u);
+}
+
+// A server that was told a name would believe that it is checked.
+TEST(TlsHandshake, AServerTakesNoNameToVerify) {
+  HandshakeOptions options{.verify_name = "client.test"};
+  EXPECT_TRUE(ClientCredentials()->NewHandshaker(options).ok());
+  options.server = true;
+  const absl::Status refused = ServerCredentials()->NewHandshaker(options).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(refused)) << refused;
 }
 
 TEST(TlsHandshake, WorksByteByByte) {

@@ -144,6 +144,8 @@ TEST(TlsPsk, RefusesKeysThatAreNone) {
 TEST(TlsPsk, ProvesNoServerName) {
   const CredentialsPtr psk = PskCredentials({{"one", kPskA}});
   EXPECT_TRUE(absl::IsInvalidArgument(psk->NewHandshaker({.verify_name = "a.test"}).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      psk->NewHandshaker({.server = true, .verify_name = "a.test"}).status()));
 }
 
 }  // namespace
