@@ -6,6 +6,8 @@
 //   --seal=psk      TLS 1.3 with a shared key: --psk-file --psk-identity
 //   --seal=static   a key from outside, streams as gRPC's ALTS makes them: --key-hex
 //                   --record-protocol; the listening side is the ALTS server
+//
+// A flag of another way than the chosen one is refused.
 #ifndef PENSTOCK_EXAMPLES_COMMON_SEALING_H_
 #define PENSTOCK_EXAMPLES_COMMON_SEALING_H_
 
