@@ -146,11 +146,13 @@ TEST_P(PinnedReadsTest, WithoutRoomForABufferTheStreamReadsWhenThereIsSome) {
 INSTANTIATE_TEST_SUITE_P(Engines, PinnedReadsTest, ::testing::ValuesIn(KernelEngines()),
                          EnvironmentName);
 
-// The engines that serve both ends, in native mode.
+// The engines that serve both ends, in native mode, and one in the other mode.
 std::vector<EnvironmentCase> OneSealedEach() {
   std::vector<EnvironmentCase> some;
   for (const EnvironmentCase& which : SealedEngines()) {
-    if (which.name == "EpollNative" || which.name == "UringNative") some.push_back(which);
+    if (which.name == "EpollNative" || which.name == "UringNative" || which.name == "EpollGrpc") {
+      some.push_back(which);
+    }
   }
   return some;
 }

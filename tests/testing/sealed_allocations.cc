@@ -4,8 +4,13 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <memory>
+#include <string>
+#include <utility>
 
 #include "base/check.h"
+#include "secure/cipher_contexts.h"
+#include "secure/openssl_aead.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -33,6 +38,23 @@ const bool counting = CRYPTO_set_mem_functions(CountedMalloc, CountedRealloc, Co
 uint64_t SealedAllocations() {
   PENSTOCK_CHECK(counting, "OpenSSL allocated before it was told to count");
   return openssl_allocations.load(std::memory_order_relaxed);
+}
+
+uint64_t SealedAllocationsOfAKey() {
+  absl::StatusOr<std::unique_ptr<RecordCrypto>> crypto = NewOpensslCrypto();
+  PENSTOCK_CHECK(crypto.ok(), "no AES-GCM");
+  constexpr RecordProtocol kProtocol = RecordProtocol::kGcmAes128Rekey;
+  RecordCipher cipher(std::make_shared<CipherContexts>(*std::move(crypto)),
+                      *KeySchedule::Create(kProtocol, RecordSender::kClient,
+                                           std::string(RecordKeySize(kProtocol), 'k')));
+  uint64_t before = 0;
+  // The first key takes a context besides, the second what the library makes once.
+  for (uint64_t key = 0; key < 3; ++key) {
+    cipher.keys().SetCounter(key * kRecordsOfAKey);
+    before = SealedAllocations();
+    PENSTOCK_CHECK(cipher.StartSeal() != nullptr, "a key was not derived");
+  }
+  return SealedAllocations() - before;
 }
 
 }  // namespace internal

@@ -15,9 +15,14 @@ namespace internal {
 // So far. 0 in a build without sealed streams.
 #ifdef PENSTOCK_HAVE_SECURE
 uint64_t SealedAllocations();
+// What one direction takes for its next key, every kRecordsOfAKey records: this library's way of
+// deriving it decides.
+uint64_t SealedAllocationsOfAKey();
 #else
 inline uint64_t SealedAllocations() { return 0; }
+inline uint64_t SealedAllocationsOfAKey() { return 0; }
 #endif
+inline constexpr uint64_t kRecordsOfAKey = 65'536;
 
 }  // namespace internal
 PENSTOCK_END_NAMESPACE
