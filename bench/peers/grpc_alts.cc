@@ -85,6 +85,8 @@ AltsOptions TakeAltsFlags(int& argc, char** argv) {
           options.frame_max < kFrameMaxLeast || options.frame_max > kFrameMaxMost) {
         DieOfFlag(argv[0], "--max-frame: '" + std::string(*frame) + "' is not accepted");
       }
+    } else if (arg == "--tell-records") {
+      options.tell_records = true;
     } else {
       argv[kept++] = argv[i];
     }

@@ -7,7 +7,9 @@
 #ifndef PENSTOCK_BENCH_PEERS_GRPC_ALTS_H_
 #define PENSTOCK_BENCH_PEERS_GRPC_ALTS_H_
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -20,10 +22,12 @@ struct AltsOptions {
   std::string key;               // 44 bytes with rekeying, else 16
   bool rekey = true;             // ALTSRP_GCM_AES128_REKEY, not ALTSRP_GCM_AES128
   size_t frame_max = 16 * 1024;  // bytes of the largest record sent, header and tag included
+  bool tell_records = false;     // a server says which records came
 };
 
-// Takes `--key-hex=HEX`, `--record-protocol=NAME` and `--max-frame=BYTES` out of the command line,
-// leaving the rest in order. On wrong ones prints what is accepted and exits with status 2.
+// Takes `--key-hex=HEX`, `--record-protocol=NAME`, `--max-frame=BYTES` and `--tell-records` out of
+// the command line, leaving the rest in order. On wrong ones prints what is accepted and exits with
+// status 2.
 AltsOptions TakeAltsFlags(int& argc, char** argv);
 
 // Bytes that grow at the end and are not set to anything before they are written.
@@ -64,6 +68,38 @@ class AltsProtector {
  private:
   tsi_frame_protector* protector_ = nullptr;
   size_t frame_max_;
+};
+
+// Finds the ends of records in the bytes of a stream, by their length fields alone.
+class RecordCounter {
+ public:
+  void Take(std::string_view wire) {
+    while (!wire.empty()) {
+      if (header_size_ < sizeof header_) {
+        header_[header_size_++] = static_cast<uint8_t>(wire[0]);
+        wire.remove_prefix(1);
+        if (header_size_ < sizeof header_) continue;
+        left_ = header_[0] | header_[1] << 8 | header_[2] << 16 | uint32_t{header_[3]} << 24;
+        largest_ = std::max<uint64_t>(largest_, left_ + sizeof header_);
+      }
+      const size_t run = std::min<size_t>(left_, wire.size());
+      wire.remove_prefix(run);
+      left_ -= static_cast<uint32_t>(run);
+      if (left_ > 0) continue;
+      ++records_;
+      header_size_ = 0;
+    }
+  }
+  bool between_records() const { return header_size_ == 0; }
+  uint64_t records() const { return records_; }
+  uint64_t largest() const { return largest_; }  // whole, in bytes on the wire
+
+ private:
+  uint8_t header_[4];
+  size_t header_size_ = 0;
+  uint32_t left_ = 0;
+  uint64_t records_ = 0;
+  uint64_t largest_ = 0;
 };
 
 }  // namespace penstock_bench

@@ -1,12 +1,16 @@
 // The raw epoll echo server around gRPC C++'s ALTS frame protector, as the ALTS server: what
 // sealing costs with that library and nothing else in the way.
 //
-//   grpc_alts_echo --key-hex=HEX [--record-protocol=NAME] [--max-frame=BYTES] PORT
+//   grpc_alts_echo --key-hex=HEX [--record-protocol=NAME] [--max-frame=BYTES] [--tell-records] PORT
+//
+// With --tell-records it prints one JSON line at the end of each connection: which records came.
 //
 // Level-triggered, one thread, and buffers shared by all connections, as raw_epoll. What one read
 // brought is opened, sealed again and sent at once. The protector copies into and out of buffers of
 // its own in both directions; its interface allows nothing less. Every connection begins with the
 // same key, which is only fit for tests and benches.
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -28,6 +32,7 @@ namespace {
 
 struct Connection {
   std::unique_ptr<AltsProtector> protector;
+  RecordCounter counter;
   std::unique_ptr<char[]> pending;  // what send() did not take
   size_t pending_begin = 0;
   size_t pending_end = 0;
@@ -80,6 +85,12 @@ class AltsEcho {
   }
 
   void Close(int fd) {
+    if (options_.tell_records) {
+      const RecordCounter& counter = connections_[fd].counter;
+      printf("{\"records_received\": %" PRIu64 ", \"largest_record\": %" PRIu64 "}\n",
+             counter.records(), counter.largest());
+      fflush(stdout);
+    }
     connections_[fd] = Connection();
     close(fd);
   }
@@ -92,6 +103,7 @@ class AltsEcho {
       if (got == 0 || errno != EAGAIN) Close(fd);
       return;
     }
+    if (options_.tell_records) connection.counter.Take({wire_, static_cast<size_t>(got)});
     reply_.Clear();
     if (!Turn(*connection.protector, {wire_, static_cast<size_t>(got)})) return Close(fd);
     Send(fd);

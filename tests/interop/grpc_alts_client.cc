@@ -49,38 +49,6 @@ struct ClientOptions {
   uint16_t port = 0;
 };
 
-// Finds the ends of records in the bytes of a stream, by their length fields alone.
-class RecordCounter {
- public:
-  void Take(std::string_view wire) {
-    while (!wire.empty()) {
-      if (header_size_ < sizeof header_) {
-        header_[header_size_++] = static_cast<uint8_t>(wire[0]);
-        wire.remove_prefix(1);
-        if (header_size_ < sizeof header_) continue;
-        left_ = header_[0] | header_[1] << 8 | header_[2] << 16 | uint32_t{header_[3]} << 24;
-        largest_ = std::max<uint64_t>(largest_, left_ + sizeof header_);
-      }
-      const size_t run = std::min<size_t>(left_, wire.size());
-      wire.remove_prefix(run);
-      left_ -= static_cast<uint32_t>(run);
-      if (left_ > 0) continue;
-      ++records_;
-      header_size_ = 0;
-    }
-  }
-  bool between_records() const { return header_size_ == 0; }
-  uint64_t records() const { return records_; }
-  uint64_t largest() const { return largest_; }  // whole, in bytes on the wire
-
- private:
-  uint8_t header_[4];
-  size_t header_size_ = 0;
-  uint32_t left_ = 0;
-  uint64_t records_ = 0;
-  uint64_t largest_ = 0;
-};
-
 class AltsClient {
  public:
   AltsClient(int fd, const ClientOptions& options)

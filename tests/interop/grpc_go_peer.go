@@ -1,10 +1,10 @@
 // An echo server, or client, on the ALTS record protocol of gRPC's Go implementation.
 //
-//	grpc_go_peer --key-hex=HEX [--record-protocol=NAME] echo PORT
+//	grpc_go_peer --key-hex=HEX [--record-protocol=NAME] [--tell-records] echo PORT
 //	grpc_go_peer --key-hex=HEX [--record-protocol=NAME] --writes=SIZE[,SIZE...] --bytes=BYTES client PORT
 //
 // As grpc_alts_echo and grpc_alts_client are on gRPC's C++. The server prints its address, sends back
-// what comes, and does not end. The client sends BYTES bytes in writes of the sizes, taken in turn,
+// what comes, and does not end; told to, it prints which records came when a connection ends. The client sends BYTES bytes in writes of the sizes, taken in turn,
 // ends its side, verifies that every byte came back and prints one JSON line with what was sent and
 // which records came. It ends with status 1 when something was wrong.
 //
@@ -75,8 +75,9 @@ func (c *recordCounter) betweenRecords() bool { return len(c.header) == 0 }
 func patternAt(position uint64) byte { return byte(position*7 + position>>8) }
 
 type peer struct {
-	protocol string
-	key      []byte
+	protocol    string
+	key         []byte
+	tellRecords bool
 }
 
 func (p *peer) seal(side core.Side, below net.Conn) net.Conn {
@@ -100,7 +101,13 @@ func (p *peer) echo(port int) {
 		}
 		go func() {
 			defer accepted.Close()
-			sealed := p.seal(core.ServerSide, accepted)
+			counter := &recordCounter{Conn: accepted}
+			if p.tellRecords {
+				defer func() {
+					fmt.Printf("{\"records_received\": %d, \"largest_record\": %d}\n", counter.records, counter.largest)
+				}()
+			}
+			sealed := p.seal(core.ServerSide, counter)
 			bytes := make([]byte, 64*1024)
 			for {
 				n, err := sealed.Read(bytes)
@@ -191,6 +198,7 @@ func main() {
 	protocol := flag.String("record-protocol", "ALTSRP_GCM_AES128_REKEY", "ALTSRP_GCM_AES128_REKEY or ALTSRP_GCM_AES128")
 	writes := flag.String("writes", "1000", "client: sizes of the writes, taken in turn")
 	total := flag.Uint64("bytes", 0, "client: bytes to send")
+	tellRecords := flag.Bool("tell-records", false, "echo: print which records came when a connection ends")
 	flag.Parse()
 	key, err := hex.DecodeString(*keyHex)
 	if err != nil {
@@ -200,7 +208,7 @@ func main() {
 	if err != nil {
 		fail("PORT: %v", err)
 	}
-	p := &peer{*protocol, key}
+	p := &peer{*protocol, key, *tellRecords}
 	switch flag.Arg(0) {
 	case "echo":
 		p.echo(port)

@@ -109,10 +109,12 @@ class Interop:
 
     def check_our_client(self, server_words, client_words):
         """Our client against gRPC's server; returns the figures of the client."""
-        with self.peer.server(*server_words) as server:
+        with self.peer.server(*server_words, "--tell-records") as server:
             done = self.our_client(server.address, *client_words)
-        self.assertEqual(done.returncode, 0, done.stderr)
-        figures = json.loads(done.stdout)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            figures = json.loads(done.stdout)
+            came = [json.loads(server.line()) for _ in range(figures["connections"])]
+        figures["largest_record"] = max(record["largest_record"] for record in came)
         self.assertEqual(figures["errors"], 0)
         self.assertGreaterEqual(figures["bytes"], figures["connections"] * figures["size"])
         return figures
@@ -132,8 +134,11 @@ class Interop:
                   ["--size=3000000"])
         for protocol, (theirs, ours), shape in itertools.product(KEYS, self.peer.frames, shapes):
             with self.subTest(protocol=protocol, theirs=theirs, ours=ours, shape=shape):
-                self.check_our_client(self.peer.words(protocol, theirs),
-                                      alts(protocol, ours) + ["--unsafe-key-reuse"] + shape)
+                figures = self.check_our_client(self.peer.words(protocol, theirs),
+                                                alts(protocol, ours) + ["--unsafe-key-reuse"] + shape)
+                self.assertLessEqual(figures["largest_record"], ours)
+                if shape == shapes[-1]:  # whoever writes that much at once fills the largest
+                    self.assertEqual(figures["largest_record"], ours)
 
     def test_more_records_than_one_key_seals(self):
         for protocol in KEYS:
