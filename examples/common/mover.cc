@@ -92,9 +92,12 @@ void Mover::SwitchRound() {
         if (!stopping_) ArmSwitch(Rest(loop_, began, intervals_.switch_every));
         TellIfStill();
       });
+  if (!std::exchange(switch_fails_, !status.ok()) && switch_fails_) {
+    Complain(std::string(status.message()));
+  }
   if (status.ok()) return;
   switching_ = false;
-  Complain(std::string(status.message()));
+  ArmSwitch(intervals_.switch_every);  // what is missing may be there by then
 }
 
 void Mover::MigrateRound() {

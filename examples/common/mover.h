@@ -55,6 +55,7 @@ class Mover {
   penstock::Timer migrate_timer_;
   std::unique_ptr<penstock::EngineAdapter> adapter_;
   bool switching_ = false;
+  bool switch_fails_ = false;  // the last round could not begin
   bool migrating_ = false;
   bool stopping_ = false;
   absl::AnyInvocable<void() &&> stopped_;

@@ -265,6 +265,12 @@ ServerConfig ConfigFromFlags(const SocketAddress& address, Serve serve,
   if (intervals.adaptive && intervals.switch_every > absl::ZeroDuration()) {
     Fail("--adaptive: --switch-every already says when to switch; one of the two is accepted");
   }
+  if (absl::GetFlag(FLAGS_busy_poll) > absl::ZeroDuration() &&
+      (intervals.adaptive || absl::GetFlag(FLAGS_balance))) {
+    Fail(absl::StrCat(intervals.adaptive ? "--adaptive" : "--balance",
+                      ": with --busy-poll the time a loop is on a CPU does not tell what it has to "
+                      "do; one of the two is accepted"));
+  }
   const bool moves = intervals.move_every > absl::ZeroDuration() || absl::GetFlag(FLAGS_balance);
   if (moves && loops < 2) {
     Fail(absl::StrCat(absl::GetFlag(FLAGS_balance) ? "--balance" : "--move-every",
@@ -353,6 +359,7 @@ void RunUntilEnded(std::vector<ServerLoop>& loops, const penstock::BufferPool* p
     } else {
       balancer->Stop([&loops, &balancer] {
         for (const std::string& line : balancer->trace()) Complain("balance: " + line);
+        Complain(absl::StrCat("balance: moves: ", balancer->moves()));
         StopAndDrain(loops);
       });
     }

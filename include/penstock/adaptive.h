@@ -2,18 +2,21 @@
 //
 // Off unless you make one; one for a loop. Once a tick it looks at how many reads a turn of the
 // loop delivers: many at once are what io_uring is good at, few are what epoll is good at. When
-// that speaks for the other engine for some ticks it tries: a few streams first, then all of them
-// for some ticks, and compares the thread's CPU time for each read with what it was before, on
-// average over the ticks that led to the trial. It keeps the other engine only for a gain, and only
-// when no tick of the trial was worse than the best before; otherwise it goes back, and waits
-// before it tries again, twice as long each further time. Faults of the engine that is tried
+// that speaks for the other engine for some ticks it tries: a few streams first, old ones and new
+// ones, then all of them for some ticks, and compares the thread's CPU time for each read with what
+// it was before, on average over the ticks that led to the trial. It keeps the other engine only
+// for a gain, and only when no tick of the trial was worse than the best before; otherwise it goes
+// back, and waits before it tries again, twice as long each further time. Streams that were
+// connecting when the others went follow when it is kept. Faults of the engine that is tried
 // (LoopSnapshot::faults_epoll, faults_uring), which no peer causes, end a trial at once, and lead
 // back also later, when it was won; so do streams that it refuses, and a delay of the loop's turns
-// that grows by 20 ms while the first few try. A tick with fewer than 200 reads says nothing: on a
-// quieter loop it never acts. Nor does it when the loop has given its io_uring engine up: nothing
-// is left to choose then, and a last line of the trace says so.
+// that grows by 20 ms during a trial. A tick with fewer than 200 reads says nothing: on a quieter
+// loop it never acts. Nor does it when the loop has given its io_uring engine up: nothing is left
+// to choose then, and a last line of the trace says so.
 //
-// Streams of StreamOptions::pinned_engine stay where they are. Every decision is a line in trace().
+// Streams of StreamOptions::pinned_engine stay where they are; when no other may go either, a trial
+// ends before it has begun. A SwitchAll of the program's own (penstock/move.h) ends a trial, too:
+// what it chose serves, and for `dwell` nothing else is tried. Every decision is a line in trace().
 #ifndef PENSTOCK_ADAPTIVE_H_
 #define PENSTOCK_ADAPTIVE_H_
 
@@ -55,7 +58,7 @@ struct AdaptiveOptions {
   // from an engine at fault.
   int switches_max = 3;
   absl::Duration window = absl::Minutes(5);
-  // Lines kept for trace(); the oldest go first.
+  // Lines kept for trace(); the oldest go first. 0: none.
   size_t trace_max = 200;
 };
 
@@ -67,7 +70,8 @@ class LoopAdapter;
 class PENSTOCK_EXPORT EngineAdapter {
  public:
   // Makes both engines ready. Errors of Loop::EnableEngine: there is nothing to choose then.
-  // InvalidArgument for options that contradict each other.
+  // InvalidArgument for options that contradict each other, and for a loop with
+  // LoopOptions::busy_poll: the CPU time that its thread polls away hides what a read costs.
   static absl::StatusOr<std::unique_ptr<EngineAdapter>> Create(Loop& loop,
                                                                AdaptiveOptions options = {});
   ~EngineAdapter();

@@ -8,6 +8,10 @@
 // than that stays, since it would only carry the load elsewhere. After that the loops are watched
 // for as many ticks again, so no stream goes back and forth.
 //
+// A loop that is too late to answer within a tick counts as busy all the time; after 8 such ticks,
+// and when it has gone, it is left out. So is one with LoopOptions::busy_poll, whose thread is on a
+// CPU whether it has anything to do or not.
+//
 // Only streams of StreamOptions::migratable go; what Migrate (penstock/move.h) asks of those who
 // own them holds for these moves too. Every decision is a line in trace().
 #ifndef PENSTOCK_BALANCE_H_
@@ -41,7 +45,7 @@ struct BalanceOptions {
   // the second such time, and so on up to `rest_max`.
   int rest = 10;
   int rest_max = 600;
-  // Lines kept for trace(); the oldest go first.
+  // Lines kept for trace(); the oldest go first. 0: none.
   size_t trace_max = 200;
 };
 
@@ -53,8 +57,8 @@ class LoopBalance;
 // outlive it. The loops that it balances may come to their end at any time.
 class PENSTOCK_EXPORT LoopBalancer {
  public:
-  // `home`, which may be one of `loops`, keeps the time. InvalidArgument for fewer than two loops
-  // and for options that make no sense.
+  // `home`, which may be one of `loops`, keeps the time. InvalidArgument for fewer than two loops,
+  // for one that is there twice or is none, and for options that make no sense.
   static absl::StatusOr<std::unique_ptr<LoopBalancer>> Create(Loop& home,
                                                               std::vector<LoopHandle> loops,
                                                               BalanceOptions options = {});

@@ -83,6 +83,12 @@ void BalanceController::Ended(const MoveCount& streams, double part) {
       others, rest_));
 }
 
+void BalanceController::LeaveOut(size_t loop) {
+  Note(absl::StrFormat(
+      "loop %d is left out: it has a LoopOptions::busy_poll, and is on a CPU whatever it has to do",
+      loop));
+}
+
 void BalanceController::Note(std::string line) {
   trace_.push_back(std::move(line));
   if (trace_.size() > options_.trace_max) trace_.pop_front();

@@ -68,6 +68,9 @@ class BalanceController {
   // others were refused, or have ended on their way.
   void Ended(const MoveCount& streams, double part);
 
+  // `loop` polls before it sleeps: it tells nothing, and the trace why.
+  void LeaveOut(size_t loop);
+
   BalanceState state() const { return state_; }
   uint64_t moves() const { return moves_; }
   const std::deque<std::string>& trace() const { return trace_; }

@@ -12,7 +12,7 @@ namespace {
 
 // A tick with fewer reads says nothing about what a read costs.
 constexpr uint64_t kReadsMin = 200;
-// A canary that makes others wait this much longer is ill.
+// A trial that makes others wait this much longer is ill.
 constexpr absl::Duration kDelayMax = absl::Milliseconds(20);
 // Ticks that an action may take. One that takes longer has met a kernel that does not let go.
 constexpr int kTicksMoving = 8;
@@ -51,6 +51,7 @@ absl::Status EngineController::Check(const AdaptiveOptions& o) {
   }
   if (o.switches_max < 2)
     return bad("switches_max must be at least 2: a trial goes there and back");
+  if (o.window <= absl::ZeroDuration()) return bad("window must be positive");
   return absl::OkStatus();
 }
 
@@ -141,15 +142,19 @@ bool EngineController::StillMoving() {
   return false;
 }
 
+std::string EngineController::Late(const LoadSample& sample) const {
+  if (sample.delay <= delay_before_ + kDelayMax) return "";
+  return absl::StrCat("turns come ", absl::FormatDuration(sample.delay), " late");
+}
+
 EngineController::Action EngineController::Canary(const LoadSample& sample) {
   if (const uint64_t faults = sample.FaultsOf(other()); faults > 0) {
     return GoBack(absl::StrCat(faults, " engine faults"));
   }
   if (StillMoving()) return {};
+  if (none_went_) return GiveUp(trouble_);
   if (!trouble_.empty()) return GoBack(trouble_);
-  if (sample.delay > delay_before_ + kDelayMax) {
-    return GoBack(absl::StrCat("turns come ", absl::FormatDuration(sample.delay), " late"));
-  }
+  if (const std::string late = Late(sample); !late.empty()) return GoBack(late);
   Apply(AdaptEvent::kWell);
   measured_ = -1;
   trial_reads_ = 0;
@@ -166,6 +171,7 @@ EngineController::Action EngineController::Trial(const LoadSample& sample) {
   if (StillMoving()) return {};
   if (!trouble_.empty()) return GoBack(trouble_);
   if (++measured_ == 0) return {};  // streams moved in this one
+  if (const std::string late = Late(sample); !late.empty()) return GoBack(late);
   trial_reads_ += sample.reads;
   trial_cpu_ += sample.cpu;
   trial_worst_ns_ = std::max(trial_worst_ns_, NsOfRead(sample.cpu, sample.reads));
@@ -189,7 +195,14 @@ EngineController::Action EngineController::Trial(const LoadSample& sample) {
   won_ = true;
   Rest(false);
   Note(absl::StrCat(Name(engine_), " stays: ", found));
-  return {};
+  return Follow(sample);
+}
+
+EngineController::Action EngineController::Follow(const LoadSample& sample) {
+  const uint64_t left = sample.OpenOn(other());
+  if (left == 0) return {};
+  Note(absl::StrCat(left, " streams are on ", Name(other()), " still: those that may go follow"));
+  return Begin(engine_, 0);
 }
 
 EngineController::Action EngineController::GoBack(const std::string& why) {
@@ -206,6 +219,25 @@ void EngineController::Resign() {
   Apply(AdaptEvent::kIll);
   moving_to_ = EngineKind::kAuto;  // the loop itself moves what is left there
   Note("uring has failed for good: epoll stays, and no trial begins any more");
+}
+
+EngineController::Action EngineController::GiveUp(const std::string& why) {
+  Apply(AdaptEvent::kIll);
+  Rest(true);
+  Note(absl::StrCat(Name(engine_), " stays: ", why, "; no trial for ",
+                    absl::FormatDuration(rest_until_ - now_)));
+  return {};
+}
+
+void EngineController::Adopt(EngineKind engine) {
+  if (engine == engine_ && state_ == AdaptState::kWatching) return;
+  Apply(AdaptEvent::kIll);  // whatever was tried, they undo
+  engine_ = engine;
+  won_ = false;
+  moving_to_ = EngineKind::kAuto;
+  Rest(false);
+  Note(absl::StrCat(Name(engine_), " serves: others had every stream switched to it; no trial for ",
+                    absl::FormatDuration(rest_until_ - now_)));
 }
 
 EngineController::Action EngineController::BlowFuse(uint64_t faults) {
@@ -229,6 +261,7 @@ EngineController::Action EngineController::Begin(EngineKind to, uint64_t streams
   moving_to_ = to;
   ticks_moved_ = 0;
   trouble_.clear();
+  none_went_ = false;
   return {to, streams};
 }
 
@@ -238,6 +271,8 @@ void EngineController::Ended(const MoveCount& count) {
   const std::string what = absl::StrCat(count.moved, " streams are now on ", to, ", ", count.failed,
                                         " were refused, ", count.ended, " ended meanwhile");
   Note(what);
+  none_went_ = state_ == AdaptState::kCanary && count.moved + count.failed == 0;
+  if (none_went_) trouble_ = count.ended == 0 ? "no stream may go" : what;
   // Some that stay tell of a limit that others will meet; a trial of half of them measures both.
   if (count.failed > 0) trouble_ = what;
 }
@@ -264,8 +299,8 @@ void EngineController::Forget() {
 }
 
 void EngineController::Note(const std::string& line) {
-  if (trace_.size() >= options_.trace_max && !trace_.empty()) trace_.pop_front();
   trace_.push_back(absl::StrCat(absl::FormatDuration(now_), " ", line));
+  if (trace_.size() > options_.trace_max) trace_.pop_front();
 }
 
 }  // namespace internal

@@ -38,9 +38,15 @@ struct LoadSample {
   uint64_t faults_epoll = 0;
   uint64_t faults_uring = 0;
   uint64_t open = 0;  // now
+  // Of these, by each engine.
+  uint64_t open_epoll = 0;
+  uint64_t open_uring = 0;
   // The loop has given its io_uring engine up for good, and epoll serves its streams.
   bool uring_lost = false;
 
+  uint64_t OpenOn(EngineKind engine) const {
+    return engine == EngineKind::kUring ? open_uring : open_epoll;
+  }
   uint64_t FaultsOf(EngineKind engine) const {
     return engine == EngineKind::kUring ? faults_uring : faults_epoll;
   }
@@ -83,6 +89,8 @@ class EngineController {
   void Ended(const MoveCount& count);
   // It could not begin.
   void Failed(const absl::Status& why);
+  // Others than this have every stream switched to `engine`, which serves the loop from now on.
+  void Adopt(EngineKind engine);
 
   EngineKind engine() const { return engine_; }  // the one that was decided for
   AdaptState state() const { return state_; }
@@ -99,6 +107,8 @@ class EngineController {
   Action Watch(const LoadSample& sample);
   // Whether the streams of the last action are still on their way; not for ever.
   bool StillMoving();
+  // Not empty: those who wait for their turn wait too long since the trial began, so long.
+  std::string Late(const LoadSample& sample) const;
   Action Canary(const LoadSample& sample);
   Action Trial(const LoadSample& sample);
   // Whether the load speaks for the other engine.
@@ -111,6 +121,10 @@ class EngineController {
   Action GoBack(const std::string& why);
   // There is nothing left to choose.
   void Resign();
+  // The same when no stream has gone yet.
+  Action GiveUp(const std::string& why);
+  // Has those follow that were connecting, or were moved by others, when all went to engine_.
+  Action Follow(const LoadSample& sample);
   // The engine that a trial was won by is at fault.
   Action BlowFuse(uint64_t faults);
   void Rest(bool failed);
@@ -126,7 +140,8 @@ class EngineController {
   EngineKind moving_to_ = EngineKind::kAuto;
   int ticks_moved_ = 0;
   std::string trouble_;
-  absl::Duration now_;  // since the controller was made
+  bool none_went_ = false;  // of those that were to go first
+  absl::Duration now_;      // since the controller was made
   absl::Duration rest_until_;
   absl::Duration dwell_;
   AdaptHold hold_told_ = AdaptHold::kNone;  // since the last trial

@@ -15,7 +15,15 @@ LoopAdapter::LoopAdapter(LoopCore& loop, const AdaptiveOptions& options, EngineK
       controller_(options, engine),
       timer_(loop.timers()),
       last_(Read()) {
+  loop_.AddObserver(this);
   Arm();
+}
+
+LoopAdapter::~LoopAdapter() { loop_.RemoveObserver(this); }
+
+void LoopAdapter::OnSwitchAll(EngineKind to) {
+  // Away from a lost engine the loop goes by itself; the next tick tells of that.
+  if (!acts_ && !loop_.HasLost(EngineKind::kUring)) controller_.Adopt(to);
 }
 
 LoopAdapter::Reading LoopAdapter::Read() const {
@@ -49,6 +57,8 @@ void LoopAdapter::Tick() {
   sample.faults_uring = now.faults_uring - last_.faults_uring;
   sample.open = loop_.counters().open.value();
   sample.uring_lost = loop_.HasLost(EngineKind::kUring);
+  sample.open_uring = loop_.counters().open_uring.value();
+  sample.open_epoll = sample.open - sample.open_uring;
   last_ = now;
   Do(controller_.Tick(sample));
   Arm();
@@ -61,12 +71,17 @@ void LoopAdapter::Do(const EngineController::Action& action) {
     const auto adapter = self.lock();
     if (adapter != nullptr && (*adapter)->actions_ == number) (*adapter)->controller_.Ended(count);
   };
-  const absl::Status begun = action.streams == 0
-                                 ? loop_.SwitchAll(action.to, std::move(done))
-                                 : loop_.SwitchSome(action.to, action.streams, std::move(done));
+  acts_ = true;
+  const absl::Status begun = Begin(action, std::move(done));
+  acts_ = false;
   if (begun.ok()) return;
   loop_.Fault(begun.ToString());
   controller_.Failed(begun);
+}
+
+absl::Status LoopAdapter::Begin(const EngineController::Action& action, MoveSweep::Done done) {
+  if (action.streams == 0) return loop_.SwitchAll(action.to, std::move(done));
+  return loop_.SwitchSome(action.to, action.streams, std::move(done));
 }
 
 }  // namespace internal
@@ -74,6 +89,12 @@ void LoopAdapter::Do(const EngineController::Action& action) {
 absl::StatusOr<std::unique_ptr<EngineAdapter>> EngineAdapter::Create(Loop& loop,
                                                                      AdaptiveOptions options) {
   if (absl::Status status = internal::EngineController::Check(options); !status.ok()) return status;
+  if (loop.core().options().busy_poll > absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(
+        "adaptive: the loop has a LoopOptions::busy_poll, and the CPU time that it polls away "
+        "hides "
+        "what a read costs");
+  }
   const EngineKind engine = loop.engine();
   for (EngineKind kind : {EngineKind::kEpoll, EngineKind::kUring}) {
     if (absl::Status status = loop.EnableEngine(kind); !status.ok()) return status;

@@ -19,9 +19,12 @@
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 
-class LoopAdapter {
+class LoopAdapter : private LoopObserver {
  public:
   LoopAdapter(LoopCore& loop, const AdaptiveOptions& options, EngineKind engine);
+  ~LoopAdapter() override;
+  LoopAdapter(const LoopAdapter&) = delete;
+  LoopAdapter& operator=(const LoopAdapter&) = delete;
 
   const EngineController& controller() const { return controller_; }
 
@@ -37,10 +40,17 @@ class LoopAdapter {
     uint64_t faults_uring = 0;
   };
 
+  void OnConnectionClosed() override {}
+  void OnDrain() override {}
+  // Loop::engine would not tell: a loop whose descriptor a host watches keeps its own.
+  void OnSwitchAll(EngineKind to) override;
+  void OnLoopGone() override {}
+
   Reading Read() const;
   void Arm();
   void Tick();
   void Do(const EngineController::Action& action);
+  absl::Status Begin(const EngineController::Action& action, MoveSweep::Done done);
 
   LoopCore& loop_;
   const absl::Duration tick_;
@@ -49,6 +59,7 @@ class LoopAdapter {
   Reading last_;
   int64_t due_ns_ = 0;
   uint64_t actions_ = 0;
+  bool acts_ = false;  // the sweep that is begun is its own
   // For actions that end when this has gone.
   const std::shared_ptr<LoopAdapter*> self_ = std::make_shared<LoopAdapter*>(this);
 };

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
+#include <functional>
+#include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -13,6 +16,10 @@
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 namespace {
+
+// Ticks for which a loop that does not answer is taken for busy. One that is later may not be run
+// at all: nobody shall wait for it.
+constexpr int kLateTicks = 8;
 
 uint64_t BytesOf(const LoopCounters& counters) {
   return counters.bytes_in.value() + counters.bytes_out.value();
@@ -135,21 +142,36 @@ void LoopBalance::Arm() {
 
 void LoopBalance::Ask(size_t index) {
   Member& member = members_[index];
-  if (member.asked) return;  // so busy that it has not come to it
-  // A loop that is gone never tells again.
-  member.asked = true;
+  if (!member.asked.expired()) return;  // so busy that it has not come to it
+  auto reading = std::make_shared<Reading>();
+  member.asked = reading;
+  // A loop that is gone destroys the task.
   member.loop.Post([core = LoopCore::Of(member.loop), home = home_handle_, index,
-                    self = weak_from_this()]() mutable {
-    const Reading reading{core->sys().Now(), core->sys().ThreadCpu()};
-    home.Post([self = std::move(self), index, reading] {
-      if (const auto balance = self.lock()) balance->OnAnswer(index, reading);
+                    self = weak_from_this(), reading = std::move(reading)]() mutable {
+    *reading = {core->sys().Now(), core->sys().ThreadCpu(),
+                core->options().busy_poll > absl::ZeroDuration()};
+    home.Post([self = std::move(self), index, reading = std::move(reading)] {
+      if (const auto balance = self.lock()) balance->OnAnswer(index, *reading);
     });
   });
 }
 
+BalanceController::Busy LoopBalance::Member::TakeBusy() {
+  if (std::exchange(told, false)) {
+    late = 0;
+    return busy;
+  }
+  if (!known || left_out || asked.expired() || ++late > kLateTicks) return std::nullopt;
+  return 1.0;
+}
+
 void LoopBalance::OnAnswer(size_t index, const Reading& reading) {
   Member& member = members_[index];
-  member.asked = false;
+  member.asked.reset();
+  if (reading.polls) {
+    if (!std::exchange(member.left_out, true)) controller_.LeaveOut(index);
+    return;
+  }
   const auto span = static_cast<double>(reading.now_ns - member.last.now_ns);
   if (member.known && span > 0) {
     member.busy = std::min(static_cast<double>(reading.cpu_ns - member.last.cpu_ns) / span, 1.0);
@@ -161,11 +183,12 @@ void LoopBalance::OnAnswer(size_t index, const Reading& reading) {
 
 void LoopBalance::Tick() {
   std::vector<BalanceController::Busy> busy;
-  for (Member& member : members_) {
-    busy.push_back(std::exchange(member.told, false) ? BalanceController::Busy(member.busy)
-                                                     : std::nullopt);
-  }
-  const BalanceController::Action action = controller_.Tick(busy);
+  for (Member& member : members_) busy.push_back(member.TakeBusy());
+  if (!AwaitsTraffic(busy)) Do(controller_.Tick(busy));
+  Arm();
+}
+
+void LoopBalance::Do(const BalanceController::Action& action) {
   switch (action.kind) {
     case BalanceController::Action::Kind::kNone:
       break;
@@ -176,15 +199,23 @@ void LoopBalance::Tick() {
       Move(action);
       break;
   }
-  Arm();
 }
 
 void LoopBalance::Observe(const BalanceController::Action& action) {
   traffic_ = std::make_shared<Traffic>();
+  observed_ = action.from;
+  auto ticket = std::make_shared<char>();
+  observing_ = ticket;
+  observes_late_ = false;
   const LoopHandle& from = members_[action.from].loop;
-  from.Post([core = LoopCore::Of(from), traffic = traffic_, looked_at_max = options_.observed_max] {
-    traffic->Begin(*core, looked_at_max);
-  });
+  from.Post([core = LoopCore::Of(from), traffic = traffic_, looked_at_max = options_.observed_max,
+             ticket = std::move(ticket)] { traffic->Begin(*core, looked_at_max); });
+}
+
+bool LoopBalance::AwaitsTraffic(const std::vector<BalanceController::Busy>& busy) {
+  if (controller_.state() != BalanceState::kObserving || !busy[observed_].has_value()) return false;
+  const bool late = !observing_.expired();
+  return std::exchange(observes_late_, late) || late;
 }
 
 void LoopBalance::Move(const BalanceController::Action& action) {
@@ -226,6 +257,15 @@ absl::StatusOr<std::unique_ptr<LoopBalancer>> LoopBalancer::Create(Loop& home,
   }
   if (loops.size() < 2) {
     return absl::InvalidArgumentError("balance: fewer than two loops leave nothing to even out");
+  }
+  std::vector<internal::LoopCore*> cores;
+  for (const LoopHandle& loop : loops) cores.push_back(internal::LoopCore::Of(loop));
+  std::sort(cores.begin(), cores.end(), std::less<>());
+  if (cores.front() == nullptr) {
+    return absl::InvalidArgumentError("balance: an empty LoopHandle stands for no loop");
+  }
+  if (std::adjacent_find(cores.begin(), cores.end()) != cores.end()) {
+    return absl::InvalidArgumentError("balance: one loop is there twice");
   }
   auto balance = std::make_shared<internal::LoopBalance>(home.core(), std::move(loops), options);
   balance->Start();

@@ -33,12 +33,18 @@ class LoopBalance : public std::enable_shared_from_this<LoopBalance> {
   struct Reading {
     int64_t now_ns = 0;
     int64_t cpu_ns = 0;
+    bool polls = false;  // before it sleeps: cpu_ns says nothing
   };
   struct Member {
+    // Once a tick.
+    BalanceController::Busy TakeBusy();
+
     LoopHandle loop;
-    bool asked = false;  // and no answer yet
-    bool told = false;   // since the last tick
-    bool known = false;  // `last` is set
+    std::weak_ptr<Reading> asked;  // until the answer has come, or the loop has gone
+    bool told = false;             // since the last tick
+    bool known = false;            // `last` is set
+    bool left_out = false;
+    int late = 0;  // ticks in a row without an answer
     Reading last;
     double busy = 0;
   };
@@ -49,8 +55,11 @@ class LoopBalance : public std::enable_shared_from_this<LoopBalance> {
 
   void Arm();
   void Tick();
+  void Do(const BalanceController::Action& action);
   void Ask(size_t index);
   void OnAnswer(size_t index, const Reading& reading);
+  // Whether the loop began to count what streams carry less than a whole tick ago, or has not yet.
+  bool AwaitsTraffic(const std::vector<BalanceController::Busy>& busy);
   void Observe(const BalanceController::Action& action);
   void Move(const BalanceController::Action& action);
   void OnEnded(const MoveCount& streams, double part);
@@ -63,6 +72,9 @@ class LoopBalance : public std::enable_shared_from_this<LoopBalance> {
   BalanceController controller_;
   CallbackTimer timer_;
   std::shared_ptr<Traffic> traffic_;
+  std::weak_ptr<void> observing_;  // until the loop has begun to, or has gone
+  size_t observed_ = 0;
+  bool observes_late_ = false;  // at the last tick it had not begun
   bool moving_ = false;
   bool stopping_ = false;
   absl::AnyInvocable<void() &&> stopped_;

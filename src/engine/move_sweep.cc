@@ -1,5 +1,6 @@
 #include "engine/move_sweep.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -32,7 +33,10 @@ class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
       : sweep_(&sweep),
         core_(sweep.loop_),
         loop_(core_.handle()),
-        leaves_loop_(sweep.leaves_loop()) {}
+        leaves_loop_(sweep.leaves_loop()),
+        moves_(sweep.left_),
+        among_(std::max(core_.counters().open.value(), moves_)),
+        share_(among_ - moves_) {}
 
   // Of a move of `connection` that begins: a callback for it. One that is destroyed unrun, for its
   // stream has gone, ends the move as well.
@@ -79,6 +83,15 @@ class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
     waits_.store(true, std::memory_order_seq_cst);
     return UnderWay() > kSweepResume || !TakeWait();
   }
+  // Whether the next connection that may move is one of those that do. They are taken from all over
+  // the list, the first one included: those that came last may be of one sort.
+  bool Chooses() {
+    if (moves_ == kAll) return true;
+    share_ += moves_;
+    if (share_ < among_) return false;
+    share_ -= among_;
+    return true;
+  }
   MoveCount count() const {
     return {moved_.load(std::memory_order_relaxed), failed_.load(std::memory_order_relaxed),
             ended_.load(std::memory_order_relaxed)};
@@ -117,6 +130,10 @@ class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
   LoopCore& core_;    // for tasks of loop_
   const LoopHandle loop_;
   const bool leaves_loop_;
+  // So many moves of so many connections; and what those passed by have left over.
+  const uint64_t moves_;
+  const uint64_t among_;
+  uint64_t share_;
   int turns_waited_ = 0;
   std::atomic<uint64_t> under_way_{1};
   std::atomic<bool> waits_{false};
@@ -175,7 +192,7 @@ void MoveSweep::Run() {
   const int slice = tally_->Slice();
   for (int i = 0; i < slice && next_ != nullptr; ++i) {
     Connection& connection = *std::exchange(next_, next_->next());
-    if (!Concerns(connection)) continue;
+    if (!Concerns(connection) || !tally_->Chooses()) continue;
     if (left_-- == 0) {
       next_ = nullptr;
       break;

@@ -122,6 +122,26 @@ TEST_F(EngineControllerTest, AGainIsKept) {
   EXPECT_TRUE(Traced(c, "uring stays: 900 ns of CPU a read, 10.0 % less"));
 }
 
+TEST_F(EngineControllerTest, StreamsThatWereNotReadyFollowOnceWhenAGainIsKept) {
+  EngineController c(options_, EngineKind::kEpoll);
+  c.Tick(Load(100, 1000));
+  c.Ended({.moved = 50});
+  c.Tick(Load(100, 1000));
+  c.Ended({.moved = 948});
+  LoadSample won = Load(100, 800);
+  won.open_uring = 998;
+  won.open_epoll = 2;
+  ASSERT_TRUE(None(c.Tick(won)));
+  ASSERT_TRUE(None(c.Tick(won)));
+  const EngineController::Action follow = c.Tick(won);
+  EXPECT_EQ(follow.to, EngineKind::kUring);
+  EXPECT_EQ(follow.streams, 0u) << "all that may";
+  EXPECT_TRUE(Traced(c, "2 streams are on epoll still: those that may go follow"));
+  c.Ended({.moved = 1});
+  EXPECT_EQ(c.switches(), 1u);
+  for (int i = 0; i < 100; ++i) ASSERT_TRUE(None(c.Tick(won))) << "one may be pinned";
+}
+
 TEST_F(EngineControllerTest, NoGainGoesBack) {
   PromptController c = Make(EngineKind::kEpoll);
   c.Tick(Load(100, 1000));
@@ -295,6 +315,73 @@ TEST_F(EngineControllerTest, LateTurnsEndACanary) {
   EXPECT_EQ(c.Tick(late).to, EngineKind::kEpoll);
 }
 
+TEST_F(EngineControllerTest, LateTurnsEndATrial) {
+  PromptController c = Make(EngineKind::kEpoll);
+  c.Tick(Load(100, 1000));
+  ASSERT_FALSE(None(c.Tick(Load(100, 1000))));
+  ASSERT_TRUE(None(c.Tick(Load(100, 500)))) << "streams move";
+  ASSERT_EQ(c.state(), AdaptState::kTrial);
+  LoadSample late = Load(100, 500);
+  late.delay = absl::Milliseconds(21);
+  EXPECT_EQ(c.Tick(late).to, EngineKind::kEpoll);
+  EXPECT_TRUE(Traced(c, "back to epoll: turns come 21ms late"));
+}
+
+TEST_F(EngineControllerTest, ATrialInWhichNoStreamMovesEnds) {
+  EngineController c(options_, EngineKind::kEpoll);
+  ASSERT_EQ(c.Tick(Load(100, 1000)).to, EngineKind::kUring);
+  c.Ended({});
+  EXPECT_TRUE(None(c.Tick(Load(100, 500)))) << "there is nothing to take back";
+  EXPECT_EQ(c.state(), AdaptState::kWatching);
+  EXPECT_EQ(c.engine(), EngineKind::kEpoll);
+  EXPECT_EQ(c.switches(), 0u);
+  EXPECT_TRUE(Traced(c, "epoll stays: no stream may go; no trial for 30s"));
+  for (int i = 1; i < 30; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 1000)))) << i;
+  EXPECT_EQ(c.Tick(Load(100, 1000)).to, EngineKind::kUring);
+  c.Ended({.ended = 3});
+  EXPECT_TRUE(None(c.Tick(Load(100, 500))));
+  EXPECT_TRUE(Traced(c, "epoll stays: 0 streams are now on uring, 0 were refused, 3 ended"));
+}
+
+TEST_F(EngineControllerTest, ASweepForWhichNoStreamIsLeftIsNoTrouble) {
+  EngineController c(options_, EngineKind::kEpoll);
+  c.Tick(Load(100, 1000));
+  c.Ended({.moved = 8});
+  ASSERT_EQ(c.Tick(Load(100, 1000)).to, EngineKind::kUring);
+  c.Ended({});
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 800)))) << i;
+  EXPECT_TRUE(Traced(c, "uring stays: 800 ns"));
+}
+
+TEST_F(EngineControllerTest, AdoptsTheEngineThatOthersChose) {
+  PromptController c = Make(EngineKind::kEpoll);
+  c.Adopt(EngineKind::kEpoll);
+  EXPECT_TRUE(c.trace().empty()) << "it serves already";
+  c.Adopt(EngineKind::kUring);
+  EXPECT_EQ(c.engine(), EngineKind::kUring);
+  EXPECT_TRUE(Traced(c, "uring serves: others had every stream switched to it; no trial for 30s"));
+  for (int i = 0; i < 29; ++i) ASSERT_TRUE(None(c.Tick(Load(1, 1000)))) << i;
+  RunTrial(c, 1, 1000, 900);
+  EXPECT_EQ(c.engine(), EngineKind::kEpoll);
+}
+
+TEST_F(EngineControllerTest, WhatOthersChooseEndsATrial) {
+  for (const EngineKind chosen : {EngineKind::kEpoll, EngineKind::kUring}) {
+    EngineController c(options_, EngineKind::kEpoll);
+    c.Tick(Load(100, 1000));
+    c.Ended({.moved = 50});
+    ASSERT_EQ(c.Tick(Load(100, 1000)).to, EngineKind::kUring);
+    ASSERT_EQ(c.state(), AdaptState::kTrial);
+    c.Adopt(chosen);
+    EXPECT_EQ(c.state(), AdaptState::kWatching);
+    EXPECT_EQ(c.engine(), chosen);
+    const size_t lines = c.trace().size();
+    c.Ended({.moved = 7});
+    EXPECT_EQ(c.trace().size(), lines) << "its own sweep ended when theirs began";
+    for (int i = 0; i < 9; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 9000)))) << i;
+  }
+}
+
 TEST_F(EngineControllerTest, ALoadThatVanishesProvesNothing) {
   PromptController c = Make(EngineKind::kUring);
   c.Tick(Load(1, 1000));
@@ -368,6 +455,13 @@ TEST_F(EngineControllerTest, TheTraceIsBounded) {
   EXPECT_EQ(c.trace().size(), 5u);
 }
 
+TEST_F(EngineControllerTest, ATraceMayBeNone) {
+  options_.trace_max = 0;
+  PromptController c = Make(EngineKind::kEpoll);
+  RunTrial(c, 100, 1000, 900);
+  EXPECT_TRUE(c.trace().empty());
+}
+
 TEST_F(EngineControllerTest, OptionsThatContradictThemselvesAreNamed) {
   EXPECT_TRUE(EngineController::Check(options_).ok());
   const auto refused = [this](auto change, const std::string& word) {
@@ -386,6 +480,7 @@ TEST_F(EngineControllerTest, OptionsThatContradictThemselvesAreNamed) {
   refused([](AdaptiveOptions& o) { o.gain = 1; }, "gain");
   refused([](AdaptiveOptions& o) { o.dwell_max = absl::ZeroDuration(); }, "dwell");
   refused([](AdaptiveOptions& o) { o.switches_max = 1; }, "switches_max");
+  refused([](AdaptiveOptions& o) { o.window = absl::ZeroDuration(); }, "window");
 }
 
 TEST_F(EngineControllerTest, NothingIsTriedOnceIoUringIsLost) {

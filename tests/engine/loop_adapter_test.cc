@@ -121,6 +121,15 @@ TEST_P(LoopAdapterTest, RefusesOptionsThatContradictThemselves) {
   EXPECT_TRUE(absl::IsInvalidArgument(EngineAdapter::Create(loop(), options).status()));
 }
 
+TEST_P(LoopAdapterTest, RefusesALoopThatPollsItsTimeAway) {
+  LoopOptions polls;
+  polls.busy_poll = absl::Microseconds(50);
+  RemakeLoop(std::move(polls));
+  const absl::Status status = EngineAdapter::Create(loop(), {}).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+  EXPECT_NE(std::string(status.message()).find("busy_poll"), std::string::npos) << status;
+}
+
 INSTANTIATE_TEST_SUITE_P(Engines, LoopAdapterTest, ::testing::ValuesIn(KernelEngines()),
                          EnvironmentName);
 

@@ -68,9 +68,10 @@ class LoopBalanceTest : public Harness {
   Loop& other() { return *other_; }
   LoopBalancer& balancer() { return *balancer_; }
 
-  void Balance() {
+  void Balance() { Balance({busy().handle(), other().handle()}); }
+  void Balance(std::vector<LoopHandle> loops) {
     absl::StatusOr<std::unique_ptr<LoopBalancer>> made =
-        LoopBalancer::Create(loop(), {busy().handle(), other().handle()}, EagerBalance());
+        LoopBalancer::Create(loop(), std::move(loops), EagerBalance());
     ASSERT_TRUE(made.ok()) << made.status();
     balancer_ = *std::move(made);
   }
@@ -132,8 +133,8 @@ class LoopBalanceTest : public Harness {
     bool intact = true;
   };
 
-  std::unique_ptr<Loop> Make(Sys& sys) {
-    LoopOptions options;
+ protected:
+  std::unique_ptr<Loop> Make(Sys& sys, LoopOptions options = {}) {
     options.engine = environment().listen_engine();
     absl::StatusOr<std::unique_ptr<Loop>> made =
         LoopCore::CreateLoop(std::move(options), {.sys = &sys, .engines = {}});
@@ -141,11 +142,14 @@ class LoopBalanceTest : public Harness {
     return made.ok() ? *std::move(made) : nullptr;
   }
 
+ private:
   BusySys busy_sys_{0.9};
   BusySys other_sys_{0.1};
   std::unique_ptr<Loop> busy_;
   std::unique_ptr<Loop> other_;
   std::vector<std::unique_ptr<Flowing>> flows_;
+
+ protected:
   std::unique_ptr<LoopBalancer> balancer_;
 };
 
@@ -202,8 +206,57 @@ TEST_P(LoopBalanceTest, ALoopThatHasGoneIsNoLongerBalanced) {
   EXPECT_TRUE(balancer().trace().empty());
 }
 
+TEST_P(LoopBalanceTest, ALoopThatIsTooLateToAnswerIsRelieved) {
+  for (int i = 0; i < 8; ++i) Flow(true);
+  Balance();
+  ASSERT_TRUE(Drive([&] { return Intact(); }));
+  StopDriving(&busy());
+  // From here on it comes to its tasks every third tick at most.
+  for (int i = 0; i < 500 && other().Snapshot().moves_in == 0; ++i) {
+    Pass(absl::Milliseconds(60));
+    busy().Poll();
+    busy().Poll();
+  }
+  EXPECT_GE(other().Snapshot().moves_in, 1u);
+  AlsoDrive(&busy());
+  EXPECT_TRUE(Drive([&] { return Traced("loop 0 is busy for"); }));
+}
+
+TEST_P(LoopBalanceTest, ALoopThatNobodyRunsHoldsNobodyUp) {
+  BusySys sys(0.5);
+  const std::unique_ptr<Loop> still = Make(sys);
+  AlsoDrive(still.get());
+  for (int i = 0; i < 8; ++i) Flow(true);
+  Balance({still->handle(), busy().handle(), other().handle()});
+  Pass(absl::Milliseconds(50));  // it has told once, or counts for nothing
+  StopDriving(still.get());
+  EXPECT_TRUE(Drive([&] { return other().Snapshot().moves_in >= 1; }));
+  balancer_ = nullptr;
+}
+
+TEST_P(LoopBalanceTest, ALoopThatPollsItsTimeAwayIsLeftOut) {
+  LoopOptions polls;
+  polls.busy_poll = absl::Microseconds(1);
+  BusySys sys(1);
+  const std::unique_ptr<Loop> polling = Make(sys, std::move(polls));
+  AlsoDrive(polling.get());
+  Balance({polling->handle(), other().handle()});
+  EXPECT_TRUE(Drive([&] { return Traced("loop 0 is left out: it has a LoopOptions::busy_poll"); }));
+  Pass(absl::Milliseconds(300));
+  EXPECT_EQ(balancer().trace().size(), 1u) << "said once, and nothing is tried";
+  balancer_ = nullptr;
+  StopDriving(polling.get());
+}
+
 TEST_P(LoopBalanceTest, RefusesWhatCannotBeBalanced) {
   EXPECT_TRUE(absl::IsInvalidArgument(LoopBalancer::Create(loop(), {busy().handle()}).status()));
+  const absl::Status twice =
+      LoopBalancer::Create(loop(), {busy().handle(), other().handle(), busy().handle()}).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(twice));
+  EXPECT_NE(std::string(twice.message()).find("twice"), std::string::npos) << twice;
+  const absl::Status empty = LoopBalancer::Create(loop(), {busy().handle(), LoopHandle()}).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(empty));
+  EXPECT_NE(std::string(empty.message()).find("empty"), std::string::npos) << empty;
   BalanceOptions options;
   options.sustain = 0;
   EXPECT_TRUE(absl::IsInvalidArgument(

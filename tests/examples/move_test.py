@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -121,6 +122,7 @@ class Servers(MovingCase):
                        "--size=64", "--depth=4", "--duration=6s")
             self.assertEqual(done.returncode, 0, done.stderr)
             last = server.stop()
+            self.assertRegex(server.stderr(), r"(?m)adaptive: switches: \d+$")
         self.assertEqual((last["errors"], last["closed"], last["stranded"]), (0, 64, 0))
 
     def test_balance(self):
@@ -130,6 +132,9 @@ class Servers(MovingCase):
                        "--size=1000", "--depth=4", "--duration=1s")
             self.assertEqual(done.returncode, 0, done.stderr)
             last = server.stop()
+            told = re.search(r"(?m)balance: moves: (\d+)$", server.stderr())
+        self.assertIsNotNone(told)
+        self.assertLessEqual(int(told[1]), last["loop_moves"])
         self.assertEqual((last["errors"], last["closed"], last["stranded"]), (0, 9, 0))
 
     def test_stops_in_order_while_they_move(self):
@@ -177,6 +182,8 @@ class Servers(MovingCase):
                     (["--move-every=1us", "--loops=2"], ["--move-every", "1us", "1ms"]),
                     (["--switch-every=-1s"], ["--switch-every", "-1s", "1ms"]),
                     (["--adaptive", "--switch-every=1s"], ["--adaptive", "--switch-every"]),
+                    (["--adaptive", "--busy-poll=50us"], ["--adaptive", "--busy-poll"]),
+                    (["--balance", "--loops=2", "--busy-poll=50us"], ["--balance", "--busy-poll"]),
                     (["--switch-every=5"], ["--switch-every", "'5'", "500ms"])):
                 with self.subTest(name=name, words=words):
                     done = run(name, "--listen=127.0.0.1:0", *words)

@@ -181,6 +181,21 @@ TEST_F(SimAdapter, TriesOnFewThenOnAllAndKeepsWhatSaves) {
   EXPECT_GE(reads_ - reads, 100u * (kBusy + kPinned)) << "what every peer has sent";
 }
 
+TEST_F(SimAdapter, SomeThatAreBusyGoFirstWhoeverCameLast) {
+  absl::StatusOr<std::unique_ptr<EngineAdapter>> made = EngineAdapter::Create(*loop_, options_);
+  ASSERT_TRUE(made.ok()) << made.status();
+  adapter_ = *std::move(made);
+  Open(*loop_, kBusy, true);
+  Open(*loop_, kIdle, false);
+  ASSERT_TRUE(RunUntil([&] { return Says("go first"); })) << Trace();
+  RunFor(absl::Milliseconds(500));
+  EXPECT_EQ(OnUring(), 17u) << "5 % of 340";
+  const auto busy_there = std::count_if(
+      streams_.begin(), streams_.begin() + kBusy,
+      [](const StreamPtr& stream) { return stream->stats().engine == EngineKind::kUring; });
+  EXPECT_EQ(busy_there, 2) << "as many of all as go";
+}
+
 TEST_F(SimAdapter, IdleStreamsMoveInSlices) {
   cost_uring_ = absl::Nanoseconds(700);
   Adapt();
@@ -197,6 +212,25 @@ TEST_F(SimAdapter, IdleStreamsMoveInSlices) {
   }));
   EXPECT_LE(most, 64u) << "in one turn";
   EXPECT_GE(slices, 5u);
+}
+
+TEST_F(SimAdapter, AStreamThatWasConnectingFollows) {
+  cost_uring_ = absl::Nanoseconds(700);
+  Adapt();
+  const auto listener =
+      *Listener::Listen(*peers_, *SocketAddress::Parse("10.0.0.2:0"), {},
+                        [this](StreamPtr s) { streams_.push_back(std::move(s)); });
+  ASSERT_TRUE(RunUntil([&] { return Says("streams follow"); })) << Trace();
+  StreamPtr late;
+  Connect(*loop_, listener->address(), {},
+          [&](absl::StatusOr<StreamPtr> stream) { late = *std::move(stream); });
+  world_.Touch(*loop_);
+  ASSERT_TRUE(RunUntil([&] { return late != nullptr; }));
+  EXPECT_EQ(late->stats().engine, EngineKind::kEpoll) << "it was none of those that went";
+  ASSERT_TRUE(RunUntil([&] { return Says("6 streams are on epoll still"); })) << Trace();
+  RunFor(absl::Seconds(1));
+  EXPECT_EQ(late->stats().engine, EngineKind::kUring) << Trace();
+  EXPECT_EQ(adapter_->switches(), 1u);
 }
 
 TEST_F(SimAdapter, GoesBackWithoutAGainAndDwells) {
@@ -270,6 +304,41 @@ TEST_F(SimAdapter, StreamsThatAreRefusedEndTheTrial) {
   EXPECT_EQ(OnUring(), 0u);
 }
 
+TEST_F(SimAdapter, TriesNothingWhenNoStreamMayGo) {
+  cost_uring_ = absl::Nanoseconds(700);
+  absl::StatusOr<std::unique_ptr<EngineAdapter>> made = EngineAdapter::Create(*loop_, options_);
+  ASSERT_TRUE(made.ok()) << made.status();
+  adapter_ = *std::move(made);
+  StreamOptions pinned;
+  pinned.pinned_engine = true;
+  Open(*loop_, kBusy, true, pinned);
+  ASSERT_TRUE(RunUntil([&] { return Says("epoll stays: no stream may go"); })) << Trace();
+  RunFor(absl::Seconds(10));
+  EXPECT_EQ(adapter_->switches(), 0u) << Trace();
+  EXPECT_EQ(loop_->engine(), EngineKind::kEpoll);
+}
+
+TEST_F(SimAdapter, LeavesWhatTheProgramHasSwitchedItself) {
+  Adapt();
+  ASSERT_TRUE(SwitchAll(*loop_, EngineKind::kUring, [](MoveCount) {}).ok());
+  EXPECT_TRUE(Says("uring serves: others had every stream switched to it")) << Trace();
+  RunFor(absl::Minutes(2));
+  EXPECT_EQ(OnUring(), uint64_t{kBusy + kIdle}) << Trace();
+  EXPECT_EQ(loop_->engine(), EngineKind::kUring);
+  EXPECT_EQ(adapter_->switches(), 0u) << "the load speaks for it, and so it stays";
+}
+
+TEST_F(SimAdapter, ASwitchOfTheProgramEndsATrial) {
+  cost_uring_ = absl::Nanoseconds(700);
+  Adapt();
+  ASSERT_TRUE(RunUntil([&] { return Says("streams follow"); })) << Trace();
+  ASSERT_TRUE(SwitchAll(*loop_, EngineKind::kEpoll, [](MoveCount) {}).ok());
+  EXPECT_TRUE(Says("epoll serves: others had every stream switched to it")) << Trace();
+  RunFor(absl::Seconds(20));
+  EXPECT_EQ(OnUring(), 0u) << Trace();
+  EXPECT_FALSE(Says("uring stays")) << Trace();
+}
+
 TEST_F(SimAdapter, MayGoWhileItsSweepIsUnderWay) {
   cost_uring_ = absl::Nanoseconds(700);
   Adapt();
@@ -333,6 +402,24 @@ TEST_F(SimBalancer, StreamsThatMayNotGoStayAndItRestsLongerEachTime) {
   ASSERT_TRUE(RunUntil([&] { return Says("none is asked for 20 ticks"); })) << Trace();
   ASSERT_TRUE(RunUntil([&] { return Says("none is asked for 40 ticks"); })) << Trace();
   EXPECT_EQ(There(), 0u);
+}
+
+TEST_F(SimBalancer, AtMostSoManyGoAtOnce) {
+  options_.streams_max = 2;
+  Balance();
+  OpenBusy(true);
+  ASSERT_TRUE(RunUntil([&] { return balancer_->moves() > 0; })) << Trace();
+  EXPECT_TRUE(Says("2 streams with 25 % of its traffic go")) << Trace();
+  EXPECT_EQ(There(), 2u);
+}
+
+TEST_F(SimBalancer, AtMostSoManyAreLookedAt) {
+  options_.observed_max = 3;
+  Balance();
+  OpenBusy(true);
+  ASSERT_TRUE(RunUntil([&] { return balancer_->moves() > 0; })) << Trace();
+  EXPECT_TRUE(Says("3 streams with 38 % of its traffic go")) << Trace();
+  EXPECT_EQ(There(), 3u);
 }
 
 TEST_F(SimBalancer, TellsOfStreamsThatAreRefused) {
