@@ -398,6 +398,7 @@ void SimEngine::OnRoom() {
 
 absl::StatusOr<int> SimEngine::OpenListener(const SocketAddress& address,
                                             const SocketSetup& setup) {
+  if (address.family() == AF_UNSPEC) return absl::InvalidArgumentError("listen: no address");
   const int fd = world_.wire().Listen(address, setup.backlog, setup.reuse_port);
   if (fd < 0) return ErrnoStatus(-fd, "listen on", &address);
   return fd;
@@ -405,6 +406,7 @@ absl::StatusOr<int> SimEngine::OpenListener(const SocketAddress& address,
 
 absl::StatusOr<int> SimEngine::OpenConnecting(const SocketAddress& address, const SocketAddress&,
                                               const SocketSetup&, bool* connected) {
+  if (address.family() == AF_UNSPEC) return absl::InvalidArgumentError("connect: no address");
   const int fd = world_.wire().Connect(address);
   if (fd < 0) return ErrnoStatus(-fd, "open a socket to connect to", &address);
   *connected = false;
