@@ -27,6 +27,10 @@ constexpr size_t kOtherDescriptors = 200;
 
 class SealedIdleTest : public Harness {
  protected:
+  void SetUp() override {
+    if (kSanitized) GTEST_SKIP() << "a sanitizer replaces the heap";
+    Harness::SetUp();
+  }
   static size_t HeapInUse() {
     const struct mallinfo2 info = ::mallinfo2();
     return info.uordblks + info.hblkhd;
@@ -48,7 +52,6 @@ class SealedIdleTest : public Harness {
 };
 
 TEST_P(SealedIdleTest, HoldsNoPoolMemoryAndLittleHeapBeforeAndAfterTraffic) {
-  if (kSanitized) GTEST_SKIP() << "a sanitizer replaces the heap";
   const size_t pairs = Pairs();
   std::vector<StreamPtr> streams;
   streams.reserve(2 * pairs + 2);
@@ -112,7 +115,6 @@ class SealedIdleTlsTest : public SealedIdleTest {
 };
 
 TEST_P(SealedIdleTlsTest, HoldsNoPoolMemoryAndLittleHeapAfterAHandshakeWithCertificates) {
-  if (kSanitized) GTEST_SKIP() << "a sanitizer replaces the heap";
   const TestAuthority authority;
   const CredentialsPtr ours = authority.Credentials({});
   const CredentialsPtr theirs = authority.Credentials({.names = {"DNS:server.test"}});

@@ -7,12 +7,12 @@
 #include <cstdint>
 #include <deque>
 #include <string>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "testing/gate_kit.h"
+#include "testing/order_search.h"
 #include "testing/sanitized.h"
 
 PENSTOCK_BEGIN_NAMESPACE
@@ -235,43 +235,18 @@ class OrdersWorld {
   std::string last_;
 };
 
-struct OrdersResult {
-  std::string wrong;      // the first that was, with the shortest way to it
-  size_t worlds = 0;      // different ones
-  size_t steps = 0;       // that the farthest of them is away from the first, at least
+struct OrdersResult : OrderSearch {
   size_t open_ends = 0;   // where nothing more can happen, and both are open
   size_t other_ends = 0;  // the same, and they are not
 };
 
-// Looks at every world that any order of events leads to, the near ones first.
 OrdersResult Search(const OrdersStory& story) {
-  struct Node {
-    OrdersWorld world;
-    std::string path;
-  };
   OrdersResult result;
-  std::unordered_set<std::string> seen;
-  std::vector<Node> level;
-  level.push_back({.world = OrdersWorld(story), .path = ""});
-  for (; !level.empty(); ++result.steps) {
-    std::vector<Node> next_level;
-    for (Node& node : level) {
-      const size_t choices = node.world.Choices();
-      if (choices == 0) ++(node.world.both_open() ? result.open_ends : result.other_ends);
-      for (size_t choice = 0; choice < choices; ++choice) {
-        Node next = {.world = node.world, .path = node.path};
-        next.world.Take(choice);
-        absl::StrAppend(&next.path, "\n  ", next.world.last());
-        if (!next.world.wrong().empty()) {
-          result.wrong = absl::StrCat(next.world.wrong(), next.path);
-          return result;
-        }
-        if (seen.insert(next.world.Key()).second) next_level.push_back(std::move(next));
-      }
-    }
-    level = std::move(next_level);
-  }
-  result.worlds = seen.size();
+  static_cast<OrderSearch&>(result) =
+      SearchOrders(OrdersWorld(story), [&](const OrdersWorld& world) {
+        ++(world.both_open() ? result.open_ends : result.other_ends);
+        return std::string();
+      });
   return result;
 }
 

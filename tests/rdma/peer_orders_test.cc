@@ -13,7 +13,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -21,6 +20,7 @@
 #include "absl/strings/str_cat.h"
 #include "rdma/peer_set_core.h"
 #include "testing/gate_kit.h"
+#include "testing/order_search.h"
 #include "testing/sanitized.h"
 
 PENSTOCK_BEGIN_NAMESPACE
@@ -405,48 +405,17 @@ class PeersWorld {
   std::string last_;
 };
 
-struct PeersResult {
-  std::string wrong;     // the first that was, with the shortest way to it
-  size_t worlds = 0;     // different ones
+struct PeersResult : OrderSearch {
   size_t joined = 0;     // where nothing more can happen, and they are
   size_t exhausted = 0;  // the same, for want of streams to try with
 };
 
-// Looks at every world that any order of events leads to, the near ones first.
 PeersResult SearchPeers(const PeersStory& story) {
-  struct Node {
-    PeersWorld world;
-    std::string path;
-  };
   PeersResult result;
-  std::unordered_set<std::string> seen;
-  std::vector<Node> level;
-  level.push_back({.world = PeersWorld(story), .path = ""});
-  while (!level.empty()) {
-    std::vector<Node> next_level;
-    for (Node& node : level) {
-      const size_t choices = node.world.Choices();
-      if (choices == 0) {
-        ++(node.world.joined() ? result.joined : result.exhausted);
-        if (const std::string wrong = node.world.Verdict(); !wrong.empty()) {
-          result.wrong = absl::StrCat(wrong, node.path);
-          return result;
-        }
-      }
-      for (size_t choice = 0; choice < choices; ++choice) {
-        Node next = {.world = node.world, .path = node.path};
-        next.world.Take(choice);
-        absl::StrAppend(&next.path, "\n  ", next.world.last());
-        if (!next.world.wrong().empty()) {
-          result.wrong = absl::StrCat(next.world.wrong(), next.path);
-          return result;
-        }
-        if (seen.insert(next.world.Key()).second) next_level.push_back(std::move(next));
-      }
-    }
-    level = std::move(next_level);
-  }
-  result.worlds = seen.size();
+  static_cast<OrderSearch&>(result) = SearchOrders(PeersWorld(story), [&](const PeersWorld& world) {
+    ++(world.joined() ? result.joined : result.exhausted);
+    return world.Verdict();
+  });
   return result;
 }
 

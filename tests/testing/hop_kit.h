@@ -6,7 +6,9 @@
 #define PENSTOCK_TESTS_TESTING_HOP_KIT_H_
 
 #include <penstock/buffer.h>
+#include <penstock/connect.h>
 #include <penstock/export.h>
+#include <penstock/listener.h>
 #include <penstock/loop.h>
 #include <penstock/move.h>
 #include <penstock/stream.h>
@@ -111,6 +113,36 @@ class Hopper {
   size_t at_ = 0;
 };
 
+// A hopper for each stream that connects to a listener of the first loop. To be destroyed when the
+// threads have stopped.
+class Hoppers {
+ public:
+  explicit Hoppers(LoopThreads& threads, bool may_be_refused = false) : threads_(threads) {
+    threads_.On(0, [this, may_be_refused] {
+      listener_ = Listener::Listen(threads_.loop(0), *SocketAddress::Parse("127.0.0.1:0"), {},
+                                   [this, may_be_refused](StreamPtr stream) {
+                                     all_.push_back(std::make_unique<Hopper>(
+                                         threads_, std::move(stream), hops_));
+                                     all_.back()->may_be_refused = may_be_refused;
+                                     all_.back()->Next();
+                                   })
+                      .value();
+    });
+  }
+  SocketAddress address() const { return listener_->address(); }
+  void StopListening() {
+    threads_.On(0, [this] { listener_ = nullptr; });
+  }
+  uint64_t hops() const { return hops_.load(); }
+  const std::vector<std::unique_ptr<Hopper>>& all() const { return all_; }
+
+ private:
+  LoopThreads& threads_;
+  std::atomic<uint64_t> hops_{0};
+  std::vector<std::unique_ptr<Hopper>> all_;
+  std::unique_ptr<Listener> listener_;
+};
+
 // Sends a pattern in pieces, each when the echo of the one before is back, and checks every byte.
 struct PingPong {
   StreamPtr stream;
@@ -136,6 +168,17 @@ struct PingPong {
         Send();
       }
       Next();
+    });
+  }
+  // From the thread of loop `at`.
+  void Start(LoopThreads& threads, size_t at, const SocketAddress& address) {
+    threads.On(at, [this, &threads, at, &address] {
+      Connect(threads.loop(at), address, {}, [this](absl::StatusOr<StreamPtr> made) {
+        if (!made.ok()) return intact.set_value(false);
+        stream = *std::move(made);
+        Send();
+        Next();
+      });
     });
   }
 };

@@ -8,23 +8,16 @@
 
 #include <gtest/gtest.h>
 
+#include "testing/engine_loop.h"
+
 PENSTOCK_BEGIN_NAMESPACE
 namespace {
 
 using coro::AcceptQueue;
 using coro::Task;
 
-class CoroLoopEndTest : public ::testing::TestWithParam<EngineKind> {
+class CoroLoopEndTest : public internal::EngineLoopTest {
  protected:
-  void SetUp() override {
-    LoopOptions options;
-    options.engine = GetParam();
-    absl::StatusOr<std::unique_ptr<Loop>> loop = Loop::Create(std::move(options));
-    if (!loop.ok() && absl::IsUnimplemented(loop.status())) GTEST_SKIP() << loop.status();
-    ASSERT_TRUE(loop.ok()) << loop.status();
-    loop_ = *std::move(loop);
-  }
-
   std::unique_ptr<AcceptQueue> Listen() {
     return AcceptQueue::Listen(*loop_, *SocketAddress::Parse("127.0.0.1:0"), ListenOptions())
         .value();
@@ -32,8 +25,6 @@ class CoroLoopEndTest : public ::testing::TestWithParam<EngineKind> {
   void RunTurns() {
     for (int i = 0; i < 5; ++i) loop_->Poll();
   }
-
-  std::unique_ptr<Loop> loop_;
 };
 
 Task<void> AwaitOne(AcceptQueue& queue, coro::CancelToken token, absl::Status& out) {
@@ -92,7 +83,7 @@ TEST_P(CoroLoopEndTest, CoroutinesThatOwnEachOthersQueuesLeave) {
 
 INSTANTIATE_TEST_SUITE_P(Engines, CoroLoopEndTest,
                          ::testing::Values(EngineKind::kEpoll, EngineKind::kUring),
-                         [](const auto& info) { return std::string(EngineKindName(info.param)); });
+                         internal::EngineName);
 
 }  // namespace
 PENSTOCK_END_NAMESPACE

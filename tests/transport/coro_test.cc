@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "testing/engine_loop.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace {
@@ -32,17 +33,8 @@ static_assert(Connects<ConnectOptions&> && Connects<const ConnectOptions&>);
 static_assert(!Connects<ConnectOptions> && !Connects<const ConnectOptions>);
 
 // A sink for what a test's coroutines report, and the loop they run on.
-class CoroTest : public ::testing::TestWithParam<EngineKind> {
+class CoroTest : public internal::EngineLoopTest {
  protected:
-  void SetUp() override {
-    LoopOptions options;
-    options.engine = GetParam();
-    absl::StatusOr<std::unique_ptr<Loop>> loop = Loop::Create(std::move(options));
-    if (!loop.ok() && absl::IsUnimplemented(loop.status())) GTEST_SKIP() << loop.status();
-    ASSERT_TRUE(loop.ok()) << loop.status();
-    loop_ = *std::move(loop);
-  }
-
   // Runs the loop until `done`, which may take as long as a slow machine needs but not for ever.
   void RunUntil(const std::function<bool()>& done) {
     Timer watchdog(*loop_);
@@ -115,7 +107,6 @@ class CoroTest : public ::testing::TestWithParam<EngineKind> {
     return chain;
   }
 
-  std::unique_ptr<Loop> loop_;
   std::unique_ptr<AcceptQueue> queue_;
   StreamPtr client_;
   StreamPtr server_;
@@ -561,7 +552,7 @@ TEST_P(CoroTest, CoroutineMayOwnItsCancelSource) {
 
 INSTANTIATE_TEST_SUITE_P(Engines, CoroTest,
                          ::testing::Values(EngineKind::kEpoll, EngineKind::kUring),
-                         [](const auto& info) { return std::string(EngineKindName(info.param)); });
+                         internal::EngineName);
 
 }  // namespace
 PENSTOCK_END_NAMESPACE

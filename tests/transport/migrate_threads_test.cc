@@ -5,7 +5,6 @@
 #include <penstock/listener.h>
 #include <penstock/move.h>
 
-#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <future>
@@ -33,33 +32,13 @@ class MigrateThreadsTest : public ::testing::TestWithParam<EngineKind> {
 TEST_P(MigrateThreadsTest, StreamsHopAndLoseNothing) {
   constexpr int kStreams = 6;
   const uint64_t total = Scaled(3'000'000);
-  std::atomic<uint64_t> hops{0};
   LoopThreads threads(3, GetParam());
-  std::vector<std::unique_ptr<Hopper>> hoppers;
-  std::unique_ptr<Listener> listener;
-  threads.On(0, [&] {
-    listener = Listener::Listen(
-                   threads.loop(0), *SocketAddress::Parse("127.0.0.1:0"), {},
-                   [&](StreamPtr stream) {
-                     hoppers.push_back(std::make_unique<Hopper>(threads, std::move(stream), hops));
-                     hoppers.back()->Next();
-                   })
-                   .value();
-  });
+  Hoppers hoppers(threads);
   std::vector<PingPong> clients(kStreams);
-  for (int i = 0; i < kStreams; ++i) {
-    PingPong& client = clients[static_cast<size_t>(i)];
-    client.seed = static_cast<uint64_t>(i);
-    client.total = total;
-    const size_t at = static_cast<size_t>(i);
-    threads.On(at, [&, at] {
-      Connect(threads.loop(at), listener->address(), {}, [&](absl::StatusOr<StreamPtr> stream) {
-        if (!stream.ok()) return client.intact.set_value(false);
-        client.stream = *std::move(stream);
-        client.Send();
-        client.Next();
-      });
-    });
+  for (size_t i = 0; i < clients.size(); ++i) {
+    clients[i].seed = i;
+    clients[i].total = total;
+    clients[i].Start(threads, i, hoppers.address());
   }
   for (PingPong& client : clients) EXPECT_TRUE(client.intact.get_future().get());
   uint64_t stranded = 0, carried = 0;
@@ -69,9 +48,9 @@ TEST_P(MigrateThreadsTest, StreamsHopAndLoseNothing) {
   }
   EXPECT_EQ(stranded, 0u);
   EXPECT_GT(carried, 100u);
-  threads.On(0, [&] { listener = nullptr; });
+  hoppers.StopListening();
   threads.Stop();
-  EXPECT_GT(hops.load(), 100u);
+  EXPECT_GT(hoppers.hops(), 100u);
 }
 
 TEST_P(MigrateThreadsTest, WhatIsPostedToAStreamKeepsItsOrderAcrossMoves) {
@@ -144,30 +123,13 @@ TEST_P(MigrateThreadsTest, WhatIsPostedToAStreamKeepsItsOrderAcrossMoves) {
 
 TEST_P(MigrateThreadsTest, LoopsThatStopInTheMiddleLeaveNothingBehind) {
   for (int round = 0; round < Scaled(20); ++round) {
-    std::atomic<uint64_t> hops{0};
     LoopThreads threads(2, GetParam());
-    std::vector<std::unique_ptr<Hopper>> hoppers;
-    std::unique_ptr<Listener> listener;
-    threads.On(0, [&] {
-      listener = Listener::Listen(threads.loop(0), *SocketAddress::Parse("127.0.0.1:0"), {},
-                                  [&](StreamPtr stream) {
-                                    hoppers.push_back(
-                                        std::make_unique<Hopper>(threads, std::move(stream), hops));
-                                    hoppers.back()->Next();
-                                  })
-                     .value();
-    });
+    Hoppers hoppers(threads);
     PingPong client;
     client.total = UINT64_MAX;
-    threads.On(1, [&] {
-      Connect(threads.loop(1), listener->address(), {}, [&](absl::StatusOr<StreamPtr> stream) {
-        client.stream = *std::move(stream);
-        client.Send();
-        client.Next();
-      });
-    });
-    while (hops.load() < 3) std::this_thread::yield();
-    threads.On(0, [&] { listener = nullptr; });
+    client.Start(threads, 1, hoppers.address());
+    while (hoppers.hops() < 3) std::this_thread::yield();
+    hoppers.StopListening();
     threads.Stop();
   }
 }
@@ -176,43 +138,22 @@ TEST_P(MigrateThreadsTest, LoopsThatStopInTheMiddleLeaveNothingBehind) {
 TEST_P(MigrateThreadsTest, LoopsThatDrainInTheMiddleEndEveryStreamOnce) {
   constexpr int kStreams = 4;
   for (int round = 0; round < Scaled(20); ++round) {
-    std::atomic<uint64_t> hops{0};
     LoopThreads threads(3, GetParam());
-    std::vector<std::unique_ptr<Hopper>> hoppers;
-    std::unique_ptr<Listener> listener;
-    threads.On(0, [&] {
-      listener = Listener::Listen(threads.loop(0), *SocketAddress::Parse("127.0.0.1:0"), {},
-                                  [&](StreamPtr stream) {
-                                    hoppers.push_back(
-                                        std::make_unique<Hopper>(threads, std::move(stream), hops));
-                                    hoppers.back()->may_be_refused = true;
-                                    hoppers.back()->Next();
-                                  })
-                     .value();
-    });
+    Hoppers hoppers(threads, /*may_be_refused=*/true);
     std::vector<PingPong> clients(kStreams);
-    for (int i = 0; i < kStreams; ++i) {
-      PingPong& client = clients[static_cast<size_t>(i)];
-      client.total = UINT64_MAX;
-      const size_t at = static_cast<size_t>(i);
-      threads.On(at, [&, at] {
-        Connect(threads.loop(at), listener->address(), {}, [&](absl::StatusOr<StreamPtr> stream) {
-          if (!stream.ok()) return;
-          client.stream = *std::move(stream);
-          client.Send();
-          client.Next();
-        });
-      });
+    for (size_t i = 0; i < clients.size(); ++i) {
+      clients[i].total = UINT64_MAX;
+      clients[i].Start(threads, i, hoppers.address());
     }
-    while (hops.load() < 20) std::this_thread::yield();
-    threads.On(0, [&] { listener = nullptr; });
+    while (hoppers.hops() < 20) std::this_thread::yield();
+    hoppers.StopListening();
     threads.Drain(absl::Milliseconds(round % 3));
     for (size_t i = 0; i < threads.size(); ++i) {
       const LoopSnapshot now = threads.loop(i).Snapshot();
       EXPECT_EQ(now.open + now.connecting + now.closing, 0u);
       EXPECT_EQ(now.stranded, 0u);
     }
-    for (const auto& hopper : hoppers) EXPECT_LE(hopper->ends, 1);
+    for (const auto& hopper : hoppers.all()) EXPECT_LE(hopper->ends, 1);
     threads.Stop();
   }
 }
