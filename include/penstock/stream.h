@@ -106,8 +106,8 @@ struct StreamStats {
   // sealed stream above it, if this is one.
   uint64_t pinned_bytes = 0;
   uint64_t sealed_pinned_bytes = 0;
-  // What each layer holds for its reads, traffic or not: StreamOptions::receive_max when
-  // StreamOptions::pinned_reads is on, otherwise 0.
+  // With StreamOptions::pinned_reads: its receive_max, which the socket's layer holds for reads and
+  // a framed reader again; a sealed stream holds 33,280 bytes whatever this says. Otherwise 0.
   uint32_t pinned_read_size = 0;
 };
 
