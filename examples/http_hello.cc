@@ -138,8 +138,9 @@ class Session {
       skip_ -= skipped;
       bytes.remove_prefix(skipped);
       if (bytes.empty()) break;
-      const HttpRequest request = examples::ParseHttpRequest(bytes);
+      HttpRequest request = examples::ParseHttpRequest(bytes);
       if (request.head_size == 0) break;
+      if (loop.draining()) request.keep_alive = false;  // the client shall ask another server
       static thread_local Answers texts;
       if (!texts.Append(loop, request, answers, last)) return false;
       closing_ = !request.keep_alive;

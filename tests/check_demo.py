@@ -70,7 +70,8 @@ def check_idle(figures, each_max=RESIDENT_EACH_MAX):
     if silent is not None:
         yield "all idle from accept on", silent["idle_connections"] == figures["count"], silent
         yield "live pool bytes from accept on", silent["pool_live_bytes"] == 0, silent
-    yield "live pool bytes", figures["snapshot"]["pool_live_bytes"] == 0, figures["snapshot"]
+    for key in ("pool_live_bytes", "pinned_bytes", "sealed_pinned_bytes", "framed_pinned_bytes"):
+        yield key, figures["snapshot"][key] == 0, figures["snapshot"]
     yield "errors", figures["last"]["errors"] == 0, figures["last"]
     each = figures["resident_per_connection"]
     yield f"at most {each_max} resident bytes each", each <= each_max, each
@@ -102,6 +103,8 @@ def verdict(group, name, figures, machine):
         return None, step["absent"]
     check = CHECKS.get(f"{group}.{name}", CHECKS.get(group))
     wrong = [f"{what}: {value}" for what, holds, value in check(step) if not holds]
+    if not wrong and step.get("count", 0) < step.get("wanted", 0):
+        return None, f"only {step['count']} of {step['wanted']} connections: too few descriptors"
     return ("; ".join(wrong) or None), None
 
 

@@ -24,7 +24,9 @@ CTEST = """<testsuite>
 FAILED = '<failure message="SEGFAULT"/>'
 
 ECHO = {"client": {"errors": 0, "requests": 5}, "server": {"errors": 0, "pool_live_bytes": 0}}
-IDLE = {"count": 9, "snapshot": {"pool_live_bytes": 0, "idle_connections": 9},
+IDLE = {"count": 9, "wanted": 9,
+        "snapshot": {"pool_live_bytes": 0, "pinned_bytes": 0, "sealed_pinned_bytes": 0,
+                     "framed_pinned_bytes": 0, "idle_connections": 9},
         "silent": {"pool_live_bytes": 0, "idle_connections": 9},
         "last": {"errors": 0}, "resident_per_connection": 100, "resident_before": 0,
         "resident_after": 0}
@@ -133,6 +135,7 @@ class Demo(unittest.TestCase):
                                ("echo", "uring", "server", "pool_live_bytes", 4096),
                                ("bulk", "transfer", "sha256_received", "b"),
                                ("idle", "epoll", "snapshot", "pool_live_bytes", 1),
+                               ("idle", "epoll", "snapshot", "sealed_pinned_bytes", 1),
                                ("idle", "epoll", "snapshot", "idle_connections", 8),
                                ("idle", "epoll", "silent", "pool_live_bytes", 1),
                                ("idle", "uring", "resident_per_connection", 513),
@@ -163,6 +166,8 @@ class Demo(unittest.TestCase):
         absent["machine"]["uring_refused"] = ""
         absent["machine"]["uring_missing"] = "forbidden"
         self.assert_ends(absent, "15 passed, 0 failed, 1 skipped")
+        self.assert_ends(changed(DEMO, "idle", "epoll", "wanted", 10),
+                         "15 passed, 0 failed, 1 skipped")
         self.assert_ends(changed(DEMO, "echo", "epoll", {"absent": "odd"}),
                          "15 passed, 1 failed, 0 skipped")
 

@@ -102,8 +102,6 @@ class ServerLoop {
     absl::StatusOr<std::unique_ptr<Loop>> loop = Loop::Create(std::move(options));
     if (!loop.ok()) return loop.status();
     loop_ = *std::move(loop);
-    engine_ = loop_->engine();
-    engine_reason_ = loop_->engine_reason();
     handle_ = loop_->handle();
     trim_.emplace(*loop_);
     mover_ = std::make_unique<Mover>(*loop_, config.intervals);
@@ -125,7 +123,10 @@ class ServerLoop {
     mover_.reset();
     trim_.reset();
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (loop_ != nullptr) snapshot_ = loop_->Snapshot();
+    if (loop_ == nullptr) return;
+    snapshot_ = loop_->Snapshot();
+    engine_ = loop_->engine();
+    engine_reason_ = loop_->engine_reason();
     loop_.reset();
   }
 
@@ -162,8 +163,11 @@ class ServerLoop {
     if (loop_ != nullptr) snapshot_ = loop_->Snapshot();
     return snapshot_;
   }
-  EngineKind engine() const { return engine_; }
-  const std::string& engine_reason() const { return engine_reason_; }
+  // Thread of the loop. Also after Close, when they are the last ones.
+  EngineKind engine() const { return loop_ != nullptr ? loop_->engine() : engine_; }
+  const std::string& engine_reason() const {
+    return loop_ != nullptr ? loop_->engine_reason() : engine_reason_;
+  }
 
  private:
   // A peer that is refused costs a line on stderr.
@@ -211,7 +215,11 @@ void PrintSnapshot(std::vector<ServerLoop>& loops, const penstock::BufferPool* p
     const LoopSnapshot snapshot = each.Snapshot();
     moves.Add(snapshot);
     sum.open += snapshot.open;
+    sum.open_uring += snapshot.open_uring;
     sum.idle += snapshot.idle;
+    sum.pinned_bytes += snapshot.pinned_bytes;
+    sum.sealed_pinned_bytes += snapshot.sealed_pinned_bytes;
+    sum.framed_pinned_bytes += snapshot.framed_pinned_bytes;
     sum.pool.live += snapshot.pool.live;
     sum.pool.ring += snapshot.pool.ring;
     sum.pool.mapped += snapshot.pool.mapped;
@@ -227,7 +235,11 @@ void PrintSnapshot(std::vector<ServerLoop>& loops, const penstock::BufferPool* p
       .Add("engine_reason", loops[0].engine_reason())
       .Add("loops", uint64_t{loops.size()})
       .Add("connections", sum.open)
+      .Add("uring_connections", sum.open_uring)
       .Add("idle_connections", sum.idle)
+      .Add("pinned_bytes", sum.pinned_bytes)
+      .Add("sealed_pinned_bytes", sum.sealed_pinned_bytes)
+      .Add("framed_pinned_bytes", sum.framed_pinned_bytes)
       .Add("pool_live_bytes", sum.pool.live)
       .Add("pool_ring_bytes", sum.pool.ring)
       .Add("pool_mapped_bytes", sum.pool.mapped)
@@ -352,8 +364,11 @@ void RunUntilEnded(std::vector<ServerLoop>& loops, const penstock::BufferPool* p
   while (!loop.drained()) {
     loop.Run();
     if (print_wanted.exchange(false)) PrintSnapshot(loops, pool);
-    if (!end_wanted || ending) continue;
-    ending = true;
+    if (!end_wanted.exchange(false)) continue;
+    if (std::exchange(ending, true)) {  // told twice: at once
+      for (ServerLoop& each : loops) each.Drain(absl::ZeroDuration());
+      continue;
+    }
     if (balancer == nullptr) {
       StopAndDrain(loops);
     } else {

@@ -73,7 +73,8 @@ struct StreamOptions {
   absl::Duration write_deadline = absl::InfiniteDuration();
   absl::Duration idle_deadline = absl::InfiniteDuration();
 
-  // Bytes. See "Bounds" above. A low mark above the high one counts as the high one.
+  // Bytes. See "Bounds" above. A high mark above the bound counts as the bound, a low one above the
+  // high one as that. The bound must be at least 1.
   uint32_t send_queue_low = 64 * 1024;
   uint32_t send_queue_high = 256 * 1024;
   uint32_t send_queue_max = 64 * 1024 * 1024;

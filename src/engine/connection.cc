@@ -54,14 +54,14 @@ Connection::Connection(LoopCore& loop, Engine& engine, int fd, const SocketAddre
       migratable_(options.migratable),
       receive_size_(std::min(kReceiveStart, options.receive_max)),
       receive_max_(options.receive_max),
-      send_queue_high_(options.send_queue_high),
+      send_queue_high_(std::min(options.send_queue_high, options.send_queue_max)),
       send_queue_max_(options.send_queue_max),
       observer_(std::move(observer)),
       peer_(peer),
       read_deadline_ms_(DeadlineMs(options.read_deadline)),
       write_deadline_ms_(DeadlineMs(options.write_deadline)),
       idle_deadline_ms_(DeadlineMs(options.idle_deadline)),
-      send_queue_low_(std::min(options.send_queue_low, options.send_queue_high)) {
+      send_queue_low_(std::min(options.send_queue_low, send_queue_high_)) {
   NoteDeadlines();
   if (has_deadlines_) active_at_ = loop.FreshTick();
 }
@@ -255,7 +255,11 @@ void Connection::OnReceiveEnded(int error) {
     return;
   }
   read_end_ = ErrnoStatus(error, "read from", &peer_);
-  if (IsReset(read_end_)) loop_->counters().peer_resets.Add(1);
+  if (IsReset(read_end_)) {
+    loop_->counters().peer_resets.Add(1);
+  } else {
+    loop_->Fault(read_end_.ToString());
+  }
   // What is queued cannot be sent any more; Step drops it, where releasing it may run the caller's
   // code.
   if (write_end_.ok()) write_end_ = read_end_;

@@ -123,6 +123,8 @@ class Engine {
   // Takes one connection off the backlog and closes it, on the descriptor the engine keeps in
   // reserve, so that a peer is told at once when descriptors have run out.
   virtual void RefuseOne(Acceptor& acceptor) = 0;
+  // Another thread may have taken the descriptor that was in reserve: takes one if there is any.
+  virtual void RestoreReserve() = 0;
   // The acceptor is about to go: closes its socket and frees its slot, now or when the kernel has
   // let go of it.
   virtual void Forget(Acceptor& acceptor) = 0;

@@ -23,6 +23,7 @@ Loop::~Loop() = default;
 void Loop::Run() { core_->Run(); }
 void Loop::Stop() { core_->Stop(); }
 void Loop::Drain(absl::Duration grace) { core_->Drain(grace); }
+bool Loop::draining() const { return core_->draining(); }
 bool Loop::drained() const { return core_->drained(); }
 int Loop::fd() const { return core_->fd(); }
 bool Loop::Poll() { return core_->Poll(); }

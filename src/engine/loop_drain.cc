@@ -12,7 +12,7 @@ void LoopCore::Drain(absl::Duration grace) {
   const int64_t until = TimerWheel::DeadlineNs(sys_.Now(), grace);
   if (draining_) {
     if (!drain_over_) drain_until_ns_ = std::min(drain_until_ns_, until);
-    return;
+    return Touch();  // a host waits by the longer one
   }
   draining_ = true;
   away_->Await();

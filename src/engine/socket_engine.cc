@@ -45,12 +45,14 @@ SocketEngine::~SocketEngine() {
 absl::Status SocketEngine::SetOptions(int fd, const SocketAddress& address,
                                       const SocketSetup& setup) {
   const StreamOptions& o = *setup.stream;
+  // Rounded up: 0 means something else to the kernel.
   const auto seconds = [](absl::Duration d) {
-    return static_cast<int>(std::clamp<int64_t>(absl::ToInt64Seconds(d), 1, 32767));
+    const int64_t up = absl::ToInt64Seconds(absl::Ceil(d, absl::Seconds(1)));
+    return static_cast<int>(std::clamp<int64_t>(up, 1, 32767));
   };
   const bool keepalive = o.keepalive_idle > absl::ZeroDuration();
-  const int user_timeout_ms = static_cast<int>(
-      std::clamp<int64_t>(absl::ToInt64Milliseconds(o.user_timeout), 0, INT32_MAX));
+  const int user_timeout_ms = static_cast<int>(std::clamp<int64_t>(
+      absl::ToInt64Milliseconds(absl::Ceil(o.user_timeout, absl::Milliseconds(1))), 0, INT32_MAX));
   const OptionRow rows[] = {
       {SOL_SOCKET, SO_REUSEPORT, "SO_REUSEPORT", 1, setup.reuse_port, true},
       {SOL_SOCKET, SO_RCVBUF, "SO_RCVBUF", o.receive_buffer, o.receive_buffer > 0, false},
@@ -283,6 +285,10 @@ void SocketEngine::RefuseOne(Acceptor& acceptor) {
   const int fd = sys_.Accept(acceptor.fd, nullptr, nullptr);
   if (fd >= 0) sys_.Close(fd);
   reserve_ = sys_.OpenReserve();
+}
+
+void SocketEngine::RestoreReserve() {
+  if (reserve_ < 0) reserve_ = sys_.OpenReserve();
 }
 
 bool SocketEngine::AcceptOnce(Acceptor& acceptor) {

@@ -32,6 +32,7 @@ class SocketEngine : public Engine {
   int64_t Send(Connection& connection, std::span<const iovec> parts) override;
   int Shutdown(Connection& connection, int how) override;
   void RefuseOne(Acceptor& acceptor) override;
+  void RestoreReserve() override;
 
  protected:
   // A received piece this small moves to a block of its own size when the block it came in is much

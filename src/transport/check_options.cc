@@ -29,6 +29,7 @@ absl::Status CheckStreamOptions(const StreamOptions& options, std::string_view o
       {options.write_deadline < zero, "write_deadline must not be negative"},
       {options.idle_deadline < zero, "idle_deadline must not be negative"},
       {options.receive_max < 1, "receive_max must be at least 1 byte"},
+      {options.send_queue_max < 1, "send_queue_max must be at least 1 byte"},
   };
   for (const Rule& rule : rules) {
     if (rule.broken) {

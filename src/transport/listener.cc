@@ -25,11 +25,31 @@ constexpr absl::Duration kRetryMax = absl::Seconds(1);
 enum PauseReason : uint8_t {
   kByOwner = 1,
   kAtLimit = 2,    // its own connections_max, or the loop's
-  kExhausted = 4,  // descriptors or memory have run out
-  kDraining = 8,   // the loop is ending
+  kExhausted = 4,  // descriptors or memory have run out, or the kernel lets nobody in
+  kDraining = 8,   // the loop is ending, and the socket closed
 };
 
 class SocketListener;
+
+// Of accept(2)'s errors those that are the peer's or the network's doing: the next may do better.
+bool IsOfOneConnection(int error) {
+  switch (error) {
+    case ECONNABORTED:
+    case EHOSTDOWN:
+    case EHOSTUNREACH:
+    case EINTR:
+    case ENETDOWN:
+    case ENETUNREACH:
+    case ENONET:
+    case ENOPROTOOPT:
+    case EOPNOTSUPP:
+    case EPROTO:
+    case ETIMEDOUT:
+      return true;
+    default:
+      return false;
+  }
+}
 
 // Counts the streams of a listener that are open; outlives it in the streams that do.
 class OpenCount : public CloseObserver {
@@ -61,6 +81,10 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
   }
 
   absl::Status Open(Engine& chosen, const SocketAddress& wanted) {
+    if (core_->draining()) {
+      return PeerStatus(absl::StatusCode::kFailedPrecondition, kOperation, &wanted,
+                        "the loop is draining");
+    }
     const SocketSetup setup{.stream = &options_.stream,
                             .reuse_port = options_.reuse_port,
                             .unlink_stale = options_.unlink_path,
@@ -76,11 +100,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     engine = stream_engine_ = &chosen;
     core_->counters().listeners.Add(1);
     core_->AddObserver(this);
-    if (core_->draining()) {
-      SetReason(kDraining, true);
-    } else {
-      engine->Accept(*this);
-    }
+    engine->Accept(*this);
     return absl::OkStatus();
   }
 
@@ -123,7 +143,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     }
     if (!status.ok()) {
       retry_timer_.Arm(TimerWheel::DeadlineTick(core_->sys().Now(), kRetryMax),
-                       [this] { OnReleased(); });
+                       [this] { Retry(); });
       return;
     }
     hold_ = Hold::kEngine;
@@ -158,9 +178,10 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
         core_->counters().accept_errors.Add(1);
         return WaitForResources("out of memory");
       default:
-        // The peer's or the network's doing (accept(2)): the next connection may do better.
         ++stats_.errors;
         core_->counters().accept_errors.Add(1);
+        // A policy (EPERM, EACCES), or a socket that others shut down (EINVAL): so says every call.
+        if (!IsOfOneConnection(error)) return WaitForResources(ErrnoText(error));
         if (reasons_ == 0 && hold_ == Hold::kEngine) engine->Accept(*this);
     }
   }
@@ -182,7 +203,11 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     if (reasons_ & kExhausted) Retry();
     TakeUpRoom();
   }
-  void OnDrain() override { SetReason(kDraining, true); }
+  // Closed rather than paused: peers shall find who takes the address over, or nobody.
+  void OnDrain() override {
+    SetReason(kDraining, true);
+    CloseSocket();
+  }
   void OnSwitchAll(EngineKind to) override {
     const bool stuck = hold_ == Hold::kEngine && engine->broken();
     if (options_.stream.pinned_engine && !stuck) return;
@@ -258,13 +283,19 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
 
   void Retry() {
     retry_timer_.Cancel();
+    engine->RestoreReserve();
     if (hold_ == Hold::kNone) OnReleased();
     SetReason(kExhausted, false);
   }
 
   void Close() {
-    if (fd < 0) return;
+    if (core_ == nullptr) return;
     core_->RemoveObserver(this);
+    CloseSocket();
+  }
+
+  void CloseSocket() {
+    if (fd < 0) return;
     retry_timer_.Cancel();
     if (reasons_ != 0) core_->counters().listeners_paused.Sub(1);
     core_->counters().listeners.Sub(1);

@@ -197,7 +197,15 @@ TEST_P(LoopTest, DrainStopsAcceptingAndEndsRunWithTheLastStream) {
   EXPECT_EQ(read.data(), "last words");
   EXPECT_EQ(pair.server, nullptr);
   EXPECT_TRUE(accepted().empty());
+  // Peers are refused, so that a successor on the address may have them.
   EXPECT_TRUE(listener->stats().paused);
+  EXPECT_EQ(loop().Snapshot().listeners, 0u);
+  PlainSocket latest = PlainSocket::Connect(listener->address());
+  char byte;
+  EXPECT_TRUE(!latest.valid() || latest.Receive(&byte, 1) < 0);
+  const absl::Status unheard =
+      Listener::Listen(loop(), environment().NewAddress(), {}, [](StreamPtr) {}).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(unheard)) << unheard;
   const absl::Status refused = ConnectTo(listener->address(), Connecting()).status();
   EXPECT_TRUE(absl::IsResourceExhausted(refused)) << refused;
 }

@@ -3,11 +3,12 @@
 
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
 import programs
-from programs import PATIENCE, Server, each_engine, receive_all
+from programs import PATIENCE, Server, each_engine, receive_all, wait_until
 
 GREETING = b"Hello, world!\n"
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -75,6 +76,29 @@ class Http:
                 peer.sendall(b"HEAD /x?y HTTP/1.1\r\nHost: a\r\n\r\n")
                 status, fields, _ = answers.next(head_only=True)
                 self.assertEqual((status, fields["content-length"]), (200, str(len(GREETING))))
+
+    def test_a_server_that_drains_says_so_and_ends_at_once_when_told_twice(self):
+        with Server("http_hello", "--listen=127.0.0.1:0", f"--engine={self.engine}",
+                    "--grace=1h") as server:
+            with server.connect() as idle, server.connect() as peer:
+                answers = Answers(peer)
+                for each, answered in ((idle, Answers(idle)), (peer, answers)):
+                    each.sendall(GET)
+                    answered.next()
+                server.signal(signal.SIGTERM)
+                wait_until(lambda: self.refused(server), "a listener that is closed")
+                peer.sendall(GET)
+                self.assertEqual(answers.next()[1]["connection"], "close")
+                self.assertIsNone(answers.next())
+                self.assertEqual(server.stop()["errors"], 0)
+
+    @staticmethod
+    def refused(server):
+        try:
+            server.connect().close()
+        except ConnectionRefusedError:
+            return True
+        return False
 
     def test_pipelining(self):
         with self.server.connect() as peer:

@@ -55,6 +55,7 @@ class SimEngine final : public internal::Engine, public SimWatcher {
   void Accept(internal::Acceptor& acceptor) override;
   void StopAccepting(internal::Acceptor& acceptor) override;
   void RefuseOne(internal::Acceptor& acceptor) override;
+  void RestoreReserve() override;
   void Forget(internal::Acceptor& acceptor) override;
   bool Release(internal::Acceptor& acceptor) override;
   absl::Status Attach(internal::Connection& connection) override;

@@ -67,6 +67,10 @@ void SimEngine::RefuseOne(Acceptor& acceptor) {
   reserve_ = world_.OpenFd();
 }
 
+void SimEngine::RestoreReserve() {
+  if (reserve_ < 0) reserve_ = world_.OpenFd();
+}
+
 bool SimEngine::Release(Acceptor& acceptor) {
   State& state = StateOf(acceptor.slot);
   state.accepting = false;

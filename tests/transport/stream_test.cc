@@ -63,6 +63,29 @@ TEST_P(StreamOptionsTest, KeepaliveAndUserTimeoutAreThoseAskedFor) {
   }
 }
 
+TEST_P(StreamOptionsTest, DurationsAreRoundedUpToTheKernelsUnits) {
+  if (is_unix()) GTEST_SKIP() << "about TCP";
+  StreamOptions options;
+  options.keepalive_idle = absl::Milliseconds(1'900);
+  options.keepalive_interval = absl::Milliseconds(1);
+  options.user_timeout = absl::Microseconds(10);  // 0 would be the kernel's default
+  StreamPair pair = Pair(options, {});
+  EXPECT_EQ(Option(*pair.client, IPPROTO_TCP, TCP_KEEPIDLE), 2);
+  EXPECT_EQ(Option(*pair.client, IPPROTO_TCP, TCP_KEEPINTVL), 1);
+  EXPECT_EQ(Option(*pair.client, IPPROTO_TCP, TCP_USER_TIMEOUT), 1);
+}
+
+// Who waits for writable() is not refused, however low the bound.
+TEST_P(StreamOptionsTest, AHighMarkAboveTheBoundCountsAsTheBound) {
+  StreamOptions options;
+  options.send_queue_max = 1000;
+  StreamPair pair = Pair(options, {});
+  const SendBounds bounds = pair.client->send_bounds();
+  EXPECT_EQ(bounds.high, 1000u);
+  EXPECT_EQ(bounds.low, 1000u);
+  EXPECT_EQ(bounds.max, 1000u);
+}
+
 TEST_P(StreamOptionsTest, SocketBuffersAreThoseAskedFor) {
   StreamOptions options;
   options.receive_buffer = 40'000;
@@ -189,6 +212,8 @@ TEST_P(StreamOptionsTest, EveryRuleIsNamedWithWhatIsAccepted) {
        "idle_deadline must not be negative"},
       {[](StreamOptions& o, absl::Duration) { o.receive_max = 0; },
        "receive_max must be at least 1 byte"},
+      {[](StreamOptions& o, absl::Duration) { o.send_queue_max = 0; },
+       "send_queue_max must be at least 1 byte"},
   };
   std::unique_ptr<Listener> listener = Listen();
   for (const Case& each : cases) {
