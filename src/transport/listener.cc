@@ -209,6 +209,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     CloseSocket();
   }
   void OnSwitchAll(EngineKind to) override {
+    if (fd < 0) return;  // drained
     const bool stuck = hold_ == Hold::kEngine && engine->broken();
     if (options_.stream.pinned_engine && !stuck) return;
     if (absl::Status status = SwitchEngine(to); !status.ok()) core_->Fault(status.ToString());
