@@ -113,10 +113,11 @@ class PENSTOCK_EXPORT Loop {
   void Stop();
 
   // Graceful end, on the loop's thread: listeners close, so that peers find who takes the address
-  // over (those in the backlog are reset), and streams of other loops are refused at once; Run returns when the last stream has gone and the kernel has let go of it, or
-  // after `grace`, when the rest are aborted with Cancelled (for those the kernel gets a second
-  // more). A stream that is on its way to another loop (penstock/move.h) counts as one of this
-  // until it has arrived there. Again: a shorter grace counts.
+  // over (those in the backlog are reset), and streams of other loops are refused at once; Run
+  // returns when the last stream has gone and the kernel has let go of it, or after `grace`, when
+  // the rest are aborted with Cancelled (for those the kernel gets a second more). A stream that is
+  // on its way to another loop (penstock/move.h) counts as one of this until it has arrived there.
+  // Again: a shorter grace counts.
   void Drain(absl::Duration grace);
   // Drain was called: a server tells its peers that this is the last answer. Loop's thread.
   bool draining() const;

@@ -162,6 +162,9 @@ void Connection::Proceed() {
   absl::Status status = to.status();
   if (status.ok()) {
     status = AttachTo(**to);
+    if (status.ok() && engine_ == parcel_->from) {
+      return Settled(absl::OkStatus());  // a later move has called it back
+    }
     if (status.ok()) {
       LoopCounters& counters = loop_->counters();
       (engine_->kind() == EngineKind::kUring ? counters.switches_to_uring
@@ -178,9 +181,7 @@ void Connection::OnNotReleased() {
   const absl::Status why =
       MoveError(absl::UnavailableError("the kernel does not end what it was told to end"));
   loop_->EngineFault(engine_->kind(), why.ToString());
-  parcel_->Apply(MoveEvent::kTaken);
-  write_blocked_ = false;  // the poll that waited for room may have ended meanwhile
-  FinishMove(why);
+  Settled(why);
 }
 
 void Connection::BelongTo(Engine& engine) {
@@ -223,7 +224,8 @@ void Connection::Settled(absl::Status status) {
   const auto bucket = static_cast<size_t>(std::bit_width(static_cast<uint64_t>(pause) / 1000));
   loop_->counters().pauses[std::min(bucket, kPauseBuckets - 1)].Add(1);
   parcel_->Apply(MoveEvent::kTaken);
-  write_blocked_ = false;  // the new engine finds out for itself
+  // Whoever serves it finds out for itself: the poll that waited for room may have ended meanwhile.
+  write_blocked_ = false;
   FinishMove(std::move(status));
 }
 

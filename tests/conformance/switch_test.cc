@@ -284,6 +284,8 @@ TEST_P(SwitchTest, ALaterMoveTakesThePlaceOfAnEarlierOne) {
   EXPECT_TRUE(absl::IsCancelled(first.status())) << first.status();
   EXPECT_TRUE(second.status().ok()) << second.status();
   EXPECT_EQ(pair.client->stats().engine, own);
+  const LoopSnapshot now = loop().Snapshot();
+  EXPECT_EQ(now.switches_to_epoll + now.switches_to_uring, 0u) << "it is where it was";
 }
 
 TEST_P(SwitchTest, AStreamThatHasEndedSaysHow) {
@@ -483,6 +485,8 @@ TEST_P(SwitchTest, AListenerThatSwitchesWhilePeersConnectRefusesNone) {
       }
     });
     if (i % 10 != 0) continue;
+    // Half of those before are still connecting, or wait in the backlog, when it switches again.
+    ASSERT_TRUE(Drive([&] { return listener->stats().accepted + 5 >= static_cast<uint64_t>(i); }));
     to = to != loop().engine()      ? loop().engine()
          : to == EngineKind::kUring ? EngineKind::kEpoll
                                     : EngineKind::kUring;
@@ -494,6 +498,12 @@ TEST_P(SwitchTest, AListenerThatSwitchesWhilePeersConnectRefusesNone) {
   }));
   EXPECT_EQ(failed, 0);
   EXPECT_EQ(listener->stats().errors, 0u);
+  const auto theirs = std::ranges::count_if(clients, [](const StreamPtr& client) {
+    return client->stats().engine == EngineKind::kUring;
+  });
+  const int64_t ours = static_cast<int64_t>(loop().Snapshot().open_uring) - theirs;
+  EXPECT_GT(ours, kClients / 5) << "each engine has accepted some";
+  EXPECT_LT(ours, kClients - kClients / 5) << "each engine has accepted some";
   // Paused and resumed in the middle of a switch.
   listener->Pause();
   ASSERT_TRUE(listener->SwitchEngine(loop().engine()).ok());

@@ -14,7 +14,9 @@
 #include <deque>
 #include <functional>
 #include <future>
+#include <iterator>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -442,6 +444,9 @@ TEST_F(StubbornCancelTest, AReceiveThatNeverEndsKeepsItsStream) {
   EXPECT_EQ(now.moves_refused_by[static_cast<size_t>(MoveDirection::kToEpoll)][kHeld], 1u);
   EXPECT_EQ(now.faults_uring, 1u);
   EXPECT_EQ(now.stranded, 0u);
+  const auto pauses =
+      std::accumulate(std::begin(now.move_pauses), std::end(now.move_pauses), uint64_t{0});
+  EXPECT_EQ(pauses, 1u) << "it was not served meanwhile";
   EXPECT_EQ(reads_, 0) << "a move that fails ends no read";
   bool written = false;
   stream_->Write(*loop_->pool().Copy("it still sends"), [&](absl::Status sent) {
