@@ -538,6 +538,12 @@ Plan PlanFromFlags() {
   examples::RangeOrFail("moves", moves, 0, INT64_MAX);
   examples::RangeOrFail("rate", rate, 0, 1'000'000);
   examples::RangeOrFail("window", window, 0, 1'000'000);
+  // A connection hears of the end when its next window is due.
+  if (rate > 0 && connections / rate > 10) {
+    examples::Fail(absl::StrCat("--rate: ", rate, " leaves each of ", connections,
+                                " connections more than 10 s between two windows; ",
+                                (connections + 9) / 10, " and more is accepted"));
+  }
   const absl::Duration interval =
       rate == 0 ? absl::ZeroDuration() : absl::Seconds(connections) / rate;
   return {static_cast<uint64_t>(connections),

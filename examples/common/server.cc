@@ -21,6 +21,7 @@
 
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "common/json.h"
 #include "common/move_figures.h"
@@ -361,14 +362,19 @@ void RunUntilEnded(std::vector<ServerLoop>& loops, const penstock::BufferPool* p
   Loop& loop = loops[0].loop();
   const std::unique_ptr<penstock::LoopBalancer> balancer = BalancerOf(loops);
   bool ending = false;
+  absl::Time ending_since;
   while (!loop.drained()) {
     loop.Run();
     if (print_wanted.exchange(false)) PrintSnapshot(loops, pool);
     if (!end_wanted.exchange(false)) continue;
-    if (std::exchange(ending, true)) {  // told twice: at once
+    // Told twice: at once. Some senders tell the process and its group: that is one and the same.
+    const absl::Time now = absl::Now();
+    if (std::exchange(ending, true)) {
+      if (now - ending_since < absl::Milliseconds(500)) continue;
       for (ServerLoop& each : loops) each.Drain(absl::ZeroDuration());
       continue;
     }
+    ending_since = now;
     if (balancer == nullptr) {
       StopAndDrain(loops);
     } else {

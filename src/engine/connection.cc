@@ -54,7 +54,7 @@ Connection::Connection(LoopCore& loop, Engine& engine, int fd, const SocketAddre
       migratable_(options.migratable),
       receive_size_(std::min(kReceiveStart, options.receive_max)),
       receive_max_(options.receive_max),
-      send_queue_high_(std::min(options.send_queue_high, options.send_queue_max)),
+      send_queue_high_(std::min(options.send_queue_high, options.send_queue_max - 1)),
       send_queue_max_(options.send_queue_max),
       observer_(std::move(observer)),
       peer_(peer),
@@ -257,8 +257,8 @@ void Connection::OnReceiveEnded(int error) {
   read_end_ = ErrnoStatus(error, "read from", &peer_);
   if (IsReset(read_end_)) {
     loop_->counters().peer_resets.Add(1);
-  } else {
-    loop_->Fault(read_end_.ToString());
+  } else if (absl::IsResourceExhausted(read_end_) || absl::IsInternal(read_end_)) {
+    loop_->Fault(read_end_.ToString());  // the rest may be the network's doing (icmp(7))
   }
   // What is queued cannot be sent any more; Step drops it, where releasing it may run the caller's
   // code.

@@ -33,7 +33,8 @@ bool LoopCore::HasLost(EngineKind kind) const {
 
 void LoopCore::LeaveBroken() {
   leave_retry_.Cancel();
-  if (const absl::Status left = TryLeaveBroken(); !left.ok()) LeaveBrokenLater(left);
+  if (const absl::Status left = TryLeaveBroken(); !left.ok()) return LeaveBrokenLater(left);
+  leave_failures_ = 0;
 }
 
 void LoopCore::LeaveBrokenLater(const absl::Status& why) {
@@ -87,7 +88,7 @@ absl::Status LoopCore::MoveWatches(Engine& to) {
   return status;
 }
 
-void LoopCore::WaitForOwn(int64_t timeout_ns) {
+int LoopCore::WaitForOwn(int64_t timeout_ns) {
   std::array<pollfd, 3> own{{{.fd = timer_watch_->fd, .events = POLLIN, .revents = 0},
                              {.fd = wake_watch_->fd, .events = POLLIN, .revents = 0},
                              {.fd = -1, .events = POLLIN, .revents = 0}}};
@@ -96,7 +97,10 @@ void LoopCore::WaitForOwn(int64_t timeout_ns) {
   const int ready = timeout_ns == 0
                         ? sys_.Poll(own.data(), own.size(), 0)
                         : Sleep([&] { return sys_.Poll(own.data(), own.size(), timeout_ns); });
-  if (ready < 0) return DoubtAlarm();
+  if (ready < 0) {
+    DoubtAlarm();
+    return 0;
+  }
   // These stay readable until they are read; edges are what engines wait for.
   uint64_t count;
   if (own[0].revents != 0) {
@@ -105,6 +109,7 @@ void LoopCore::WaitForOwn(int64_t timeout_ns) {
   }
   if (own[1].revents != 0) sys_.Read(own[1].fd, &count, sizeof count);
   if (own[2].revents != 0) secondary_ready_ = true;
+  return ready;
 }
 
 }  // namespace internal

@@ -174,7 +174,7 @@ class LoopCore : private RoomWaiter {
   // For an engine that the kernel does not serve, for good or for now, and that is to wait: returns
   // at the latest when the loop has been woken, by its timer too, or the other engine has something
   // to do. `timeout_ns` as in Engine::Wait.
-  [[gnu::cold]] void WaitForOwn(int64_t timeout_ns);
+  [[gnu::cold]] int WaitForOwn(int64_t timeout_ns);
   // At most `streams` connections, and no listener.
   absl::Status SwitchSome(EngineKind to, uint64_t streams, MoveSweep::Done done);
   void MigrateAll(const LoopHandle& target, EngineKind engine, MoveSweep::Done done);

@@ -224,8 +224,8 @@ void UringEngine::Disarm(Slot& slot, RingOp op) {
 
 int UringEngine::Wait(int64_t timeout_ns) {
   if (!made_) [[unlikely]] {
-    loop_.WaitForOwn(timeout_ns);
-    return 0;
+    // As events: a wake-up that was read here must end a busy poll.
+    return loop_.WaitForOwn(timeout_ns);
   }
   if (!enabled_) [[unlikely]]
     Enable();
@@ -244,6 +244,7 @@ int UringEngine::Wait(int64_t timeout_ns) {
     EnterFailed(-result, timeout_ns != 0);
   } else if (enter_failures_ != 0) {
     enter_failures_ = 0;
+    enter_retry_.Cancel();
   }
   return made_ ? DispatchCompletions() : 0;
 }

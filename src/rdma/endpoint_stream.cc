@@ -29,6 +29,9 @@ StreamOverEndpoint::StreamOverEndpoint(std::unique_ptr<RdmaEndpoint> endpoint,
       endpoint_(std::move(endpoint)),
       options_(options),
       loop_end_([](Deferred* node) { static_cast<LoopEnd*>(node)->stream.OnLoopEnd(); }, *this) {
+  // As sockets have it: what is writable has room for a byte.
+  options_.send_queue_max = std::max(options_.send_queue_max, 1u);
+  options_.send_queue_high = std::min(options_.send_queue_high, options_.send_queue_max - 1);
   options_.send_queue_low = std::min(options_.send_queue_low, options_.send_queue_high);
   timer_.emplace(core_->timers());
   core_->AtEnd(loop_end_);

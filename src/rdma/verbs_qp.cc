@@ -11,6 +11,12 @@
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
+namespace {
+
+// Bytes: with fewer no message of ours fits.
+constexpr uint32_t kInlineWorth = 32;
+
+}  // namespace
 
 std::unique_ptr<VerbsQp> VerbsQp::Create(ibv_pd* pd, std::string_view name,
                                          const FabricQpOptions& options, int* error) {
@@ -31,9 +37,10 @@ std::unique_ptr<VerbsQp> VerbsQp::Create(ibv_pd* pd, std::string_view name,
     attributes.cap.max_recv_sge = options.receive_parts;
   }
   made->qp_ = ibv_create_qp(pd, &attributes);
-  if (made->qp_ == nullptr && attributes.cap.max_inline_data > 0) {
+  while (made->qp_ == nullptr && attributes.cap.max_inline_data > 0) {
     // A device refuses what it cannot inline, and does not say how much it could.
-    attributes.cap.max_inline_data = 0;
+    attributes.cap.max_inline_data /= 2;
+    if (attributes.cap.max_inline_data < kInlineWorth) attributes.cap.max_inline_data = 0;
     made->qp_ = ibv_create_qp(pd, &attributes);
   }
   if (made->qp_ == nullptr) {

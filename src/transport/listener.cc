@@ -25,8 +25,9 @@ constexpr absl::Duration kRetryMax = absl::Seconds(1);
 enum PauseReason : uint8_t {
   kByOwner = 1,
   kAtLimit = 2,    // its own connections_max, or the loop's
-  kExhausted = 4,  // descriptors or memory have run out, or the kernel lets nobody in
+  kExhausted = 4,  // descriptors or memory have run out
   kDraining = 8,   // the loop is ending, and the socket closed
+  kRefused = 16,   // the kernel lets nobody in
 };
 
 class SocketListener;
@@ -149,6 +150,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     hold_ = Hold::kEngine;
     engine = stream_engine_;
     if (reasons_ == 0) engine->Accept(*this);
+    TakeUpRoom();
   }
 
   void OnAccepted(int accepted, const SocketAddress& peer) override {
@@ -171,17 +173,17 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
         ++stats_.fd_exhausted;
         core_->counters().fd_exhausted.Add(1);
         engine->RefuseOne(*this);
-        return WaitForResources("out of descriptors");
+        return WaitFor(kExhausted, "out of descriptors");
       case ENOBUFS:
       case ENOMEM:
         ++stats_.errors;
         core_->counters().accept_errors.Add(1);
-        return WaitForResources("out of memory");
+        return WaitFor(kExhausted, "out of memory");
       default:
         ++stats_.errors;
         core_->counters().accept_errors.Add(1);
-        // A policy (EPERM, EACCES), or a socket that others shut down (EINVAL): so says every call.
-        if (!IsOfOneConnection(error)) return WaitForResources(ErrnoText(error));
+        // Of a policy (EPERM, EACCES) every call says so.
+        if (!IsOfOneConnection(error)) return WaitFor(kRefused, ErrnoText(error));
         if (reasons_ == 0 && hold_ == Hold::kEngine) engine->Accept(*this);
     }
   }
@@ -191,6 +193,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
   void TakeUpRoom() {
     // Closed: the loop may be gone.
     if (fd < 0 || !(reasons_ & kAtLimit) || (reasons_ & kByOwner) || !HasRoom()) return;
+    if (stream_engine_->broken()) return;  // until another has taken over
     if (parked_.empty()) return SetReason(kAtLimit, false);
     core_->Post([count = count_] {
       if (count->listener() != nullptr) count->listener()->AdmitParked();
@@ -224,6 +227,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
 
   void AdmitParked() {
     if (fd < 0 || parked_.empty() || (reasons_ & kByOwner) || !HasRoom()) return;
+    if (stream_engine_->broken()) return;
     const Parked next = parked_.pop();
     const std::shared_ptr<OpenCount> count = count_;
     Admit(next.fd, next.peer);
@@ -270,23 +274,25 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     }
   }
 
-  void WaitForResources(std::string_view what) {
-    if (!(reasons_ & kExhausted)) {
+  void WaitFor(PauseReason reason, std::string_view what) {
+    if (!(reasons_ & reason)) {
       core_->Log(LogSeverity::kWarning,
                  absl::StrCat("listener on ", address_.ToString(), ": ", std::string(what),
                               "; pausing for ", absl::FormatDuration(retry_after_)));
     }
-    SetReason(kExhausted, true);
+    SetReason(reason, true);
     retry_timer_.Arm(TimerWheel::DeadlineTick(core_->sys().Now(), retry_after_),
                      [this] { Retry(); });
     retry_after_ = std::min(retry_after_ * 2, kRetryMax);
   }
 
   void Retry() {
+    if (fd < 0) return;  // drained
     retry_timer_.Cancel();
     engine->RestoreReserve();
     if (hold_ == Hold::kNone) OnReleased();
     SetReason(kExhausted, false);
+    SetReason(kRefused, false);
   }
 
   void Close() {

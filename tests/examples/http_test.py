@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """http_hello against raw sockets, curl and wrk."""
 
+import json
 import re
 import shutil
 import signal
@@ -90,7 +91,16 @@ class Http:
                 peer.sendall(GET)
                 self.assertEqual(answers.next()[1]["connection"], "close")
                 self.assertIsNone(answers.next())
-                self.assertEqual(server.stop()["errors"], 0)
+                # Told again, it waits for nobody: the idle deadline would end this one in order.
+                wait_until(lambda: self.told_to_end(server), "the end")
+                with self.assertRaises(ConnectionResetError):
+                    idle.recv(1)
+                self.assertEqual(json.loads(server.line())["errors"], 0)
+
+    @staticmethod
+    def told_to_end(server):
+        server.signal(signal.SIGTERM)
+        return server.process.poll() is not None
 
     @staticmethod
     def refused(server):

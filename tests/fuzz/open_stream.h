@@ -24,7 +24,10 @@ class OpenStream final : public Stream {
     // the end.
     void Turn(size_t piece) {
       if (!stalled || !end.ok()) {
-        for (DoneCallback& done : std::exchange(writes, {})) std::move(done)(end);
+        for (DoneCallback& done : std::exchange(writes, {})) {
+          if (!there) break;  // destroyed unrun, as a stream's are
+          std::move(done)(end);
+        }
       }
       if (!read) return;
       if (cancelled) return Finish(absl::CancelledError("cancelled"));

@@ -75,14 +75,14 @@ TEST_P(StreamOptionsTest, DurationsAreRoundedUpToTheKernelsUnits) {
   EXPECT_EQ(Option(*pair.client, IPPROTO_TCP, TCP_USER_TIMEOUT), 1);
 }
 
-// Who waits for writable() is not refused, however low the bound.
-TEST_P(StreamOptionsTest, AHighMarkAboveTheBoundCountsAsTheBound) {
+// What is writable has room for a byte, however low the bound.
+TEST_P(StreamOptionsTest, AHighMarkIsBelowTheBound) {
   StreamOptions options;
   options.send_queue_max = 1000;
   StreamPair pair = Pair(options, {});
   const SendBounds bounds = pair.client->send_bounds();
-  EXPECT_EQ(bounds.high, 1000u);
-  EXPECT_EQ(bounds.low, 1000u);
+  EXPECT_EQ(bounds.high, 999u);
+  EXPECT_EQ(bounds.low, 999u);
   EXPECT_EQ(bounds.max, 1000u);
 }
 
