@@ -194,6 +194,10 @@ int Sys::RingSetup() { return 0; }
 
 int Sys::RingEnter() { return 0; }
 
+int Sys::RingRegister(int ring, unsigned op, const void* argument, unsigned count) {
+  return OrErrno(static_cast<int>(::syscall(SYS_io_uring_register, ring, op, argument, count)));
+}
+
 void Sys::RingCompletion(RingOp, int32_t*, uint32_t*) {}
 
 int64_t Sys::Now() {

@@ -71,6 +71,8 @@ class Sys {
   // `enter` likewise before each io_uring_enter. `completion` sees each result and may change it.
   virtual int RingSetup();
   virtual int RingEnter();
+  // io_uring_register(2); `op` is one of its IORING_REGISTER_ and IORING_UNREGISTER_ numbers.
+  virtual int RingRegister(int ring, unsigned op, const void* argument, unsigned count);
   virtual void RingCompletion(RingOp op, int32_t* result, uint32_t* flags);
 
   // CLOCK_MONOTONIC in nanoseconds.

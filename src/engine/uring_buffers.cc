@@ -33,7 +33,8 @@ absl::Status BufferRing::Register(io_uring* ring, uint32_t most, size_t bytes_ma
   registration.ring_addr = reinterpret_cast<uint64_t>(memory);
   registration.ring_entries = entries;
   registration.bgid = kGroup;
-  if (const int result = io_uring_register_buf_ring(ring, &registration, 0); result < 0) {
+  const int result = sys_.RingRegister(ring->ring_fd, IORING_REGISTER_PBUF_RING, &registration, 1);
+  if (result < 0) {
     sys_.Unmap(memory, RingBytes(entries));
     return ErrnoStatus(-result, "register a buffer ring", nullptr);
   }
@@ -84,7 +85,10 @@ void BufferRing::TakeBack(uint16_t id) {
 }
 
 bool BufferRing::Withdraw(io_uring* ring) {
-  return ring_ == nullptr || io_uring_unregister_buf_ring(ring, kGroup) == 0;
+  io_uring_buf_reg registration{};
+  registration.bgid = kGroup;
+  return ring_ == nullptr ||
+         sys_.RingRegister(ring->ring_fd, IORING_UNREGISTER_PBUF_RING, &registration, 1) == 0;
 }
 
 void BufferRing::TakeAllBack() {

@@ -84,7 +84,13 @@ absl::Status UringEngine::Start() {
   made_ = true;
   if (!features_.multishot_receive) return absl::OkStatus();
   const uint32_t most = std::clamp<uint32_t>(loop_.options().ring_buffers_max, 8, 32768);
-  return buffers_.Register(&ring_, most, loop_.pool().core().options().bytes_max / kRingShare);
+  const absl::Status lent =
+      buffers_.Register(&ring_, most, loop_.pool().core().options().bytes_max / kRingShare);
+  if (lent.ok() || absl::IsResourceExhausted(lent)) return lent;
+  // The kernel has them, as the self-test saw, and gives this ring none.
+  features_.multishot_receive = false;
+  loop_.Log(LogSeverity::kWarning, absl::StrCat("io_uring: plain receives: ", lent.message()));
+  return absl::OkStatus();
 }
 
 UringEngine::~UringEngine() { ReleaseAll(); }
@@ -118,7 +124,7 @@ int UringEngine::fd() {
   if (notify_fd_ >= 0) return notify_fd_;
   const int event = sys_.EventFd();
   if (!made_) return notify_fd_ = event;  // of a broken one, which tells nothing
-  const int result = event < 0 ? event : io_uring_register_eventfd(&ring_, event);
+  const int result = event < 0 ? event : RegisterNotify(event);
   if (result < 0) {
     if (event >= 0) sys_.Close(event);
     return result;
@@ -227,8 +233,8 @@ int UringEngine::Wait(int64_t timeout_ns) {
     // As events: a wake-up that was read here must end a busy poll.
     return loop_.WaitForOwn(timeout_ns);
   }
-  if (!enabled_) [[unlikely]]
-    Enable();
+  if (!enabled_ && !Enable(timeout_ns != 0)) [[unlikely]]
+    return 0;
   if (features_.multishot_receive) {
     if (!loop_.waiting_for_room()) {
       buffers_.Refill(loop_.cache());
@@ -249,11 +255,11 @@ int UringEngine::Wait(int64_t timeout_ns) {
   return made_ ? DispatchCompletions() : 0;
 }
 
-void UringEngine::Enable() {
-  enabled_ = true;
-  if (const int r = EnableRing(&ring_); r < 0) {
-    loop_.EngineFault(kind(), ErrnoStatus(-r, "io_uring: enable the ring", nullptr).ToString());
-  }
+bool UringEngine::Enable(bool may_sleep) {
+  const int result = EnableRing(sys_, ring_);
+  enabled_ = result >= 0;
+  if (!enabled_) EnterFailed(-result, may_sleep);
+  return enabled_;
 }
 
 void UringEngine::EnterFailed(int error, bool may_sleep) {
@@ -272,7 +278,7 @@ void UringEngine::EnterFailed(int error, bool may_sleep) {
   // Of those two alone the first ones say nothing; and it may fail in every turn.
   const bool common = error == EAGAIN || error == EBUSY;
   if (std::has_single_bit(enter_failures_) && (!common || enter_failures_ >= kEnterFailuresMax)) {
-    loop_.EngineFault(kind(), ErrnoStatus(error, "io_uring_enter", nullptr).ToString());
+    loop_.EngineFault(kind(), ErrnoStatus(error, EnterCall(), nullptr).ToString());
   }
   // The first is tried again at once: what has completed may have been all that was in its way.
   if (enter_failures_ == 1) return;
@@ -296,8 +302,8 @@ void UringEngine::GiveUp(int error) {
   enter_retry_.Cancel();
   if (withdrawn) buffers_.TakeAllBack();
   backlog_.clear();
-  loop_.EngineFault(kind(), absl::StrCat(ErrnoStatus(error, "io_uring_enter", nullptr).ToString(),
-                                         ": ", enter_failures_,
+  loop_.EngineFault(kind(), absl::StrCat(ErrnoStatus(error, EnterCall(), nullptr).ToString(), ": ",
+                                         enter_failures_,
                                          " times in a row; the ring is given up, and epoll takes "
                                          "its streams"));
   // First of all: what follows runs callbacks.
@@ -435,13 +441,21 @@ void UringEngine::RemoveWatch(uint32_t slot, int) {
   Cancel(slot, RingOp::kWatch);
 }
 
+int UringEngine::RegisterNotify(int event) {
+  return sys_.RingRegister(ring_.ring_fd, IORING_REGISTER_EVENTFD, &event, 1);
+}
+
+void UringEngine::UnregisterNotify() {
+  sys_.RingRegister(ring_.ring_fd, IORING_UNREGISTER_EVENTFD, nullptr, 0);
+}
+
 void UringEngine::RenewNotify() {
   uint64_t count;
   sys_.Read(notify_fd_, &count, sizeof count);
   loop_.counters().syscalls.Add(3);
   // After the read: what is signalled to the new registration is not taken back by it.
-  io_uring_unregister_eventfd(&ring_);
-  if (const int result = io_uring_register_eventfd(&ring_, notify_fd_); result < 0) {
+  UnregisterNotify();
+  if (const int result = RegisterNotify(notify_fd_); result < 0) {
     loop_.EngineFault(kind(),
                       ErrnoStatus(-result, "io_uring: an eventfd for fd()", nullptr).ToString());
     const uint64_t one = 1;
@@ -451,7 +465,7 @@ void UringEngine::RenewNotify() {
 
 void UringEngine::StopNotifying() {
   if (notify_fd_ < 0) return;
-  if (made_) io_uring_unregister_eventfd(&ring_);
+  if (made_) UnregisterNotify();
   sys_.Close(std::exchange(notify_fd_, -1));
 }
 

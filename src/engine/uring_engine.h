@@ -86,7 +86,8 @@ class UringEngine : public SocketEngine {
   void Submit(const Submission& submission);
   void Prepare(io_uring_sqe* sqe, const Submission& submission);
   void SubmitBacklog();
-  [[gnu::cold]] void Enable();
+  // Starts the ring. What cannot be started counts as a failure to enter, and may be tried again.
+  [[gnu::cold]] bool Enable(bool may_sleep);
   int Enter(int64_t timeout_ns);
   // Before every wait of a ring that is watched through notify_fd_. From Linux 6.11 on a
   // registration passes on only one of the signals that the kernel has to defer: those that come of
@@ -94,8 +95,11 @@ class UringEngine : public SocketEngine {
   // clears IO_EVENTFD_OP_SIGNAL_BIT). So one signal is all that is asked of each registration.
   void RenewNotify();
   [[gnu::cold]] int EnterFor(int64_t timeout_ns);
+  int RegisterNotify(int event);
+  void UnregisterNotify();
   // Counts it; when that is for good, GiveUp. Until then a loop that may sleep does so a little.
   [[gnu::cold]] void EnterFailed(int error, bool may_sleep);
+  const char* EnterCall() const { return enabled_ ? "io_uring_enter" : "io_uring_register"; }
   // Without io_uring_enter nothing that is armed ends, nor is told of: closes the ring, after which
   // the kernel holds nothing, and lets go of everything.
   [[gnu::cold]] void GiveUp(int error);

@@ -1,9 +1,7 @@
 #include "engine/uring_features.h"
 
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/un.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <cstdint>
@@ -37,16 +35,16 @@ bool Disabled(std::string_view feature) {
 }
 
 // Exhaustion is an error; everything else that keeps a ring from being made means "not here".
-absl::Status SetupError(int error) {
+absl::Status SetupError(int error, const char* call) {
   if (error == ENOMEM || error == EMFILE || error == ENFILE) {
-    return ErrnoStatus(error, "io_uring_setup (locked memory or descriptors)", nullptr);
+    return ErrnoStatus(error, absl::StrCat(call, " (locked memory or descriptors)"), nullptr);
   }
   const char* const why = error == ENOSYS   ? "the kernel has no io_uring"
                           : error == EPERM  ? "forbidden for this process"
                           : error == EACCES ? "forbidden by a security module"
-                                            : "io_uring_setup failed";
-  return absl::UnimplementedError(absl::StrCat(
-      "io_uring: ", why, " (", ErrnoStatus(error, "io_uring_setup", nullptr).message(), ")"));
+                                            : "a ring cannot be made";
+  return absl::UnimplementedError(
+      absl::StrCat("io_uring: ", why, " (", ErrnoStatus(error, call, nullptr).message(), ")"));
 }
 
 class TestRing {
@@ -55,10 +53,14 @@ class TestRing {
   ~TestRing() {
     if (made_) io_uring_queue_exit(&ring_);
   }
+  // And starts it, as the engine starts its own.
   absl::Status Make(uint32_t flags) {
+    flags |= IORING_SETUP_R_DISABLED;
     absl::Status status = SetUpRing(sys_, kTestEntries, kTestEntries * 2, flags, &ring_);
     made_ = status.ok();
-    return status;
+    if (!made_) return status;
+    const int enabled = EnableRing(sys_, ring_);
+    return enabled < 0 ? SetupError(-enabled, "io_uring_register") : status;
   }
   io_uring* get() { return &ring_; }
 
@@ -177,12 +179,13 @@ absl::Status TestSockets(Sys& sys, TestRing& ring, UringFeatures* features) {
 
 absl::Status SetUpRing(Sys& sys, unsigned entries, unsigned completions, uint32_t flags,
                        io_uring* ring) {
-  if (const int refused = sys.RingSetup(); refused < 0) return SetupError(-refused);
+  constexpr char kCall[] = "io_uring_setup";
+  if (const int refused = sys.RingSetup(); refused < 0) return SetupError(-refused, kCall);
   io_uring_params params{};
   params.flags = flags | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP;
   params.cq_entries = completions;
   if (const int result = io_uring_queue_init_params(entries, ring, &params); result < 0) {
-    return SetupError(-result);
+    return SetupError(-result, kCall);
   }
   // The engine's least kernel: waits with a time limit (EXT_ARG, 5.11) and multishot polls, which
   // have no flag of their own but came with this one.
@@ -193,10 +196,8 @@ absl::Status SetUpRing(Sys& sys, unsigned entries, unsigned completions, uint32_
   return absl::OkStatus();
 }
 
-int EnableRing(io_uring* ring) {
-  const int64_t result =
-      syscall(__NR_io_uring_register, ring->ring_fd, IORING_REGISTER_ENABLE_RINGS, nullptr, 0);
-  return result < 0 ? -errno : 0;
+int EnableRing(Sys& sys, const io_uring& ring) {
+  return sys.RingRegister(ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, nullptr, 0);
 }
 
 uint32_t SetupFlags(const UringFeatures& features) {

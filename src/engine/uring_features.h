@@ -39,9 +39,9 @@ uint32_t SetupFlags(const UringFeatures& features);
 absl::Status SetUpRing(Sys& sys, unsigned entries, unsigned completions, uint32_t flags,
                        io_uring* ring);
 
-// Starts a ring made with IORING_SETUP_R_DISABLED; 0 or -errno. Like io_uring_enable_rings(3),
+// Starts a ring made with IORING_SETUP_R_DISABLED; 0 or -errno. Not by io_uring_enable_rings(3),
 // which liburing 2.3 declares but its shared library does not export.
-int EnableRing(io_uring* ring);
+int EnableRing(Sys& sys, const io_uring& ring);
 
 }  // namespace internal
 PENSTOCK_END_NAMESPACE

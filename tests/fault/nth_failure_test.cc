@@ -377,9 +377,9 @@ TEST(NthFailure, TheScenarioMakesTheCallsItClaimsToTest) {
     GTEST_SKIP() << why;
   }
   std::vector<Call> uring = both;
-  for (Call call : {Call::kRingSetup, Call::kRingEnter, Call::kRead, Call::kAcceptCompletion,
-                    Call::kReceiveCompletion, Call::kPollWriteCompletion, Call::kCancelCompletion,
-                    Call::kWatchCompletion}) {
+  for (Call call : {Call::kRingSetup, Call::kRingEnter, Call::kRingRegister, Call::kRead,
+                    Call::kAcceptCompletion, Call::kReceiveCompletion, Call::kPollWriteCompletion,
+                    Call::kCancelCompletion, Call::kWatchCompletion}) {
     uring.push_back(call);
   }
   expect_calls(EngineKind::kUring, Place::kTcp, uring);

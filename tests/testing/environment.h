@@ -22,6 +22,7 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
+#include "testing/sanitized.h"
 
 namespace penstock::testing {
 class SimWorld;
@@ -102,15 +103,7 @@ std::string MissingEngine(EngineKind engine);
 // The same of the first of the two real ones that cannot be had.
 std::string MissingEngine();
 
-// True in a build with a sanitizer.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr bool kSanitized = true;
-#elif defined(__has_feature)
-inline constexpr bool kSanitized =
-    __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
-#else
-inline constexpr bool kSanitized = false;
-#endif
+using testing::kSanitized;
 
 // True under a sanitizer and, told so by PENSTOCK_TESTS_SLOW=1, on an emulated machine: tests scale
 // their counts down and time bounds up.

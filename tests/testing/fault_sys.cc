@@ -31,6 +31,7 @@ constexpr int kControlErrors[] = {ENOMEM, ENOSPC};
 constexpr int kWaitErrors[] = {ENOMEM};
 constexpr int kMemory[] = {ENOMEM};
 constexpr int kSetupErrors[] = {ENOMEM, EMFILE, EPERM, ENOSYS};
+constexpr int kRegisterErrors[] = {ENOMEM, EPERM, EINVAL};
 constexpr int kEnterErrors[] = {EAGAIN, EBUSY, ENOMEM};
 // Of those that carry bytes; ENOBUFS and ECANCELED never do (the simulated engine tests them).
 constexpr int kReceiveResults[] = {ECONNRESET, ETIMEDOUT, EHOSTUNREACH, ECONNREFUSED, ENOMEM};
@@ -73,6 +74,7 @@ constexpr Row kRows[] = {
     {Call::kAdvise, "Advise", kAdviseErrors},
     {Call::kRingSetup, "RingSetup", kSetupErrors},
     {Call::kRingEnter, "RingEnter", kEnterErrors},
+    {Call::kRingRegister, "RingRegister", kRegisterErrors},
     {Call::kAcceptCompletion, "AcceptCompletion", kAcceptErrors},
     {Call::kReceiveCompletion, "ReceiveCompletion", kReceiveResults},
     {Call::kPollReadCompletion, "PollReadCompletion", kPollResults},
@@ -262,6 +264,11 @@ int FaultSys::Advise(void* base, size_t size, int advice) {
 int FaultSys::RingSetup() { return -Next(Call::kRingSetup); }
 
 int FaultSys::RingEnter() { return -Next(Call::kRingEnter); }
+
+int FaultSys::RingRegister(int ring, unsigned op, const void* argument, unsigned count) {
+  if (const int error = Next(Call::kRingRegister)) return -error;
+  return Sys::RingRegister(ring, op, argument, count);
+}
 
 void FaultSys::RingCompletion(RingOp op, int32_t* result, uint32_t* flags) {
   Sys::RingCompletion(op, result, flags);

@@ -55,6 +55,7 @@ enum class Call : uint8_t {
   kAdvise,
   kRingSetup,
   kRingEnter,
+  kRingRegister,
   kAcceptCompletion,
   kReceiveCompletion,
   kPollReadCompletion,
@@ -62,7 +63,7 @@ enum class Call : uint8_t {
   kCancelCompletion,
   kWatchCompletion,
 };
-inline constexpr size_t kCalls = 35;
+inline constexpr size_t kCalls = 36;
 
 std::string_view CallName(Call call);
 // The errors a kernel may give for `call` that a program must survive (its man page, and memory or
@@ -121,6 +122,7 @@ class FaultSys : public Sys {
   int Advise(void* base, size_t size, int advice) override;
   int RingSetup() override;
   int RingEnter() override;
+  int RingRegister(int ring, unsigned op, const void* argument, unsigned count) override;
   void RingCompletion(RingOp op, int32_t* result, uint32_t* flags) override;
   int64_t Now() override;
 
