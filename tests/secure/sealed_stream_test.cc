@@ -541,15 +541,16 @@ TEST_P(SealedStreamTest, AnEndThatIsOwedIsSentAlthoughThePoolIsDry) {
 
 // The stream below is aborted for it, which is no reason that the reader could use.
 TEST_P(SealedStreamTest, AReaderHearsOfTheRefusedWriteThatEndedTheStream) {
-  StreamPair pair = HalfSealed(RecordMode::kNative);
-  StreamPair other = HalfSealed(RecordMode::kNative);
+  auto script = std::make_unique<ScriptedStream>(loop());
+  ScriptedStream& below = *script;
+  const StreamPtr stream = Sealed(std::move(script), {.mode = RecordMode::kNative, .server = true});
   Fate read;
-  pair.server->ReadReady(read.OnRead());
-  Settle();
-  const std::string much(pair.server->send_bounds().max + 1, 'm');
-  other.server->Write(Chain("anything"), [&](absl::Status) {
-    pair.server->Write(Buffer::FromExternal(much.data(), much.size(), [] {}));
-  });
+  stream->ReadReady(read.OnRead());
+  ASSERT_TRUE(Drive([&] { return below.reading(); }));
+  const std::string much(stream->send_bounds().max + 1, 'm');
+  stream->Write(Buffer::FromExternal(much.data(), much.size(), [] {}));
+  // Its turn may come first.
+  below.End(absl::CancelledError("aborted"));
   ASSERT_TRUE(Drive([&] { return read.ended(); }));
   EXPECT_TRUE(absl::IsResourceExhausted(read.status())) << read.status();
 }
