@@ -73,9 +73,9 @@ struct StreamOptions {
   absl::Duration write_deadline = absl::InfiniteDuration();
   absl::Duration idle_deadline = absl::InfiniteDuration();
 
-  // Bytes. See "Bounds" above. The bound must be at least 1. A high mark that is not below it counts
-  // as one less, so that a stream that is writable has room for a byte; a low one above the high
-  // one counts as that.
+  // Bytes. See "Bounds" above. The bound must be at least 1. A high mark that is not below it
+  // counts as one less, so that a stream that is writable has room for a byte; a low one above the
+  // high one counts as that.
   uint32_t send_queue_low = 64 * 1024;
   uint32_t send_queue_high = 256 * 1024;
   uint32_t send_queue_max = 64 * 1024 * 1024;

@@ -299,9 +299,9 @@ bool EndpointCore::PostRead(Work& work) {
   return true;
 }
 
-// A stream takes news at any time, a lane when the peer has receives for it; the last of these are for
-// credits alone. Room of the lane's own is not asked for: writes that renew themselves leave none, and
-// the window bounds what waits.
+// A stream takes news at any time, a lane when the peer has receives for it; the last of these are
+// for credits alone. Room of the lane's own is not asked for: writes that renew themselves leave
+// none, and the window bounds what waits.
 bool EndpointCore::MayTell() const {
   if (dead() || !gate_.MayPost(gate_.self().attempt)) return false;
   return carrier_ == Carrier::kStream || lane_window_.HasRoom();
