@@ -14,7 +14,8 @@ import threading
 import programs
 from programs import PATIENCE, Case, Running, Server, each_engine, receive_all, run, wait_until
 
-SERVER_KEYS = ["engine", "engine_reason", "loops", "connections", "idle_connections",
+SERVER_KEYS = ["engine", "engine_reason", "loops", "connections", "uring_connections",
+               "idle_connections", "pinned_bytes", "sealed_pinned_bytes", "framed_pinned_bytes",
                "pool_live_bytes", "pool_ring_bytes", "pool_mapped_bytes", "bytes_in", "bytes_out",
                "errors", "accepted", "closed", "engine_switches", "loop_moves",
                "refused_to_epoll", "refused_to_uring", "refused_out", "refused_in", "stranded",
