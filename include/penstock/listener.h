@@ -8,7 +8,8 @@
 // pauses and resumes by itself when a descriptor is free or after a growing delay. At
 // connections_max it stops accepting; peers wait in the kernel's backlog until a stream goes, and
 // those that io_uring had accepted in the same burst wait inside the listener, with a descriptor
-// each.
+// each. Where the kernel lets nobody in (a policy: EPERM, EACCES) it tries again after a growing
+// delay. When its loop drains it closes its socket.
 #ifndef PENSTOCK_LISTENER_H_
 #define PENSTOCK_LISTENER_H_
 
@@ -54,7 +55,7 @@ class PENSTOCK_EXPORT Listener {
   // Binds and listens; on_accept may run from the next turn on. Errors name the address and the
   // reason: InvalidArgument (bad address or option), ResourceExhausted (descriptors), Unavailable
   // (address in use or not of this host), PermissionDenied, Unimplemented (engine or family
-  // absent).
+  // absent), FailedPrecondition (the loop drains).
   static absl::StatusOr<std::unique_ptr<Listener>> Listen(Loop& loop, const SocketAddress& address,
                                                           ListenOptions options,
                                                           AcceptCallback on_accept);
@@ -71,7 +72,7 @@ class PENSTOCK_EXPORT Listener {
   virtual void Resume() = 0;
   // Has `to` accept, and serve the streams accepted from now on; kAuto: the loop's own engine. The
   // socket stays open and no peer is refused: what the old engine still accepts is delivered.
-  // Errors of Loop::EnableEngine; FailedPrecondition once its loop is gone.
+  // Errors of Loop::EnableEngine; FailedPrecondition once its loop is gone or drains.
   virtual absl::Status SwitchEngine(EngineKind to) = 0;
   virtual ListenerStats stats() const = 0;
 };

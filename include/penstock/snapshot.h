@@ -50,7 +50,7 @@ struct LoopSnapshot {
   uint64_t sealed_pinned_bytes = 0;
   uint64_t framed_pinned_bytes = 0;
   uint64_t listeners = 0;
-  uint64_t listeners_paused = 0;  // by their owner, a bound or a lack of descriptors
+  uint64_t listeners_paused = 0;  // by owner, bound, want of descriptors, policy
 
   // Since the loop was made.
   uint64_t accepted = 0;

@@ -101,7 +101,8 @@ void UringEngine::OnAccept(const Completion& completion, Slot& slot) {
   if (terminal) Disarm(slot, RingOp::kAccept);
   auto* const acceptor = static_cast<Acceptor*>(slot.object);
   if (acceptor == nullptr) {
-    if (features_.multishot_accept && completion.result >= 0) sys_.Close(completion.result);
+    // Reset, as what is left in the backlog is.
+    if (features_.multishot_accept && completion.result >= 0) CloseSocket(completion.result, true);
     if (terminal) FinishForget(index);
     return;
   }
