@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "base/error.h"
 #include "engine/loop_core.h"
+#include "engine/send_bounds.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -54,14 +55,14 @@ Connection::Connection(LoopCore& loop, Engine& engine, int fd, const SocketAddre
       migratable_(options.migratable),
       receive_size_(std::min(kReceiveStart, options.receive_max)),
       receive_max_(options.receive_max),
-      send_queue_high_(std::min(options.send_queue_high, options.send_queue_max - 1)),
-      send_queue_max_(options.send_queue_max),
+      send_queue_high_(SendBoundsOf(options).high),
+      send_queue_max_(SendBoundsOf(options).max),
       observer_(std::move(observer)),
       peer_(peer),
       read_deadline_ms_(DeadlineMs(options.read_deadline)),
       write_deadline_ms_(DeadlineMs(options.write_deadline)),
       idle_deadline_ms_(DeadlineMs(options.idle_deadline)),
-      send_queue_low_(std::min(options.send_queue_low, send_queue_high_)) {
+      send_queue_low_(SendBoundsOf(options).low) {
   NoteDeadlines();
   if (has_deadlines_) active_at_ = loop.FreshTick();
 }

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/error.h"
 #include "base/timer_wheel.h"
+#include "engine/send_bounds.h"
 #include "rdma/message_header.h"
 
 PENSTOCK_BEGIN_NAMESPACE
@@ -29,10 +30,10 @@ StreamOverEndpoint::StreamOverEndpoint(std::unique_ptr<RdmaEndpoint> endpoint,
       endpoint_(std::move(endpoint)),
       options_(options),
       loop_end_([](Deferred* node) { static_cast<LoopEnd*>(node)->stream.OnLoopEnd(); }, *this) {
-  // As sockets have it: what is writable has room for a byte.
-  options_.send_queue_max = std::max(options_.send_queue_max, 1u);
-  options_.send_queue_high = std::min(options_.send_queue_high, options_.send_queue_max - 1);
-  options_.send_queue_low = std::min(options_.send_queue_low, options_.send_queue_high);
+  const SendBounds bounds = SendBoundsOf(options);
+  options_.send_queue_low = bounds.low;
+  options_.send_queue_high = bounds.high;
+  options_.send_queue_max = bounds.max;
   timer_.emplace(core_->timers());
   core_->AtEnd(loop_end_);
   Restart(Limit::kIdle);

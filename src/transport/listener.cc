@@ -191,9 +191,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
   // A stream has gone, or the owner has resumed. Parked connections are served first, and in a
   // task: this may be the middle of another stream's end.
   void TakeUpRoom() {
-    // Closed: the loop may be gone.
-    if (fd < 0 || !(reasons_ & kAtLimit) || (reasons_ & kByOwner) || !HasRoom()) return;
-    if (stream_engine_->broken()) return;  // until another has taken over
+    if (!(reasons_ & kAtLimit) || !MayAdmit()) return;
     if (parked_.empty()) return SetReason(kAtLimit, false);
     core_->Post([count = count_] {
       if (count->listener() != nullptr) count->listener()->AdmitParked();
@@ -225,9 +223,13 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
 
   bool HasRoom() const { return count_->open < options_.connections_max && core_->HasRoom(); }
 
+  // Closed: the loop may be gone. A broken engine takes nobody: until another has taken over.
+  bool MayAdmit() const {
+    return fd >= 0 && !(reasons_ & kByOwner) && HasRoom() && !stream_engine_->broken();
+  }
+
   void AdmitParked() {
-    if (fd < 0 || parked_.empty() || (reasons_ & kByOwner) || !HasRoom()) return;
-    if (stream_engine_->broken()) return;
+    if (parked_.empty() || !MayAdmit()) return;
     const Parked next = parked_.pop();
     const std::shared_ptr<OpenCount> count = count_;
     Admit(next.fd, next.peer);

@@ -50,17 +50,24 @@ class AllocationTest : public Harness {
   }
 };
 
-// Asks, waits for the whole answer, asks again.
+constexpr size_t kBatchDepth = 16;
+constexpr size_t kBatchSize = 64;
+
+// Sends `depth` requests, each with a callback of its own, waits for all answers, and does it
+// again.
 class Asker {
  public:
-  Asker(Stream& stream, size_t size) : stream_(stream), size_(size) {}
-  int answers() const { return answers_; }
+  Asker(Stream& stream, size_t size, size_t depth = 1)
+      : stream_(stream), size_(size), depth_(depth) {}
+  int rounds() const { return rounds_; }
   void Ask() {
-    absl::StatusOr<Buffer> request = stream_.loop().pool().Allocate(size_);
-    ASSERT_TRUE(request.ok());
-    request->Extend(size_);
-    waiting_ = size_;
-    stream_.Write(*std::move(request), [](absl::Status status) { ASSERT_TRUE(status.ok()); });
+    for (size_t i = 0; i < depth_; ++i) {
+      absl::StatusOr<Buffer> request = stream_.loop().pool().Allocate(size_);
+      ASSERT_TRUE(request.ok());
+      request->Extend(size_);
+      stream_.Write(*std::move(request), [](absl::Status status) { ASSERT_TRUE(status.ok()); });
+    }
+    waiting_ = depth_ * size_;
     Listen();
   }
 
@@ -70,50 +77,16 @@ class Asker {
       ASSERT_TRUE(data.ok());
       waiting_ -= data->size();
       if (waiting_ > 0) return Listen();
-      ++answers_;
+      ++rounds_;
       Ask();
     });
   }
 
   Stream& stream_;
   const size_t size_;
+  const size_t depth_;
   size_t waiting_ = 0;
-  int answers_ = 0;
-};
-
-// A batch of requests, each of its own with a callback of its own, and the next when all answers
-// are there.
-class BatchAsker {
- public:
-  static constexpr size_t kDepth = 16;
-  static constexpr size_t kSize = 64;
-  explicit BatchAsker(Stream& stream) : stream_(stream) {}
-  int batches() const { return batches_; }
-  void Ask() {
-    for (size_t i = 0; i < kDepth; ++i) {
-      absl::StatusOr<Buffer> request = stream_.loop().pool().Allocate(kSize);
-      ASSERT_TRUE(request.ok());
-      request->Extend(kSize);
-      stream_.Write(*std::move(request), [](absl::Status status) { ASSERT_TRUE(status.ok()); });
-    }
-    waiting_ = kDepth * kSize;
-    Listen();
-  }
-
- private:
-  void Listen() {
-    stream_.ReadReady([this](absl::StatusOr<Buffer> data) {
-      ASSERT_TRUE(data.ok());
-      waiting_ -= data->size();
-      if (waiting_ > 0) return Listen();
-      ++batches_;
-      Ask();
-    });
-  }
-
-  Stream& stream_;
-  size_t waiting_ = 0;
-  int batches_ = 0;
+  int rounds_ = 0;
 };
 
 // Sends a frame, and the next when a framed reader at the other end has it.
@@ -151,14 +124,14 @@ TEST_P(AllocationTest, AHundredThousandEchoesAllocateNothing) {
     EchoForever(std::move(pair.server));
     Asker asker(*pair.client, size);
     asker.Ask();
-    ASSERT_TRUE(Drive([&] { return asker.answers() >= 2000; }));
+    ASSERT_TRUE(Drive([&] { return asker.rounds() >= 2000; }));
     const int requests = size == 64 ? 100'000 : size <= 16384 ? 10'000 : 1000;
-    const int until = asker.answers() + requests;
+    const int until = asker.rounds() + requests;
     const auto keys = static_cast<uint64_t>(until) / kRecordsOfAKey -
-                      static_cast<uint64_t>(asker.answers()) / kRecordsOfAKey;
+                      static_cast<uint64_t>(asker.rounds()) / kRecordsOfAKey;
     const uint64_t before = allocations;
     const uint64_t sealed_before = SealedAllocations();
-    while (asker.answers() < until) loop().Poll();
+    while (asker.rounds() < until) loop().Poll();
     EXPECT_EQ(allocations - before, 0u) << "in " << requests << " requests of " << size << " bytes";
     // Both directions are sealed and opened here, each with keys of its own.
     EXPECT_LE(SealedAllocations() - sealed_before, 4 * keys * of_a_key)
@@ -169,13 +142,13 @@ TEST_P(AllocationTest, AHundredThousandEchoesAllocateNothing) {
 TEST_P(AllocationTest, ManyRequestsAtOnceAllocateNothing) {
   StreamPair pair = Pair();
   EchoForever(std::move(pair.server));
-  BatchAsker asker(*pair.client);
+  Asker asker(*pair.client, kBatchSize, kBatchDepth);
   asker.Ask();
-  ASSERT_TRUE(Drive([&] { return asker.batches() >= 200; }));
-  const int until = asker.batches() + 2000;
+  ASSERT_TRUE(Drive([&] { return asker.rounds() >= 200; }));
+  const int until = asker.rounds() + 2000;
   const uint64_t before = allocations;
   const uint64_t sealed_before = SealedAllocations();
-  while (asker.batches() < until) loop().Poll();
+  while (asker.rounds() < until) loop().Poll();
   EXPECT_EQ(allocations - before, 0u);
   EXPECT_EQ(SealedAllocations() - sealed_before, 0u);
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/loop_core.h"
+#include "testing/engine_loop.h"
 
 namespace penstock::internal {
 namespace {
@@ -150,18 +151,7 @@ TEST(DeferredList, ForgetsItsNodesWhenItGoesFirst) {
   EXPECT_EQ(ran, 0);
 }
 
-class LoopDeferred : public ::testing::TestWithParam<EngineKind> {
- protected:
-  void SetUp() override {
-    LoopOptions options;
-    options.engine = GetParam();
-    absl::StatusOr<std::unique_ptr<Loop>> loop = Loop::Create(std::move(options));
-    if (absl::IsUnimplemented(loop.status())) GTEST_SKIP() << loop.status();
-    ASSERT_TRUE(loop.ok()) << loop.status();
-    loop_ = *std::move(loop);
-  }
-  std::unique_ptr<Loop> loop_;
-};
+class LoopDeferred : public EngineLoopTest {};
 
 TEST_P(LoopDeferred, RunsInALaterTurnAndKeepsTheLoopAwake) {
   int ran = 0;
@@ -299,8 +289,7 @@ TEST_P(LoopDeferred, RoomMadeByATimerIsTakenUpBeforeTheLoopSleeps) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Engines, LoopDeferred,
-                         ::testing::Values(EngineKind::kEpoll, EngineKind::kUring),
-                         [](const auto& test) { return std::string(EngineKindName(test.param)); });
+                         ::testing::Values(EngineKind::kEpoll, EngineKind::kUring), EngineName);
 
 }  // namespace
 }  // namespace penstock::internal
