@@ -1,6 +1,7 @@
 #include "engine/epoll_engine.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -30,6 +31,9 @@ constexpr uint32_t kEventsMax = 256;
 constexpr uint32_t kReadEvents = EPOLLIN | EPOLLRDHUP | EPOLLPRI | EPOLLET;
 // recv stops short at an urgent mark, and an end that has been announced raises no new edge.
 constexpr uint32_t kEndingEvents = EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI;
+// EPOLLHUP is told whether asked for or not (a listening socket that others have shut down has it
+// for ever): as an edge it is told once.
+constexpr uint32_t kNoEvents = EPOLLET;
 
 }  // namespace
 
@@ -90,7 +94,7 @@ void EpollEngine::Dispatch(const epoll_event& event) {
       break;
     }
     case SlotKind::kAcceptor:
-      AcceptBurst(token);
+      AcceptBurst(token, event.events & EPOLLHUP);
       break;
     case SlotKind::kWatch:
       static_cast<Watch*>(slot->object)->OnReadable();
@@ -100,12 +104,16 @@ void EpollEngine::Dispatch(const epoll_event& event) {
   }
 }
 
-void EpollEngine::AcceptBurst(Token token) {
+void EpollEngine::AcceptBurst(Token token, bool shut_down) {
   for (int i = 0; i < kAcceptBurst; ++i) {
     // The callback may have stopped or destroyed the listener.
     Slot* const slot = loop_.slots().Find(token);
     if (slot == nullptr || !(slot->engine_word & EpollBit::kAccepting)) return;
-    if (!AcceptOnce(*static_cast<Acceptor*>(slot->object))) return;
+    auto& acceptor = *static_cast<Acceptor*>(slot->object);
+    if (AcceptOnce(acceptor)) continue;
+    // TCP says EINVAL then, Unix sockets EAGAIN for ever.
+    if (shut_down) acceptor.OnAcceptFailed(EINVAL);
+    return;
   }
 }
 
@@ -151,7 +159,7 @@ void EpollEngine::OnRoom() {
 absl::Status EpollEngine::Add(Acceptor& acceptor) {
   acceptor.slot = loop_.slots().Take(SlotKind::kAcceptor, &acceptor);
   absl::Status status =
-      Control(EPOLL_CTL_ADD, acceptor.fd, 0, acceptor.slot, "epoll: add listener");
+      Control(EPOLL_CTL_ADD, acceptor.fd, kNoEvents, acceptor.slot, "epoll: add listener");
   if (!status.ok()) loop_.slots().Free(acceptor.slot);
   return status;
 }
@@ -172,7 +180,7 @@ void EpollEngine::StopAccepting(Acceptor& acceptor) {
   if (!(slot.engine_word & EpollBit::kAccepting)) return;
   slot.engine_word &= ~EpollBit::kAccepting;
   const absl::Status status =
-      Control(EPOLL_CTL_MOD, acceptor.fd, 0, acceptor.slot, "epoll: stop accepting");
+      Control(EPOLL_CTL_MOD, acceptor.fd, kNoEvents, acceptor.slot, "epoll: stop accepting");
   if (!status.ok()) loop_.EngineFault(kind(), status.ToString());
 }
 

@@ -52,7 +52,8 @@ class EpollEngine : public SocketEngine {
   [[gnu::cold]] int WaitFailed(int error);
   // The part of Pull for a connection that may have something to receive.
   [[gnu::noinline]] bool Receive(Connection& connection, Slot& slot);
-  [[gnu::noinline]] void AcceptBurst(Token token);
+  // `shut_down`: the socket does not listen any more.
+  [[gnu::noinline]] void AcceptBurst(Token token, bool shut_down);
 
   int epoll_;
   int events_max_;

@@ -23,6 +23,23 @@
 namespace penstock::internal {
 namespace {
 
+// This process's socket that listens on `address`.
+int ListeningDescriptor(const SocketAddress& address) {
+  constexpr int kDescriptorsMax = 4096;
+  for (int fd = 0; fd < kDescriptorsMax; ++fd) {
+    int listens = 0;
+    socklen_t size = sizeof listens;
+    sockaddr_storage name;
+    socklen_t length = sizeof name;
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) == 0 && listens != 0 &&
+        getsockname(fd, reinterpret_cast<sockaddr*>(&name), &length) == 0 &&
+        SocketAddress::FromSockaddr(reinterpret_cast<sockaddr*>(&name), length) == address) {
+      return fd;
+    }
+  }
+  return -1;
+}
+
 class ListenerTest : public Harness {
  protected:
   using Peers = std::vector<std::unique_ptr<BarePeer>>;
@@ -229,6 +246,28 @@ TEST_P(ListenerTest, AtTheLimitOfTheLoopPeersWaitAsWell) {
     accepted().clear();
   }
   ExpectServed(peers);
+}
+
+// Nobody is accepted by such a socket again, and it reports its end for ever.
+TEST_P(ListenerTest, ASocketThatOthersHaveShutDownDoesNotKeepTheLoopAwake) {
+  if (!environment().has_kernel()) GTEST_SKIP() << "about the kernel's sockets";
+  std::unique_ptr<Listener> listener = Listen();
+  Settle();
+  const int fd = ListeningDescriptor(listener->address());
+  ASSERT_GE(fd, 0);
+  ASSERT_EQ(::shutdown(fd, SHUT_RDWR), 0);
+  // io_uring says nothing of a Unix socket.
+  if (!is_unix() || environment().listen_engine() == EngineKind::kEpoll) {
+    ASSERT_TRUE(Drive([&] { return listener->stats().paused; }));
+    EXPECT_GE(listener->stats().errors, 1u);
+  }
+  for (const bool by_owner : {false, true}) {
+    if (by_owner) listener->Pause();
+    const uint64_t before = loop().Snapshot().turns;
+    Pass(absl::Milliseconds(200));
+    // Tens of thousands when the loop spins; a few for the tries in between.
+    EXPECT_LT(loop().Snapshot().turns - before, 200u) << "paused by owner: " << by_owner;
+  }
 }
 
 TEST_P(ListenerTest, SeveralShareAPortWithReusePortOnTwoThreads) {
