@@ -144,12 +144,12 @@ class SourceFile {
 // Reads a stream in pieces of the caller's choosing.
 class Reader {
  public:
-  Reader(Stream& stream, coro::CancelToken token) : stream_(stream), token_(std::move(token)) {}
+  Reader(Stream& stream, coro::CancelToken token) : stream_(&stream), token_(std::move(token)) {}
 
   // The next bytes, at most `most`.
   coro::Task<absl::StatusOr<Buffer>> Next(uint64_t most) {
     if (rest_.empty()) {
-      absl::StatusOr<Buffer> data = co_await coro::Read(stream_, token_);
+      absl::StatusOr<Buffer> data = co_await coro::Read(*stream_, token_);
       if (!data.ok()) co_return data.status();
       rest_ = *std::move(data);
     }
@@ -169,7 +169,7 @@ class Reader {
   }
 
  private:
-  Stream& stream_;
+  Stream* stream_;
   coro::CancelToken token_;
   Buffer rest_;
 };
@@ -255,28 +255,62 @@ coro::Task<absl::Status> Send(Loop& loop, const Transfer& transfer, Outcome& out
   co_return meaning.ok() ? sent : meaning;
 }
 
-// Receives header, content and digest into `file`, and puts it in place. `verdict` is what the
-// sender is to be told.
-coro::Task<absl::Status> ReceiveContent(Reader& reader, const Transfer& transfer,
+// A peer that has said a valid header, and what it said.
+struct Sender {
+  StreamPtr stream;
+  Reader reader;
+  uint64_t length = 0;
+};
+
+coro::Task<absl::Status> Answer(Loop& loop, Stream& stream, const Ack& ack) {
+  const auto bytes = examples::EncodeAck(ack);
+  absl::StatusOr<Buffer> answer = loop.pool().Copy({bytes.data(), bytes.size()});
+  if (!answer.ok()) co_return answer.status();
+  co_return co_await coro::Write(stream, *std::move(answer));
+}
+
+// The sender at the other end of `accepted`; why there is none, after telling it so.
+coro::Task<absl::StatusOr<Sender>> Greet(Loop& loop, const Transfer& transfer, StreamPtr accepted,
+                                         const penstock::StreamOptions& options,
+                                         coro::CancelToken token) {
+  absl::StatusOr<StreamPtr> stream =
+      co_await examples::Sealing::Await(transfer.sealing, std::move(accepted));
+  if (!stream.ok()) co_return stream.status();
+  stream = transfer.transport.Apply(*std::move(stream), true, options);
+  Reader reader(**stream, std::move(token));
+  Sender sender{*std::move(stream), std::move(reader)};
+
+  std::array<char, examples::kHeaderSize> header;
+  const absl::Status got = co_await sender.reader.Fill(header.data(), header.size());
+  const absl::StatusOr<uint64_t> length =
+      got.ok() ? examples::DecodeHeader(header) : absl::StatusOr<uint64_t>(got);
+  if (!length.ok()) {
+    const Ack refusal{Verdict::kRefused, Sha256{}};
+    (void)co_await Answer(loop, *sender.stream, refusal);  // it may be gone
+    co_return length.status();
+  }
+  sender.length = *length;
+  co_return sender;
+}
+
+// Receives content and digest into `file`, and puts it in place. `verdict` is what the sender is to
+// be told.
+coro::Task<absl::Status> ReceiveContent(Sender& sender, const Transfer& transfer,
                                         examples::PartFile& file, Outcome& outcome,
                                         Verdict& verdict) {
   verdict = Verdict::kRefused;
-  std::array<char, examples::kHeaderSize> header;
-  const absl::Status got = co_await reader.Fill(header.data(), header.size());
-  if (!got.ok()) co_return got;
-  const absl::StatusOr<uint64_t> length = examples::DecodeHeader(header);
-  if (!length.ok()) co_return length.status();
-  if (*length > transfer.bytes_max) {
-    co_return absl::ResourceExhaustedError(absl::StrCat(
-        "the sender announced ", *length, " bytes, --max-bytes accepts ", transfer.bytes_max));
+  if (sender.length > transfer.bytes_max) {
+    co_return absl::ResourceExhaustedError(absl::StrCat("the sender announced ", sender.length,
+                                                        " bytes, --max-bytes accepts ",
+                                                        transfer.bytes_max));
   }
 
   verdict = Verdict::kNotStored;
   Hasher hasher;
   {
-    examples::Progress progress(*length);
-    while (outcome.bytes < *length) {
-      absl::StatusOr<Buffer> data = co_await reader.Next(*length - outcome.bytes);
+    examples::Progress progress(sender.length);
+    while (outcome.bytes < sender.length) {
+      absl::StatusOr<Buffer> data = co_await sender.reader.Next(sender.length - outcome.bytes);
       if (!data.ok()) co_return data.status();
       hasher.Update(data->view());
       const absl::Status written = file.Write(data->view());
@@ -288,7 +322,7 @@ coro::Task<absl::Status> ReceiveContent(Reader& reader, const Transfer& transfer
   outcome.digest = hasher.Finish();
   Sha256 expected;
   const absl::Status last =
-      co_await reader.Fill(reinterpret_cast<char*>(expected.data()), expected.size());
+      co_await sender.reader.Fill(reinterpret_cast<char*>(expected.data()), expected.size());
   if (!last.ok()) co_return last;
   if (expected != outcome.digest) {
     verdict = Verdict::kDigestDiffers;
@@ -301,12 +335,10 @@ coro::Task<absl::Status> ReceiveContent(Reader& reader, const Transfer& transfer
   co_return stored;
 }
 
-coro::Task<absl::Status> Receive(Loop& loop, const Transfer& transfer, coro::CancelToken token,
-                                 Outcome& outcome) {
-  // Before anybody is let in, so that a bad path shows at once.
-  absl::StatusOr<examples::PartFile> file = examples::PartFile::Create(transfer.path);
-  if (!file.ok()) co_return file.status();
-
+// The first peer that is a sender. A stranger (who fails the handshake, speaks something else or
+// leaves) costs its own connection and no more.
+coro::Task<absl::StatusOr<Sender>> AwaitSender(Loop& loop, const Transfer& transfer,
+                                               coro::CancelToken token) {
   penstock::ListenOptions options;
   options.stream.read_deadline = transfer.timeout;
   options.stream.write_deadline = transfer.timeout;
@@ -315,24 +347,30 @@ coro::Task<absl::Status> Receive(Loop& loop, const Transfer& transfer, coro::Can
   if (!queue.ok()) co_return queue.status();
   std::printf("listening on %s\n", (*queue)->listener().address().ToString().c_str());
   std::fflush(stdout);
-  absl::StatusOr<StreamPtr> stream = co_await (*queue)->Accept(token);
-  if (!stream.ok()) co_return stream.status();
-  queue->reset();  // one sender is served
-  stream = co_await examples::Sealing::Await(transfer.sealing, *std::move(stream));
-  if (!stream.ok()) co_return stream.status();
-  stream = transfer.transport.Apply(*std::move(stream), true, options.stream);
+  for (;;) {
+    absl::StatusOr<StreamPtr> stream = co_await (*queue)->Accept(token);
+    if (!stream.ok()) co_return stream.status();
+    absl::StatusOr<Sender> sender =
+        co_await Greet(loop, transfer, *std::move(stream), options.stream, token);
+    if (sender.ok()) co_return sender;
+    examples::Complain(absl::StrCat("sent away: ", sender.status().message()));
+  }
+}
+
+coro::Task<absl::Status> Receive(Loop& loop, const Transfer& transfer, coro::CancelToken token,
+                                 Outcome& outcome) {
+  // Before anybody is let in, so that a bad path shows at once.
+  absl::StatusOr<examples::PartFile> file = examples::PartFile::Create(transfer.path);
+  if (!file.ok()) co_return file.status();
+  absl::StatusOr<Sender> sender = co_await AwaitSender(loop, transfer, token);
+  if (!sender.ok()) co_return sender.status();
 
   const examples::Stopwatch watch;
-  Reader reader(**stream, token);
   Verdict verdict = Verdict::kRefused;
-  const absl::Status received = co_await ReceiveContent(reader, transfer, *file, outcome, verdict);
+  const absl::Status received = co_await ReceiveContent(*sender, transfer, *file, outcome, verdict);
   outcome.elapsed = watch.elapsed();
-
   const Ack ack{verdict, outcome.digest};
-  const auto bytes = examples::EncodeAck(ack);
-  absl::StatusOr<Buffer> answer = loop.pool().Copy({bytes.data(), bytes.size()});
-  if (!answer.ok()) co_return received.ok() ? answer.status() : received;
-  const absl::Status answered = co_await coro::Write(**stream, *std::move(answer));
+  const absl::Status answered = co_await Answer(loop, *sender->stream, ack);
   co_return received.ok() ? answered : received;
 }
 
@@ -394,7 +432,7 @@ int main(int argc, char** argv) {
       "send FILE --connect=ADDR [flags]\n"
       "       bulk_transfer receive OUT --listen=ADDR [flags]\n\n"
       "Transfers one file, checked end to end with SHA-256. OUT appears when it is complete.\n"
-      "The receiver takes one file and ends.",
+      "The receiver takes one file and ends; whoever is no sender is sent away.",
       FLAGS_connect, FLAGS_listen);
   const Transfer transfer{asked.address,
                           asked.path,

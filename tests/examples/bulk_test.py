@@ -25,6 +25,11 @@ def header(length, magic=b"PENSBULK", version=1, zero=0):
     return magic + struct.pack(">IIQ", version, zero, length)
 
 
+def reset(peer):
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+
+
 def trailer(content):
     return hashlib.sha256(content).digest()
 
@@ -146,10 +151,37 @@ class Bulk:
         self.receives(header(5) + b"hello" + trailer(b"hellO"), verdict=1,
                       says="the checksums differ")
 
-    def test_receiver_refuses_other_protocols(self):
-        self.receives(header(5, magic=b"GET / HT"), verdict=3, says="not bulk_transfer")
-        self.receives(header(5, version=2), verdict=3, says="version 2")
-        self.receives(header(5, zero=1), verdict=3, says="reserved")
+    def test_strangers_do_not_end_the_receiver(self):
+        def speak(data):
+            def stranger(peer):
+                peer.sendall(data)
+                answer = peer.recv(40, socket.MSG_WAITALL)
+                self.assertEqual(answer[:8], b"PBAK\0\0\0\3")
+            return stranger
+
+        strangers = [
+            (speak(header(5, magic=b"GET / HT")), "not bulk_transfer"),
+            (speak(header(5, version=2)), "version 2"),
+            (speak(header(5, zero=1)), "reserved"),
+            (lambda peer: peer.close(), "end of stream"),
+            (lambda peer: (peer.sendall(header(5)[:7]), peer.shutdown(socket.SHUT_WR)),
+             "end of stream"),
+            (reset, "ECONNRESET"),
+            (lambda peer: receive_all(peer), "no byte for"),  # stalls, until --timeout
+        ]
+        self.source.write_bytes(b"content")
+        with self.receiver("--timeout=2s") as receiver:
+            for stranger, _ in strangers:
+                with receiver.connect() as peer:
+                    stranger(peer)
+            with self.sender(receiver.address) as sender:
+                self.assertEqual(sender.end(), 0, sender.stderr())
+            self.assertEqual(receiver.end(), 0, receiver.stderr())
+            said = receiver.stderr().splitlines()
+        self.assertEqual(len([line for line in said if "sent away: " in line]), len(strangers))
+        for _, reason in strangers:
+            self.assertIn(reason, "\n".join(said))
+        self.assertEqual(self.target.read_bytes(), b"content")
 
     def test_receiver_bounds_the_length(self):
         self.receives(header(101), "--max-bytes=100", verdict=3, says="--max-bytes accepts 100")
