@@ -166,11 +166,14 @@ class PENSTOCK_EXPORT Loop {
   std::unique_ptr<internal::LoopCore> core_;
 };
 
-// What became of the streams of SwitchAll or MigrateAll (penstock/move.h).
+// What became of the streams of SwitchAll or MigrateAll (penstock/move.h), and of the listeners of
+// SwitchAll.
 struct MoveCount {
   uint64_t moved = 0;
   uint64_t failed = 0;  // refused: they stayed where they were
   uint64_t ended = 0;   // ended meanwhile, or were moved by somebody else
+  uint64_t listeners_moved = 0;
+  uint64_t listeners_failed = 0;  // as `failed`, or taken by no engine and tried again every second
 };
 
 // A one-shot timer of 1 ms resolution, owned by the caller. Never fires early. Arm and Cancel

@@ -44,8 +44,8 @@ PENSTOCK_EXPORT void SwitchEngine(Stream& stream, EngineKind to,
 // StreamOptions::pinned_engine and those that move already; as a rule at most 32 are under way at
 // once, so that the others are served meanwhile. Listeners without that option switch too, and with
 // them the streams they accept, without closing: no connection is refused. `done` runs when all
-// have. A sweep that is under way ends, with what it had done, when another
-// one begins. Loop's thread. Errors of Loop::EnableEngine.
+// have, or have stayed, and counts both. A sweep that is under way ends, with what it had done,
+// when another one begins. Loop's thread. Errors of Loop::EnableEngine.
 PENSTOCK_EXPORT absl::Status SwitchAll(Loop& loop, EngineKind to,
                                        absl::AnyInvocable<void(MoveCount) &&> done = nullptr);
 
@@ -83,7 +83,7 @@ PENSTOCK_EXPORT void Migrate(StreamPtr stream, const LoopHandle& target, Migrate
                              EngineKind engine = EngineKind::kAuto);
 
 // Migrate for every open stream of `loop` that has StreamOptions::migratable, idle or busy, but for
-// those that move already; at most 32 are under way at once, so that the others are served
+// those that move already; at most 8 are under way at once, so that the others are served
 // meanwhile. Streams that come meanwhile are left alone. `done` runs on the thread of `loop` when
 // each of them has arrived, has stayed (a handshake is running on it, or an error of Migrate) or
 // has ended. A sweep that is under way ends, with what it had done, when another one begins. Loop's

@@ -104,6 +104,11 @@ struct LoopSnapshot {
   // How long moves kept streams from being served: bucket i counts those below 2^i us, and not
   // below half of that; the last one all longer ones.
   std::array<uint64_t, kPauseBuckets> move_pauses{};
+  uint64_t move_pause_ns = 0;  // all of them together
+  // Listeners that changed engine, and changes that left one where it was, or with no engine: one
+  // that is tried again and again counts once.
+  uint64_t listener_switches = 0;
+  uint64_t listener_switches_refused = 0;
 
   uint64_t timers = 0;  // armed now
   PoolStats pool;       // of the loop's pool, which other loops may share

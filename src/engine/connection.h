@@ -121,8 +121,11 @@ class Connection : private TimerNode {
   EngineKind EngineElsewhere() const {
     return pinned_engine_ ? engine_->kind() : EngineKind::kAuto;
   }
-  // To `to`, if its engine is broken: whatever it was told to do, and whoever has asked for what.
-  void LeaveBroken(EngineKind to);
+  // Its engine is broken: another one is to have it, whatever it was told to do, and by whomever.
+  bool MustLeaveBroken() const {
+    return engine_->broken() && state_ == ConnectionState::kOpen &&
+           !(moving() && parcel_->target.has_value());
+  }
   // Nobody tells it any more when it is connected, if its engine is broken.
   void EndIfConnectingByBroken();
   // Layers come and go on the loop's thread, and go before this does.

@@ -223,6 +223,7 @@ void Connection::Settled(absl::Status status) {
   const int64_t pause = std::max<int64_t>(loop_->sys().Now() - parcel_->began_ns, 0);
   const auto bucket = static_cast<size_t>(std::bit_width(static_cast<uint64_t>(pause) / 1000));
   loop_->counters().pauses[std::min(bucket, kPauseBuckets - 1)].Add(1);
+  loop_->counters().pause_ns.Add(static_cast<uint64_t>(pause));
   parcel_->Apply(MoveEvent::kTaken);
   // Whoever serves it finds out for itself: the poll that waited for room may have ended meanwhile.
   write_blocked_ = false;
@@ -259,11 +260,6 @@ void Connection::EndMove() {
   parcel_->Apply(MoveEvent::kEnd);
   parcel_->refusal = write_end_.ok() ? Refusal("move", "it was closed") : write_end_;
   loop_->Defer(*parcel_);
-}
-
-void Connection::LeaveBroken(EngineKind to) {
-  if (!engine_->broken() || state_ != ConnectionState::kOpen) return;
-  if (!(moving() && parcel_->target.has_value())) Move(to, nullptr, nullptr);
 }
 
 void Connection::EndIfConnectingByBroken() {

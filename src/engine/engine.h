@@ -45,8 +45,10 @@ class Acceptor {
   // accept(2) failed with `error` (positive errno). The engine may have stopped: answer with
   // Engine::Accept to go on, or with StopAccepting.
   virtual void OnAcceptFailed(int error) = 0;
-  // After Engine::Release that could not be done at once: the engine has let go.
+  // After Engine::Release that could not be done at once: the engine has let go, or the kernel
+  // would not, and the engine has it still, not accepting.
   virtual void OnReleased() = 0;
+  virtual void OnNotReleased() = 0;
 
   Engine* engine = nullptr;
   int fd = -1;
@@ -130,7 +132,8 @@ class Engine {
   virtual void Forget(Acceptor& acceptor) = 0;
   // Lets go of an acceptor that lives on elsewhere, its socket open. True: done, and its slot is
   // free. False: the kernel still holds an operation; connections that it accepts until it has let
-  // go are reported, then Acceptor::OnReleased. Only Forget may be called in between.
+  // go are reported, then Acceptor::OnReleased, or OnNotReleased. Only Forget may be called in
+  // between.
   virtual bool Release(Acceptor& acceptor) = 0;
 
   // --- Connections ---

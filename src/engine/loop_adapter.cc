@@ -21,7 +21,7 @@ LoopAdapter::LoopAdapter(LoopCore& loop, const AdaptiveOptions& options, EngineK
 
 LoopAdapter::~LoopAdapter() { loop_.RemoveObserver(this); }
 
-void LoopAdapter::OnSwitchAll(EngineKind to) {
+void LoopAdapter::OnSwitchAll(EngineKind to, BeginListenerSwitch) {
   // Away from a lost engine the loop goes by itself; the next tick tells of that.
   if (!acts_ && !loop_.HasLost(EngineKind::kUring)) controller_.Adopt(to);
 }

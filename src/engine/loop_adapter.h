@@ -43,7 +43,7 @@ class LoopAdapter : private LoopObserver {
   void OnConnectionClosed() override {}
   void OnDrain() override {}
   // Loop::engine would not tell: a loop whose descriptor a host watches keeps its own.
-  void OnSwitchAll(EngineKind to) override;
+  void OnSwitchAll(EngineKind to, BeginListenerSwitch begin) override;
   void OnLoopGone() override {}
 
   Reading Read() const;

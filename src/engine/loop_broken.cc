@@ -31,10 +31,19 @@ bool LoopCore::HasLost(EngineKind kind) const {
   return false;
 }
 
+void LoopCore::OnEngineBroken() {
+  Post([this] {
+    ForEachConnection([](Connection& c) { c.EndIfConnectingByBroken(); });
+    LeaveBroken();
+  });
+}
+
 void LoopCore::LeaveBroken() {
   leave_retry_.Cancel();
-  if (const absl::Status left = TryLeaveBroken(); !left.ok()) return LeaveBrokenLater(left);
-  leave_failures_ = 0;
+  if (const absl::Status left = TryLeaveBroken(); !left.ok()) LeaveBrokenLater(left);
+  if (EngineFor(kRefuge).ok()) {
+    BeginSweep(std::make_unique<MoveSweep>(*this, kRefuge, connections_));
+  }
 }
 
 void LoopCore::LeaveBrokenLater(const absl::Status& why) {
@@ -50,7 +59,6 @@ void LoopCore::LeaveBrokenLater(const absl::Status& why) {
 }
 
 absl::Status LoopCore::TryLeaveBroken() {
-  ForEachConnection([](Connection& c) { c.EndIfConnectingByBroken(); });
   const absl::StatusOr<Engine*> refuge = EngineFor(kRefuge);
   if (!refuge.ok()) {
     engine_reason_ = absl::StrCat("io_uring has failed, and there is no epoll: ",
@@ -64,8 +72,9 @@ absl::Status LoopCore::TryLeaveBroken() {
   }
   status.Update(MoveWatches(**refuge));
   const std::vector<LoopObserver*> observers = observers_;
-  for (LoopObserver* observer : observers) observer->OnSwitchAll(kRefuge);
-  ForEachConnection([](Connection& c) { c.LeaveBroken(kRefuge); });
+  for (LoopObserver* observer : observers) {
+    observer->OnSwitchAll(kRefuge, [] { return ListenerSwitched(); });
+  }
   return status;
 }
 

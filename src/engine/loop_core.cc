@@ -437,7 +437,7 @@ void LoopCore::OnClosed(Connection& connection) {
 }
 
 void LoopCore::Unlink(Connection& connection) {
-  for (const auto& sweep : {switch_sweep_.get(), migrate_sweep_.get()}) {
+  for (const auto& sweep : sweeps_) {
     if (sweep != nullptr) sweep->OnUnlink(connection);
   }
   if (connection.previous_ != nullptr) {
@@ -471,8 +471,7 @@ void LoopCore::CloseEverything() {
   TurnScope scope(*this);
   const std::vector<LoopObserver*> observers = std::exchange(observers_, {});
   for (LoopObserver* observer : observers) observer->OnLoopGone();
-  switch_sweep_ = nullptr;
-  migrate_sweep_ = nullptr;
+  for (auto& sweep : sweeps_) sweep = nullptr;
   // The layer above the attachment's goes first.
   while (!at_end_.empty()) at_end_.Run(std::numeric_limits<size_t>::max());
   if (attachment_ != nullptr) attachment_->OnLoopGone();

@@ -50,6 +50,7 @@ struct LoopCounters {
   std::array<std::array<Counter, kMoveRefusals>, kMoveDirections> moves_refused;
   Counter stranded, late_completions, bytes_carried;
   std::array<Counter, kPauseBuckets> pauses;
+  Counter pause_ns, listener_switches, listener_switches_refused;
 };
 
 // What a listener hears of its loop.
@@ -60,8 +61,9 @@ class LoopObserver {
   virtual void OnConnectionClosed() = 0;
   // A drain began: take no more connections.
   virtual void OnDrain() = 0;
-  // Every listener and connection is to be served by `to`.
-  virtual void OnSwitchAll(EngineKind to) = 0;
+  // Every listener and connection is to be served by `to`. A listener that switches reports to what
+  // `begin` returns.
+  virtual void OnSwitchAll(EngineKind to, BeginListenerSwitch begin) = 0;
   // The loop is being destroyed first: forget it.
   virtual void OnLoopGone() = 0;
 };
@@ -160,13 +162,12 @@ class LoopCore : private RoomWaiter {
   void Leave(Connection& connection);
   // penstock/move.h.
   absl::Status SwitchAll(EngineKind to, MoveSweep::Done done);
-  // By an engine that is broken from now on: in a later turn the other one takes all that it had.
-  void OnEngineBroken() {
-    Post([this] { LeaveBroken(); });
-  }
+  // By an engine that is broken from now on: in later turns the other one takes all that it had.
+  void OnEngineBroken();
   // The other one could not take something of it: has it try again before long. Otherwise no-one
   // would.
   [[gnu::cold]] void LeaveBrokenLater(const absl::Status& why);
+  bool leaves_broken_later() const { return leave_retry_.armed(); }
   // By a secondary engine that nothing tells of: the next wait asks it.
   void LookAtSecondary() { secondary_ready_ = true; }
   // Whether the engine of this kind is broken.
@@ -305,10 +306,11 @@ class LoopCore : private RoomWaiter {
   }
   absl::Status ChoosePrimary();
   void CloseEverything();
-  // `next` takes the place of the sweep that is there.
-  void BeginSweep(std::unique_ptr<MoveSweep>& place, std::unique_ptr<MoveSweep> next);
+  // `next` takes the place of the sweep of its sort.
+  void BeginSweep(std::unique_ptr<MoveSweep> next);
   void LeaveBroken();
-  // Not OK: something stays with the engine that is broken.
+  // All but the connections, which a sweep takes. Not OK: something stays with the engine that is
+  // broken.
   absl::Status TryLeaveBroken();
   // Those that others than the loop have with a broken engine.
   absl::Status MoveWatches(Engine& to);
@@ -365,9 +367,8 @@ class LoopCore : private RoomWaiter {
   DeferredList at_end_;
   bool pinned_reads_ = false;  // for every stream
   std::unique_ptr<LoopAttachment> attachment_;
-  // Of SwitchAll, and of MigrateAll.
-  std::unique_ptr<MoveSweep> switch_sweep_;
-  std::unique_ptr<MoveSweep> migrate_sweep_;
+  // One of each sort: of SwitchAll, of LeaveBroken, and of MigrateAll.
+  std::array<std::unique_ptr<MoveSweep>, kMoveSweepSorts> sweeps_;
   uint32_t leaving_sweeps_ = 0;  // of MigrateAll, those replaced included, until all have arrived
   const std::shared_ptr<Away> away_ = std::make_shared<Away>();
   std::vector<LoopObserver*> observers_;

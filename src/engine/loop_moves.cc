@@ -43,27 +43,29 @@ absl::Status LoopCore::SwitchAll(EngineKind to, MoveSweep::Done done) {
   if (!engine.ok()) return engine.status();
   to = (*engine)->kind();
   const std::vector<LoopObserver*> observers = observers_;
-  for (LoopObserver* observer : observers) observer->OnSwitchAll(to);
-  BeginSweep(switch_sweep_, std::make_unique<MoveSweep>(*this, to, connections_, MoveSweep::kAll,
-                                                        std::move(done)));
+  auto sweep =
+      std::make_unique<MoveSweep>(*this, to, connections_, MoveSweep::kAll, std::move(done));
+  MoveSweep& begun = *sweep;
+  BeginSweep(std::move(sweep));
+  begun.SwitchListeners(observers);
   return absl::OkStatus();
 }
 
 absl::Status LoopCore::SwitchSome(EngineKind to, uint64_t streams, MoveSweep::Done done) {
   const absl::StatusOr<Engine*> engine = EngineFor(to);
   if (!engine.ok()) return engine.status();
-  BeginSweep(switch_sweep_, std::make_unique<MoveSweep>(*this, (*engine)->kind(), connections_,
-                                                        streams, std::move(done)));
+  BeginSweep(std::make_unique<MoveSweep>(*this, (*engine)->kind(), connections_, streams,
+                                         std::move(done)));
   return absl::OkStatus();
 }
 
 void LoopCore::MigrateAll(const LoopHandle& target, EngineKind engine, MoveSweep::Done done) {
   ++leaving_sweeps_;
-  BeginSweep(migrate_sweep_,
-             std::make_unique<MoveSweep>(*this, engine, target, connections_, std::move(done)));
+  BeginSweep(std::make_unique<MoveSweep>(*this, engine, target, connections_, std::move(done)));
 }
 
-void LoopCore::BeginSweep(std::unique_ptr<MoveSweep>& place, std::unique_ptr<MoveSweep> next) {
+void LoopCore::BeginSweep(std::unique_ptr<MoveSweep> next) {
+  std::unique_ptr<MoveSweep>& place = sweeps_[static_cast<size_t>(next->sort())];
   // An earlier one ends here, and tells so.
   if (place != nullptr) {
     place->Stop();
@@ -73,12 +75,12 @@ void LoopCore::BeginSweep(std::unique_ptr<MoveSweep>& place, std::unique_ptr<Mov
 }
 
 void LoopCore::EndSweep(MoveSweep& sweep) {
-  const std::unique_ptr<MoveSweep> done =
-      std::move(sweep.leaves_loop() ? migrate_sweep_ : switch_sweep_);
+  const std::unique_ptr<MoveSweep> done = std::move(sweeps_[static_cast<size_t>(sweep.sort())]);
   if (done->switches_all() && done->engine() != primary_->kind()) {
     const absl::Status swapped = SwapPrimary();
     if (!swapped.ok()) EngineFault(secondary_->kind(), swapped.ToString());
   }
+  if (done->sort() == MoveSweep::Sort::kRescue && !leaves_broken_later()) leave_failures_ = 0;
   done->Tell();
 }
 

@@ -60,6 +60,9 @@ LoopSnapshot LoopCore::Snapshot() const {
   s.late_completions = c.late_completions.value();
   s.bytes_carried = c.bytes_carried.value();
   for (size_t i = 0; i < kPauseBuckets; ++i) s.move_pauses[i] = c.pauses[i].value();
+  s.move_pause_ns = c.pause_ns.value();
+  s.listener_switches = c.listener_switches.value();
+  s.listener_switches_refused = c.listener_switches_refused.value();
   s.timers = c.timers.value();
   s.pool = pool_->Stats();
   return s;

@@ -7,6 +7,7 @@
 #include <bit>
 #include <cerrno>
 #include <cstring>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -51,7 +52,10 @@ constexpr uint32_t kReadPoll = POLLIN | POLLRDHUP | POLLPRI;
 }  // namespace
 
 UringEngine::UringEngine(LoopCore& loop)
-    : SocketEngine(loop), enter_retry_(loop.timers()), buffers_(loop.sys()) {}
+    : SocketEngine(loop),
+      enter_retry_(loop.timers()),
+      release_timer_(loop.timers()),
+      buffers_(loop.sys()) {}
 
 absl::Status UringEngine::FitsAuto(Sys& sys) {
   absl::StatusOr<UringFeatures> features = ProbeUring(sys);
@@ -248,6 +252,8 @@ int UringEngine::Wait(int64_t timeout_ns) {
   if (io_uring_cq_ready(&ring_) > 0) timeout_ns = 0;
   if (const int result = Enter(timeout_ns); result < 0) [[unlikely]] {
     EnterFailed(-result, timeout_ns != 0);
+  } else if (HasDropped()) [[unlikely]] {
+    GiveUp(EBADR);
   } else if (enter_failures_ != 0) {
     enter_failures_ = 0;
     enter_retry_.Cancel();
@@ -269,6 +275,7 @@ void UringEngine::EnterFailed(int error, bool may_sleep) {
     enter_failures_ = 0;
     return;
   }
+  if (error == EBADR) return GiveUp(error);
   const int64_t now = sys_.Now();
   if (enter_failures_++ == 0) failing_since_ns_ = now;
   const int64_t patience = MayPass(error) ? kEnterPatienceLongNs : kEnterPatienceNs;
@@ -296,16 +303,20 @@ void UringEngine::GiveUp(int error) {
   // none outside of that call, and others find no buffer. Only what did not fit was not told.
   while (DispatchCompletions() > 0) {
   }
-  receives_lost_ = io_uring_cq_has_overflow(&ring_) || (!withdrawn && !features_.defer_taskrun);
+  const bool dropped = error == EBADR;
+  receives_lost_ =
+      dropped || io_uring_cq_has_overflow(&ring_) || (!withdrawn && !features_.defer_taskrun);
   CloseRing();
   broken_ = true;
   enter_retry_.Cancel();
+  release_timer_.Cancel();
   if (withdrawn) buffers_.TakeAllBack();
   backlog_.clear();
-  loop_.EngineFault(kind(), absl::StrCat(ErrnoStatus(error, EnterCall(), nullptr).ToString(), ": ",
-                                         enter_failures_,
-                                         " times in a row; the ring is given up, and epoll takes "
-                                         "its streams"));
+  const std::string how = dropped ? std::string("the kernel has dropped a completion")
+                                  : absl::StrCat(enter_failures_, " times in a row");
+  loop_.EngineFault(kind(),
+                    absl::StrCat(ErrnoStatus(error, EnterCall(), nullptr).ToString(), ": ", how,
+                                 "; the ring is given up, and epoll takes its streams"));
   // First of all: what follows runs callbacks.
   loop_.OnEngineBroken();
   for (uint32_t i = 0; i < loop_.slots().size(); ++i) Orphan(i);
@@ -412,7 +423,7 @@ void UringEngine::OnCancelled(const Completion& completion) {
   // the way, or it lives on and must be told again.
   // Written back at once: what gives up changes the word itself.
   const uint8_t cancels = ++UringWordRef(*slot)->cancels;
-  if (cancels > kCancelMax) return CannotCancel(*slot, op);
+  if (cancels > kCancelMax) return CannotCancel(completion.token.index());
   int by_fd = -1;
   if (cancels > kCancelByToken && slot->kind() == SlotKind::kConnection) {
     by_fd = static_cast<Connection*>(slot->object)->fd();

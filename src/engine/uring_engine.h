@@ -103,6 +103,10 @@ class UringEngine : public SocketEngine {
   // Without io_uring_enter nothing that is armed ends, nor is told of: closes the ring, after which
   // the kernel holds nothing, and lets go of everything.
   [[gnu::cold]] void GiveUp(int error);
+  // Of some completion nobody was or will be told, for want of memory to keep it
+  // (IORING_FEAT_NODROP in io_uring_setup(2)): what it would have ended waits for ever, or lacks
+  // bytes. The kernel says so once by EBADR (Linux 5.19), and in this count.
+  bool HasDropped() const { return IO_URING_READ_ONCE(*ring_.cq.koverflow) != 0; }
   void CloseRing();
   // What it says when it is broken.
   static absl::Status GivenUp();
@@ -128,7 +132,16 @@ class UringEngine : public SocketEngine {
   bool Part(Connection& connection, uint8_t how);
   // An operation of a connection that is parting has come to an end, perhaps the last one.
   void Parted(Connection& connection, Slot& slot);
-  void CannotCancel(Slot& slot, RingOp op);
+  // What `slot` has armed was told to end, so that another engine can have it. That has a bound in
+  // time, whatever the kernel says: of the two rounds that there are, who began in the last one has
+  // waited for kReleaseRound at least, and is kept.
+  void AwaitRelease(Slot& slot);
+  void ArmReleaseTimer();
+  [[gnu::cold]] void LookAtReleases();
+  // Null: it is not this engine's, or does not wait to be let go of.
+  Slot* Releasing(uint32_t index);
+  [[gnu::cold]] void Keep(Slot& slot);
+  [[gnu::cold]] void CannotCancel(uint32_t index);
 
   void OnReceive(const Completion& completion, Slot& slot);
   [[gnu::cold]] void OnLateReceive(const Completion& completion, Slot& slot);
@@ -155,7 +168,9 @@ class UringEngine : public SocketEngine {
   bool enabled_ = false;         // by the first wait, on the thread that will wait (SINGLE_ISSUER)
   uint32_t enter_failures_ = 0;  // in a row
   int64_t failing_since_ns_ = 0;
-  CallbackTimer enter_retry_;   // of one that another engine waits for
+  CallbackTimer enter_retry_;  // of one that another engine waits for
+  CallbackTimer release_timer_;
+  uint8_t release_round_ = 0;
   bool receives_lost_ = false;  // when it was given up: of some that completed nobody was told
   BufferRing buffers_;
   // What did not fit the submission queue, in order.

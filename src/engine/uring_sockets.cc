@@ -18,6 +18,9 @@ namespace {
 
 // A piece this large is better received into one hot buffer.
 constexpr size_t kLargePiece = 8 * 1024;
+// What the kernel is to let go of has one to two of these for it, and stays otherwise.
+constexpr absl::Duration kReleaseRound = absl::Milliseconds(500);
+
 // So many large (small) pieces in a row make a connection change its strategy.
 constexpr uint8_t kRunToChange = 8;
 
@@ -67,7 +70,7 @@ bool UringEngine::Release(Acceptor& acceptor) {
   Slot& slot = loop_.slots().at(acceptor.slot);
   if (made_ && UringWordOf(slot).armed != 0) {
     ClearFlag(slot, UringBit::kAccepting);
-    SetFlag(slot, UringBit::kReleasing);
+    AwaitRelease(slot);
     Cancel(acceptor.slot, RingOp::kAccept);
     return false;
   }
@@ -163,7 +166,11 @@ bool UringEngine::Release(Connection& connection) { return Part(connection, Urin
 bool UringEngine::Part(Connection& connection, uint8_t how) {
   Slot& slot = loop_.slots().at(connection.slot());
   if (!made_ || UringWordOf(slot).armed == 0) return true;
-  SetFlag(slot, how);
+  if (how == UringBit::kReleasing) {
+    AwaitRelease(slot);
+  } else {
+    SetFlag(slot, how);
+  }
   for (RingOp op : {RingOp::kReceive, RingOp::kPollRead, RingOp::kPollWrite}) {
     Cancel(connection.slot(), op);
   }
@@ -190,19 +197,70 @@ void UringEngine::OrphanConnection(Connection& connection, Slot& slot) {
   if (word.flags & UringBit::kReleasing) connection.OnReleased();
 }
 
-void UringEngine::CannotCancel(Slot& slot, RingOp op) {
-  if (slot.kind() == SlotKind::kConnection && !HasFlag(slot, UringBit::kLeaving) &&
-      HasFlag(slot, UringBit::kReleasing)) {
-    {
-      UringWordRef word(slot);
-      word->flags &= static_cast<uint8_t>(~UringBit::kReleasing);
-      word->cancelling &= static_cast<uint8_t>(~BitOf(op));
-      word->cancels = 0;
-    }
-    return static_cast<Connection*>(slot.object)->OnNotReleased();
+void UringEngine::AwaitRelease(Slot& slot) {
+  {
+    UringWordRef word(slot);
+    word->flags |= UringBit::kReleasing;
+    word->round = release_round_;
   }
+  if (!release_timer_.armed()) ArmReleaseTimer();
+}
+
+void UringEngine::ArmReleaseTimer() {
+  release_timer_.Arm(TimerWheel::DeadlineTick(sys_.Now(), kReleaseRound),
+                     [this] { LookAtReleases(); });
+}
+
+void UringEngine::LookAtReleases() {
+  // The kernel may not have been told yet. A ring that cannot be entered has a bound of its own.
+  if (enter_failures_ != 0) return ArmReleaseTimer();
+  bool others = false;
+  for (uint32_t i = 0; i < loop_.slots().size(); ++i) {
+    Slot* const slot = Releasing(i);
+    if (slot == nullptr) continue;
+    if (UringWordOf(*slot).round != release_round_) {
+      Keep(*slot);
+    } else {
+      others = true;
+    }
+  }
+  release_round_ ^= 1;
+  if (others && !release_timer_.armed()) ArmReleaseTimer();
+}
+
+Slot* UringEngine::Releasing(uint32_t index) {
+  Slot& slot = loop_.slots().at(index);
+  if (slot.object == nullptr) return nullptr;
+  const Engine* engine = nullptr;
+  if (slot.kind() == SlotKind::kConnection) {
+    engine = static_cast<Connection*>(slot.object)->engine();
+  } else if (slot.kind() == SlotKind::kAcceptor) {
+    engine = static_cast<Acceptor*>(slot.object)->engine;
+  }
+  const bool waits =
+      engine == this && HasFlag(slot, UringBit::kReleasing) && !HasFlag(slot, UringBit::kLeaving);
+  return waits ? &slot : nullptr;
+}
+
+void UringEngine::Keep(Slot& slot) {
+  {
+    // What is armed stays so. When it ends after all, it is armed again like any other.
+    UringWordRef word(slot);
+    word->flags &= static_cast<uint8_t>(~UringBit::kReleasing);
+    word->cancelling = 0;
+    word->cancels = 0;
+  }
+  if (slot.kind() == SlotKind::kConnection) {
+    static_cast<Connection*>(slot.object)->OnNotReleased();
+  } else {
+    static_cast<Acceptor*>(slot.object)->OnNotReleased();
+  }
+}
+
+void UringEngine::CannotCancel(uint32_t index) {
+  if (Slot* const releasing = Releasing(index)) return Keep(*releasing);
   loop_.EngineFault(kind(),
-                    "io_uring: an operation cannot be cancelled; its connection stays closing");
+                    "io_uring: an operation cannot be cancelled; what has it stays closing");
 }
 
 bool UringEngine::MayUseRing(const Slot& slot) const {

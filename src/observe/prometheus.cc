@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace {
@@ -39,6 +40,9 @@ constexpr char kSwitches[] = "penstock_engine_switches_total";
 constexpr char kSwitchesHelp[] = "Streams that changed engine, by where they went.";
 constexpr char kEngineFaults[] = "penstock_engine_faults_total";
 constexpr char kEngineFaultsHelp[] = "Faults of an engine; they count as faults as well.";
+constexpr char kListenerSwitches[] = "penstock_listener_switches_total";
+constexpr char kListenerSwitchesHelp[] =
+    "Listeners that changed engine, and those that stayed or were left with none.";
 constexpr char kMoves[] = "penstock_loop_moves_total";
 constexpr char kMovesHelp[] = "Streams that changed loop, by direction.";
 
@@ -100,6 +104,10 @@ constexpr Series kSeries[] = {
 
     {kSwitches, kSwitchesHelp, "to=\"epoll\"", Of<&LoopSnapshot::switches_to_epoll>},
     {kSwitches, kSwitchesHelp, "to=\"uring\"", Of<&LoopSnapshot::switches_to_uring>},
+    {kListenerSwitches, kListenerSwitchesHelp, "outcome=\"moved\"",
+     Of<&LoopSnapshot::listener_switches>},
+    {kListenerSwitches, kListenerSwitchesHelp, "outcome=\"refused\"",
+     Of<&LoopSnapshot::listener_switches_refused>},
     {kMoves, kMovesHelp, "way=\"in\"", Of<&LoopSnapshot::moves_in>},
     {kMoves, kMovesHelp, "way=\"out\"", Of<&LoopSnapshot::moves_out>},
     {kMoves, kMovesHelp, "way=\"back\"", Of<&LoopSnapshot::moves_back>},
@@ -134,8 +142,8 @@ constexpr std::array<const char*, kMoveDirections> kDirectionNames = {"to_epoll"
 constexpr std::array<const char*, kMoveRefusals> kRefusalNames = {"unsupported", "busy", "no_room",
                                                                   "gone",        "held", "error"};
 
-constexpr char kPauses[] = "penstock_move_pauses_total";
-constexpr char kPausesHelp[] = "Moves by how long the stream was not served, each counted once.";
+constexpr char kPauses[] = "penstock_move_pause_seconds";
+constexpr char kPausesHelp[] = "For how long moves kept their stream from being served.";
 
 // One series of every tag of every loop's pool.
 struct TagSeries {
@@ -173,10 +181,11 @@ constexpr ClassSeries kClassSeries[] = {
     {"penstock_pool_class_refused_total", "Refused allocations, by block size.", &Class::refused},
 };
 
-void AppendHead(std::string& text, std::string_view name, const char* help) {
-  const bool counter = name.ends_with("_total");
+void AppendHead(std::string& text, std::string_view name, const char* help,
+                std::string_view type = {}) {
+  if (type.empty()) type = name.ends_with("_total") ? "counter" : "gauge";
   absl::StrAppend(&text, "# HELP ", std::string(name), " ", help, "\n# TYPE ", std::string(name),
-                  counter ? " counter\n" : " gauge\n");
+                  " ", std::string(type), "\n");
 }
 
 // Names, help and label values are this file's own and contain nothing that the format escapes.
@@ -184,6 +193,23 @@ void AppendSample(std::string& text, const char* name, size_t loop, const std::s
                   uint64_t value) {
   absl::StrAppend(&text, name, "{loop=\"", loop, "\"", label.empty() ? "" : ",", label, "} ", value,
                   "\n");
+}
+
+// One histogram a loop: buckets are cumulative, and `le` is in seconds. A pause of 2^i us to the
+// nanosecond stands in the bucket after the one that `le` names.
+void AppendPauses(std::string& text, size_t loop, const LoopSnapshot& snapshot) {
+  uint64_t below = 0;
+  for (size_t i = 0; i < kPauseBuckets; ++i) {
+    below += snapshot.move_pauses[i];
+    const std::string le = i + 1 < kPauseBuckets
+                               ? absl::StrFormat("%.6f", 1e-6 * static_cast<double>(1u << i))
+                               : "+Inf";
+    absl::StrAppend(&text, kPauses, "_bucket{loop=\"", loop, "\",le=\"", le, "\"} ", below, "\n");
+  }
+  constexpr uint64_t kNsOfSecond = 1'000'000'000;
+  absl::StrAppendFormat(&text, "%s_sum{loop=\"%d\"} %d.%09d\n", kPauses, loop,
+                        snapshot.move_pause_ns / kNsOfSecond, snapshot.move_pause_ns % kNsOfSecond);
+  absl::StrAppend(&text, kPauses, "_count{loop=\"", loop, "\"} ", below, "\n");
 }
 
 std::string BlockLabel(const Class& size_class) {
@@ -226,14 +252,8 @@ std::string PrometheusText(std::span<const LoopSnapshot> loops) {
     }
   }
 
-  AppendHead(text, kPauses, kPausesHelp);
-  for (size_t loop = 0; loop < loops.size(); ++loop) {
-    for (size_t i = 0; i < kPauseBuckets; ++i) {
-      const std::string below = i + 1 < kPauseBuckets ? absl::StrCat(uint64_t{1} << i) : "inf";
-      AppendSample(text, kPauses, loop, absl::StrCat("below_us=\"", below, "\""),
-                   loops[loop].move_pauses[i]);
-    }
-  }
+  AppendHead(text, kPauses, kPausesHelp, "histogram");
+  for (size_t loop = 0; loop < loops.size(); ++loop) AppendPauses(text, loop, loops[loop]);
 
   for (const ClassSeries& series : kClassSeries) {
     AppendHead(text, series.name, series.help);

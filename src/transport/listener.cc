@@ -119,7 +119,10 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     return stats;
   }
 
-  absl::Status SwitchEngine(EngineKind to) override {
+  absl::Status SwitchEngine(EngineKind to) override { return Switch(to, nullptr); }
+
+  // `switched`: of a switch that has begun, what becomes of it.
+  absl::Status Switch(EngineKind to, ListenerSwitched switched) {
     if (fd < 0) {
       return PeerStatus(absl::StatusCode::kFailedPrecondition, kOperation, &address_,
                         "the listener is closed");
@@ -127,8 +130,11 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     const absl::StatusOr<Engine*> chosen = core_->EngineFor(to);
     if (!chosen.ok()) return Explain(chosen.status(), kOperation, address_);
     stream_engine_ = *chosen;
-    if (hold_ != Hold::kEngine || engine == stream_engine_) return absl::OkStatus();
+    if (hold_ == Hold::kEngine && engine == stream_engine_) return absl::OkStatus();
+    switched_ = std::move(switched);
+    if (hold_ != Hold::kEngine) return absl::OkStatus();
     hold_ = Hold::kReleasing;
+    refusal_counted_ = false;
     if (engine->Release(*this)) OnReleased();
     return absl::OkStatus();
   }
@@ -136,21 +142,21 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
   // --- Acceptor ---
   void OnReleased() override {
     hold_ = Hold::kNone;
-    absl::Status status = stream_engine_->Add(*this);
-    if (!status.ok()) {
-      core_->Fault(status.ToString());
-      std::swap(engine, stream_engine_);  // as it was
-      status = stream_engine_->Add(*this);
-    }
-    if (!status.ok()) {
-      retry_timer_.Arm(TimerWheel::DeadlineTick(core_->sys().Now(), kRetryMax),
-                       [this] { Retry(); });
-      return;
-    }
-    hold_ = Hold::kEngine;
-    engine = stream_engine_;
-    if (reasons_ == 0) engine->Accept(*this);
-    TakeUpRoom();
+    const absl::Status refused = stream_engine_->Add(*this);
+    if (refused.ok()) return BelongTo(*stream_engine_, refused);
+    CountRefusal(refused);
+    if (engine->Add(*this).ok()) return BelongTo(*engine, refused);
+    retry_timer_.Arm(TimerWheel::DeadlineTick(core_->sys().Now(), kRetryMax), [this] { Retry(); });
+    Told(refused);
+  }
+
+  void OnNotReleased() override {
+    const absl::Status held = PeerStatus(
+        absl::StatusCode::kUnavailable, kOperation, &address_,
+        "the kernel does not end what it was told to end; its engine keeps the listener");
+    core_->counters().listener_switches_refused.Add(1);
+    core_->EngineFault(engine->kind(), held.ToString());
+    BelongTo(*engine, held);
   }
 
   void OnAccepted(int accepted, const SocketAddress& peer) override {
@@ -209,16 +215,35 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     SetReason(kDraining, true);
     CloseSocket();
   }
-  void OnSwitchAll(EngineKind to) override {
+  void OnSwitchAll(EngineKind to, BeginListenerSwitch begin) override {
     if (fd < 0) return;  // drained
     const bool stuck = hold_ == Hold::kEngine && engine->broken();
     if (options_.stream.pinned_engine && !stuck) return;
-    if (absl::Status status = SwitchEngine(to); !status.ok()) core_->Fault(status.ToString());
+    if (absl::Status status = Switch(to, begin()); !status.ok()) core_->Fault(status.ToString());
   }
   void OnLoopGone() override {
     Close();
     core_->AtEnd(loop_end_);
     core_ = nullptr;
+  }
+
+  // `taker` has it: with `refused` the one that it had been with.
+  void BelongTo(Engine& taker, const absl::Status& refused) {
+    hold_ = Hold::kEngine;
+    if (engine != &taker) core_->counters().listener_switches.Add(1);
+    engine = stream_engine_ = &taker;
+    if (reasons_ == 0) engine->Accept(*this);
+    Told(refused);
+    TakeUpRoom();
+  }
+  // Once, however often the same is tried again.
+  void CountRefusal(const absl::Status& why) {
+    if (std::exchange(refusal_counted_, true)) return;
+    core_->counters().listener_switches_refused.Add(1);
+    core_->Fault(why.ToString());
+  }
+  void Told(const absl::Status& status) {
+    if (switched_) std::exchange(switched_, nullptr)(status);
   }
 
   bool HasRoom() const { return count_->open < options_.connections_max && core_->HasRoom(); }
@@ -318,6 +343,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
       engine->Forget(*this);
     }
     fd = -1;
+    switched_ = nullptr;
     while (!parked_.empty()) engine->CloseSocket(parked_.pop().fd, true);
   }
 
@@ -348,6 +374,8 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
   ListenerStats stats_;
   Engine* stream_engine_ = nullptr;  // of streams to come; other than `engine` during a switch
   Hold hold_ = Hold::kEngine;
+  ListenerSwitched switched_;     // of the switch under way
+  bool refusal_counted_ = false;  // of that one
   uint8_t reasons_ = 0;
   bool* destroyed_ = nullptr;  // set while on_accept_ runs
   LoopEnd loop_end_{*this};

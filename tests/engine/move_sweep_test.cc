@@ -156,8 +156,8 @@ TEST(MoveSweepToALoop, HasFewStreamsOnTheirWayAtOnce) {
   uint64_t moved = 0;
   MigrateAll(*from, to->handle(), [&](MoveCount count) { moved = count.moved; });
   SettleLoops({both, 1});  // nobody takes what was sent
-  EXPECT_EQ(from->Snapshot().moves_out, 32u);
-  EXPECT_EQ(from->Snapshot().open, kStreams - 32);
+  EXPECT_EQ(from->Snapshot().moves_out, 8u);
+  EXPECT_EQ(from->Snapshot().open, kStreams - 8);
   ASSERT_TRUE(DriveLoops(both, [&] { return moved != 0; }));
   EXPECT_EQ(moved, kStreams);
   EXPECT_EQ(to->Snapshot().open, kStreams);

@@ -9,9 +9,7 @@
 #include <penstock/move.h>
 
 #include <cerrno>
-#include <chrono>
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 #include <optional>
 #include <string>
@@ -20,120 +18,13 @@
 
 #include <gtest/gtest.h>
 
-#include "absl/functional/function_ref.h"
 #include "engine/loop_core.h"
+#include "testing/breaking_ring.h"
 #include "testing/fault_sys.h"
 #include "testing/plain_socket.h"
 
 namespace penstock::internal {
 namespace {
-
-// May refuse epoll, too, and counts how often the loop waited by no engine.
-class NoEpollSys : public FaultSys {
- public:
-  int EpollCreate() override { return create_error != 0 ? -create_error : FaultSys::EpollCreate(); }
-  int EpollControl(int epoll, int op, int fd, epoll_event* event) override {
-    if (op == EPOLL_CTL_ADD && add_error != 0) return -add_error;
-    return FaultSys::EpollControl(epoll, op, fd, event);
-  }
-  int Poll(pollfd* descriptors, size_t count, int64_t timeout_ns) override {
-    ++polls;
-    return FaultSys::Poll(descriptors, count, timeout_ns);
-  }
-
-  int create_error = 0;
-  int add_error = 0;
-  int polls = 0;
-};
-
-// A stream by io_uring on a loop whose ring a test breaks.
-class BreakingRing : public ::testing::Test {
- protected:
-  // Skips where there is no io_uring.
-  void Begin(EngineKind primary, const char* without = "") {
-    const char* const before = std::getenv(kDisable);
-    const std::string kept = before != nullptr ? before : "";
-    if (*without != '\0') ::setenv(kDisable, without, 1);
-    LoopOptions options;
-    options.engine = primary;
-    options.log = [this](LogSeverity, const char*, int, std::string_view text) {
-      log_.emplace_back(text);
-    };
-    absl::StatusOr<std::unique_ptr<Loop>> loop =
-        LoopCore::CreateLoop(std::move(options), {.sys = &sys_, .engines = {}});
-    if (loop.ok()) loop_ = *std::move(loop);
-    absl::Status status = loop.status();
-    if (loop_ != nullptr) status.Update(loop_->EnableEngine(EngineKind::kUring));
-    before != nullptr ? ::setenv(kDisable, kept.c_str(), 1) : ::unsetenv(kDisable);
-    if (absl::IsUnimplemented(status)) GTEST_SKIP() << status;
-    ASSERT_TRUE(status.ok()) << status;
-    peers_ = PlainSocket::Listen(*SocketAddress::Parse("127.0.0.1:0"), 16);
-    stream_ = Open({});
-    ASSERT_NE(stream_, nullptr);
-    peer_ = peers_.Accept();
-  }
-  void TearDown() override {
-    stream_ = nullptr;
-    loop_ = nullptr;
-  }
-
-  StreamPtr Open(StreamOptions options) {
-    StreamPtr stream;
-    ConnectOptions connecting;
-    connecting.engine = EngineKind::kUring;
-    connecting.stream = options;
-    Connect(*loop_, peers_.local(), connecting,
-            [&](absl::StatusOr<StreamPtr> made) { stream = *std::move(made); });
-    EXPECT_TRUE(PollUntil([&] { return stream != nullptr; }));
-    return stream;
-  }
-  bool PollUntil(absl::FunctionRef<bool()> done) {
-    const auto limit = std::chrono::steady_clock::now() + std::chrono::minutes(2);
-    while (!done()) {
-      loop_->Poll();
-      if (std::chrono::steady_clock::now() > limit) return false;
-    }
-    return true;
-  }
-  void Break(int error) {
-    sys_.Set({.call = Call::kRingEnter, .error = error, .nth = 1, .persistent = true});
-  }
-  void Read() {
-    stream_->ReadReady([this](absl::StatusOr<Buffer> data) {
-      end_ = data.status();
-      if (!data.ok()) return;
-      received_ += data->view();
-      Read();
-    });
-  }
-  void ExpectEcho(Stream& stream, PlainSocket& peer) {
-    ASSERT_EQ(peer.Send("there"), 5);
-    std::optional<std::string> got;
-    stream.ReadReady([&](absl::StatusOr<Buffer> data) {
-      got = data.ok() ? std::string(data->view()) : data.status().ToString();
-    });
-    ASSERT_TRUE(PollUntil([&] { return got.has_value(); }));
-    EXPECT_EQ(*got, "there");
-  }
-
-  bool Logged(std::string_view words) const {
-    for (const std::string& line : log_) {
-      if (line.find(words) != std::string::npos) return true;
-    }
-    return false;
-  }
-
-  static constexpr char kDisable[] = "PENSTOCK_URING_DISABLE";
-
-  NoEpollSys sys_;
-  std::vector<std::string> log_;
-  std::unique_ptr<Loop> loop_;
-  PlainSocket peers_;
-  PlainSocket peer_;
-  StreamPtr stream_;
-  std::string received_;
-  absl::Status end_;  // of what was received
-};
 
 struct Broken {
   const char* name;
@@ -343,18 +234,6 @@ INSTANTIATE_TEST_SUITE_P(
 class UringPatienceTest : public BreakingRing {
  protected:
   void SetUp() override { Begin(EngineKind::kUring); }
-  // Lets the library find that so much time has passed, in which it has tried again.
-  void Pass(absl::Duration time) {
-    for (int i = 0; i < 50; ++i) {
-      sys_.AdvanceClock(absl::ToInt64Nanoseconds(time / 50));
-      loop_->Poll();
-    }
-  }
-  void RunFor(absl::Duration time) {
-    Timer end(*loop_);
-    end.Arm(time, [this] { loop_->Stop(); });
-    loop_->Run();
-  }
 };
 
 TEST_F(UringPatienceTest, MemoryThatIsShortForLongBreaksNothing) {

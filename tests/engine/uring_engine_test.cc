@@ -42,6 +42,7 @@ class CountingAcceptor : public Acceptor {
   }
   void OnAcceptFailed(int error) override { ADD_FAILURE() << error; }
   void OnReleased() override {}
+  void OnNotReleased() override { ADD_FAILURE() << "a cancel that the kernel took"; }
 
  private:
   int& accepted_;

@@ -5,9 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -21,6 +23,10 @@ struct Metric {
   std::string type;
   std::string help;
   std::map<Labels, uint64_t> samples;
+  // Of a histogram: without `le`, in the order of the text; and sums in billionths.
+  std::map<Labels, std::vector<std::pair<std::string, uint64_t>>> buckets;
+  std::map<Labels, uint64_t> sums;
+  std::map<Labels, uint64_t> counts;
 };
 
 // A strict reader of the text format 0.0.4, as far as the library uses it: it accepts no blank
@@ -79,17 +85,39 @@ class Reader {
       Expect(" ");
       metrics[current_].type = UpTo('\n');
     } else {
-      EXPECT_EQ(Name(), current_) << "a sample outside its group";
-      EXPECT_FALSE(metrics[current_].type.empty());
-      const Labels labels = ReadLabels();
+      const std::string name = Name();
+      Metric& metric = metrics[current_];
+      EXPECT_FALSE(metric.type.empty());
+      Labels labels = ReadLabels();
       Expect(" ");
-      uint64_t value = 0;
-      const auto [stop, error] = std::from_chars(text_.data(), text_.data() + text_.size(), value);
-      EXPECT_EQ(error, std::errc());
-      text_.remove_prefix(stop - text_.data());
-      EXPECT_TRUE(metrics[current_].samples.emplace(labels, value).second) << "a sample twice";
+      if (metric.type != "histogram") {
+        EXPECT_EQ(name, current_) << "a sample outside its group";
+        EXPECT_TRUE(metric.samples.emplace(labels, Number()).second) << "a sample twice";
+      } else if (name == current_ + "_bucket") {
+        const std::string le = labels["le"];
+        labels.erase("le");
+        metric.buckets[labels].emplace_back(le, Number());
+      } else if (name == current_ + "_sum") {
+        const uint64_t whole = Number();
+        Expect(".");
+        const std::string_view before = text_;
+        const uint64_t billionths = Number();
+        EXPECT_EQ(before.size() - text_.size(), 9u);
+        metric.sums[labels] = whole * 1'000'000'000 + billionths;
+      } else {
+        EXPECT_EQ(name, current_ + "_count") << "a sample outside its group";
+        metric.counts[labels] = Number();
+      }
     }
     Expect("\n");
+  }
+
+  uint64_t Number() {
+    uint64_t value = 0;
+    const auto [stop, error] = std::from_chars(text_.data(), text_.data() + text_.size(), value);
+    EXPECT_EQ(error, std::errc());
+    text_.remove_prefix(stop - text_.data());
+    return value;
   }
 
   Labels ReadLabels() {
@@ -146,8 +174,13 @@ TEST(PrometheusText, IsStrictlyTheTextFormat) {
   EXPECT_GT(reader.metrics.size(), 30u);
   for (const auto& [name, metric] : reader.metrics) {
     EXPECT_TRUE(name.starts_with("penstock_")) << name;
-    EXPECT_EQ(metric.type, name.ends_with("_total") ? "counter" : "gauge") << name;
     EXPECT_TRUE(metric.help.ends_with(".")) << name;
+    if (metric.type == "histogram") {
+      EXPECT_TRUE(name.ends_with("_seconds")) << name;
+      EXPECT_EQ(metric.buckets.size(), std::size(loops)) << name;
+      continue;
+    }
+    EXPECT_EQ(metric.type, name.ends_with("_total") ? "counter" : "gauge") << name;
     EXPECT_FALSE(metric.samples.empty()) << name;
     for (const auto& [labels, value] : metric.samples) EXPECT_TRUE(labels.contains("loop"));
   }
@@ -160,6 +193,11 @@ TEST(PrometheusText, TellsEveryFigureOnce) {
   std::vector<uint64_t> told;
   for (const auto& [name, metric] : reader.metrics) {
     for (const auto& [labels, value] : metric.samples) told.push_back(value);
+    for (const auto& [labels, sum] : metric.sums) told.push_back(sum);
+    for (const auto& [labels, buckets] : metric.buckets) {
+      uint64_t below = 0;
+      for (const auto& [le, count] : buckets) told.push_back(count - std::exchange(below, count));
+    }
   }
   std::sort(told.begin(), told.end());
   EXPECT_EQ(told, expected);
@@ -201,9 +239,34 @@ TEST(PrometheusText, FiguresStandUnderTheirNames) {
   EXPECT_EQ(classes, (std::map<Labels, uint64_t>{{{{"block", "4096"}, {"loop", "1"}}, 8192}}));
 }
 
+// https://prometheus.io/docs/instrumenting/exposition_formats/: buckets grow up to +Inf, which says
+// what _count does.
+TEST(PrometheusText, PausesAreAHistogram) {
+  LoopSnapshot loop;
+  loop.move_pauses[0] = 2;
+  loop.move_pauses[6] = 5;
+  loop.move_pauses[kPauseBuckets - 1] = 1;
+  loop.move_pause_ns = 12'000'345'678;
+  Reader reader(PrometheusText({&loop, 1}));
+  Metric& pauses = reader.metrics["penstock_move_pause_seconds"];
+  EXPECT_EQ(pauses.type, "histogram");
+  const Labels labels = {{"loop", "0"}};
+  EXPECT_EQ(pauses.sums[labels], 12'000'345'678u);
+  EXPECT_EQ(pauses.counts[labels], 8u);
+  const auto& buckets = pauses.buckets[labels];
+  ASSERT_EQ(buckets.size(), kPauseBuckets);
+  EXPECT_EQ(buckets[0], (std::pair<std::string, uint64_t>("0.000001", 2)));
+  EXPECT_EQ(buckets[5], (std::pair<std::string, uint64_t>("0.000032", 2)));
+  EXPECT_EQ(buckets[6], (std::pair<std::string, uint64_t>("0.000064", 7)));
+  EXPECT_EQ(buckets[22], (std::pair<std::string, uint64_t>("4.194304", 7)));
+  EXPECT_EQ(buckets[23], (std::pair<std::string, uint64_t>("+Inf", 8)));
+}
+
 TEST(PrometheusText, NoLoopsHaveNoSamples) {
   const Reader reader(PrometheusText({}));
-  for (const auto& [name, metric] : reader.metrics) EXPECT_TRUE(metric.samples.empty()) << name;
+  for (const auto& [name, metric] : reader.metrics) {
+    EXPECT_TRUE(metric.samples.empty() && metric.buckets.empty()) << name;
+  }
 }
 
 }  // namespace
