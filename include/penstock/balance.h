@@ -10,7 +10,8 @@
 //
 // A loop that is too late to answer within a tick counts as busy all the time; after 8 such ticks,
 // and when it has gone, it is left out. So is one with LoopOptions::busy_poll, whose thread is on a
-// CPU whether it has anything to do or not.
+// CPU whether it has anything to do or not. Moves that a loop has not begun within 8 ticks are
+// called off, and those that have not ended by then are waited for no longer.
 //
 // Only streams of StreamOptions::migratable go; what Migrate (penstock/move.h) asks of those who
 // own them holds for these moves too. Every decision is a line in trace().
@@ -49,6 +50,13 @@ struct BalanceOptions {
   size_t trace_max = 200;
 };
 
+// What a balancer has decided so far, by what came of it.
+struct BalanceCounts {
+  uint64_t moved = 0;     // streams went
+  uint64_t none = 0;      // none may go, is small enough or was taken
+  uint64_t given_up = 0;  // not begun, or not ended, within 8 ticks
+};
+
 namespace internal {
 class LoopBalance;
 }  // namespace internal
@@ -68,13 +76,15 @@ class PENSTOCK_EXPORT LoopBalancer {
   LoopBalancer& operator=(const LoopBalancer&) = delete;
 
   // Begins no more moves, and calls `stopped`, in a later turn, when none is under way: then the
-  // loops may be drained. Once.
+  // loops may be drained. Once. A stream that has left for a loop which is not run is under way
+  // until that runs again or is destroyed.
   void Stop(absl::AnyInvocable<void() &&> stopped);
 
   // What was decided and why, oldest first, for a person to read. Loops are numbered from 0.
   std::vector<std::string> trace() const;
   // Streams that have arrived, so far.
   uint64_t moves() const;
+  BalanceCounts counts() const;
 
  private:
   explicit LoopBalancer(std::shared_ptr<internal::LoopBalance> balance);

@@ -72,15 +72,35 @@ void BalanceController::Ended(const MoveCount& streams, double part) {
           ? ""
           : absl::StrFormat(" (%d were refused, %d ended)", streams.failed, streams.ended);
   if (streams.moved > 0) {
+    ++counts_.moved;
     rest_ = 0;
     return Note(absl::StrFormat("%s: %d streams with %.0f %% of its traffic go%s", why_,
                                 streams.moved, 100 * part, others));
   }
-  rest_ = rest_ == 0 ? options_.rest : std::min(2 * rest_, options_.rest_max);
-  rest_until_ = tick_ + static_cast<uint64_t>(rest_);
+  ++counts_.none;
   Note(absl::StrFormat(
       "%s: no stream may go, is small enough or is taken%s; none is asked for %d ticks", why_,
-      others, rest_));
+      others, Rest()));
+}
+
+void BalanceController::GaveUp(int ticks, bool begun) {
+  ++counts_.given_up;
+  Apply(BalanceEvent::kEnded);
+  Note(absl::StrFormat("%s: after %d ticks %s; none is asked for %d ticks", why_, ticks,
+                       begun ? "streams are still on their way, and nothing waits for them"
+                             : "the loop has not come to it, and none goes",
+                       Rest()));
+}
+
+void BalanceController::Late(const MoveCount& streams) {
+  moves_ += streams.moved;
+  if (streams.moved > 0) Note(absl::StrFormat("%d streams have arrived after all", streams.moved));
+}
+
+int BalanceController::Rest() {
+  rest_ = rest_ == 0 ? options_.rest : std::min(2 * rest_, options_.rest_max);
+  rest_until_ = tick_ + static_cast<uint64_t>(rest_);
+  return rest_;
 }
 
 void BalanceController::LeaveOut(size_t loop) {

@@ -67,12 +67,17 @@ class BalanceController {
   // What became of kMove: so many streams have arrived, with that part of the loop's traffic;
   // others were refused, or have ended on their way.
   void Ended(const MoveCount& streams, double part);
+  // Nothing waits for it any more after so many ticks: the loop has `begun` it, or has not come to
+  // it and now never will. What arrives after all counts by Late.
+  void GaveUp(int ticks, bool begun);
+  void Late(const MoveCount& streams);
 
   // `loop` polls before it sleeps: it tells nothing, and the trace why.
   void LeaveOut(size_t loop);
 
   BalanceState state() const { return state_; }
   uint64_t moves() const { return moves_; }
+  const BalanceCounts& counts() const { return counts_; }
   const std::deque<std::string>& trace() const { return trace_; }
 
  private:
@@ -87,6 +92,8 @@ class BalanceController {
   }
   // The busiest and the least busy loop, when they differ by enough.
   std::optional<Pair> Differing(std::span<const Busy> loops) const;
+  // None is asked for some ticks, more each time in a row; how many.
+  int Rest();
   void Note(std::string line);
 
   const BalanceOptions options_;
@@ -98,6 +105,7 @@ class BalanceController {
   size_t from_ = 0;
   std::string why_;  // of the move under way
   uint64_t moves_ = 0;
+  BalanceCounts counts_;
   std::deque<std::string> trace_;
 };
 

@@ -17,9 +17,13 @@ PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 namespace {
 
-// Ticks for which a loop that does not answer is taken for busy. One that is later may not be run
-// at all: nobody shall wait for it.
+// Ticks for which a loop that does not answer is taken for busy, and for which moves are waited
+// for. One that is later may not be run at all: nobody shall wait for it.
 constexpr int kLateTicks = 8;
+// Moves of a decision that are under way at once: as in a sweep (move_sweep.cc) those that are wait
+// for each other. It goes on when no more than the second are.
+constexpr uint64_t kMovesMax = 8;
+constexpr uint64_t kMovesResume = kMovesMax / 2;
 
 uint64_t BytesOf(const LoopCounters& counters) {
   return counters.bytes_in.value() + counters.bytes_out.value();
@@ -36,45 +40,108 @@ struct LoopBalance::Traffic {
   std::vector<Stream> streams;
 
   void Begin(LoopCore& loop, size_t looked_at_max);
-  // Has streams go that carry at most `part` of what the loop does.
-  void Move(LoopCore& loop, const LoopHandle& to, double part, size_t streams_max,
-            const std::shared_ptr<Batch>& batch);
+  // Those that are to go, which carry at most `part` of what the loop does.
+  std::vector<Stream> Choose(LoopCore& loop, double part, size_t streams_max);
 
- private:
+  // Null when it has gone, or may not.
   static Connection* Find(LoopCore& loop, Token token);
 };
 
-struct LoopBalance::Batch {
-  Batch(LoopHandle home, std::weak_ptr<LoopBalance> balance)
-      : home_(std::move(home)), balance_(std::move(balance)) {}
+struct LoopBalance::Order {
+  // Any thread. True for the first, and for nobody else.
+  bool Take() { return !taken_.exchange(true, std::memory_order_acq_rel); }
+
+  bool taken_back = false;  // by the balancer: its thread
+
+ private:
+  std::atomic<bool> taken_{false};
+};
+
+// Its moves end on any thread.
+struct LoopBalance::Batch : public std::enable_shared_from_this<Batch> {
+ public:
+  Batch(LoopHandle home, std::weak_ptr<LoopBalance> balance, std::shared_ptr<Order> order,
+        LoopHandle from, LoopHandle to)
+      : home_(std::move(home)),
+        balance_(std::move(balance)),
+        order_(std::move(order)),
+        from_(std::move(from)),
+        to_(std::move(to)) {}
   Batch(const Batch&) = delete;
   Batch& operator=(const Batch&) = delete;
   ~Batch() {
     MoveCount count;
     count.moved = moved_.load(std::memory_order_relaxed);
     count.failed = refused_.load(std::memory_order_relaxed);
-    count.ended = begun - count.moved - count.failed;
-    const double part = static_cast<double>(bytes_.load(std::memory_order_relaxed)) / all;
-    home_.Post([balance = std::move(balance_), count, part] {
-      if (const auto self = balance.lock()) self->OnEnded(count, part);
+    count.ended = begun_ - count.moved - count.failed;
+    const double part = static_cast<double>(bytes_.load(std::memory_order_relaxed)) / all_;
+    home_.Post([balance = std::move(balance_), order = std::move(order_), count, part] {
+      if (const auto self = balance.lock()) self->OnEnded(order, count, part);
     });
   }
-  // Any thread: a stream that carried so much has arrived.
-  void Arrived(uint64_t bytes) {
-    moved_.fetch_add(1, std::memory_order_relaxed);
-    bytes_.fetch_add(bytes, std::memory_order_relaxed);
+  // By the task of the loop that the streams leave.
+  void Run(LoopCore& loop, Traffic& traffic, double part, size_t streams_max) {
+    if (!order_->Take()) return;
+    const uint64_t before = traffic.bytes;
+    chosen_ = traffic.Choose(loop, part, streams_max);
+    all_ = static_cast<double>(std::max<uint64_t>(BytesOf(loop.counters()) - before, 1));
+    BeginSome(loop);
   }
 
-  // Any thread: one stays, which is still open.
-  void Refused() { refused_.fetch_add(1, std::memory_order_relaxed); }
-
-  // By the task that begins the moves: bytes that the loop carried, and moves.
-  double all = 1;
-  uint64_t begun = 0;
-
  private:
+  // Of one move, also of one whose callback is destroyed unrun.
+  class Ticket {
+   public:
+    explicit Ticket(std::shared_ptr<Batch> batch) : batch_(std::move(batch)) {}
+    Ticket(Ticket&&) noexcept = default;
+    Ticket& operator=(Ticket&&) = delete;
+    ~Ticket() {
+      if (batch_ != nullptr) batch_->OneEnded();
+    }
+    Batch& batch() const { return *batch_; }
+
+   private:
+    std::shared_ptr<Batch> batch_;
+  };
+
+  void BeginSome(LoopCore& loop) {
+    while (next_ < chosen_.size() && under_way_.load(std::memory_order_relaxed) < kMovesMax) {
+      const Traffic::Stream stream = chosen_[next_++];
+      Connection* const connection = Traffic::Find(loop, stream.token);
+      if (connection == nullptr) continue;
+      ++begun_;
+      under_way_.fetch_add(1, std::memory_order_relaxed);
+      connection->Move(
+          connection->EngineElsewhere(), &to_,
+          [ticket = Ticket(shared_from_this()), connection, bytes = stream.bytes](
+              const absl::Status& status) { ticket.batch().Count(*connection, bytes, status); });
+    }
+  }
+  void Count(const Connection& connection, uint64_t bytes, const absl::Status& status) {
+    if (status.ok()) {
+      moved_.fetch_add(1, std::memory_order_relaxed);
+      bytes_.fetch_add(bytes, std::memory_order_relaxed);
+    } else if (connection.state() == ConnectionState::kOpen && !absl::IsCancelled(status)) {
+      refused_.fetch_add(1, std::memory_order_relaxed);
+    }
+  }
+  // Each time that BeginSome has filled up the count comes down past kMovesResume once.
+  void OneEnded() {
+    if (under_way_.fetch_sub(1, std::memory_order_relaxed) - 1 != kMovesResume) return;
+    from_.Post([core = LoopCore::Of(from_), self = shared_from_this()] { self->BeginSome(*core); });
+  }
+
   const LoopHandle home_;
   std::weak_ptr<LoopBalance> balance_;
+  std::shared_ptr<Order> order_;
+  // Of the loop that the streams leave, in its tasks: those that go, and what it carried meanwhile.
+  const LoopHandle from_;
+  const LoopHandle to_;
+  std::vector<Traffic::Stream> chosen_;
+  size_t next_ = 0;
+  uint64_t begun_ = 0;
+  double all_ = 1;
+  std::atomic<uint64_t> under_way_{0};
   std::atomic<uint64_t> moved_{0};
   std::atomic<uint64_t> refused_{0};
   std::atomic<uint64_t> bytes_{0};
@@ -95,34 +162,24 @@ Connection* LoopBalance::Traffic::Find(LoopCore& loop, Token token) {
   return connection != nullptr && connection->MayBeMigrated() ? connection : nullptr;
 }
 
-void LoopBalance::Traffic::Move(LoopCore& loop, const LoopHandle& to, double part,
-                                size_t streams_max, const std::shared_ptr<Batch>& batch) {
-  const auto all = static_cast<double>(std::max<uint64_t>(BytesOf(loop.counters()) - bytes, 1));
-  batch->all = all;
+std::vector<LoopBalance::Traffic::Stream> LoopBalance::Traffic::Choose(LoopCore& loop, double part,
+                                                                       size_t streams_max) {
   for (Stream& stream : streams) {
     const Connection* const connection = Find(loop, stream.token);
     stream.bytes = connection == nullptr ? 0 : connection->bytes() - stream.bytes;
   }
   std::sort(streams.begin(), streams.end(),
             [](const Stream& a, const Stream& b) { return a.bytes > b.bytes; });
-  double left = all * part;
+  std::vector<Stream> chosen;
+  double left = static_cast<double>(BytesOf(loop.counters()) - bytes) * part;
   for (const Stream& stream : streams) {
-    if (stream.bytes == 0 || batch->begun == streams_max) break;
+    if (stream.bytes == 0 || chosen.size() == streams_max) break;
     const auto carried = static_cast<double>(stream.bytes);
     if (carried > left) continue;
     left -= carried;
-    ++batch->begun;
-    Connection* const connection = Find(loop, stream.token);
-    connection->Move(
-        connection->EngineElsewhere(), &to,
-        [batch, connection, bytes = stream.bytes](const absl::Status& status) {
-          if (status.ok()) {
-            batch->Arrived(bytes);
-          } else if (connection->state() == ConnectionState::kOpen && !absl::IsCancelled(status)) {
-            batch->Refused();
-          }
-        });
+    chosen.push_back(stream);
   }
+  return chosen;
 }
 
 LoopBalance::LoopBalance(LoopCore& home, std::vector<LoopHandle> loops,
@@ -184,6 +241,7 @@ void LoopBalance::OnAnswer(size_t index, const Reading& reading) {
 void LoopBalance::Tick() {
   std::vector<BalanceController::Busy> busy;
   for (Member& member : members_) busy.push_back(member.TakeBusy());
+  GiveUpWhenLate();
   if (!AwaitsTraffic(busy)) Do(controller_.Tick(busy));
   Arm();
 }
@@ -219,32 +277,57 @@ bool LoopBalance::AwaitsTraffic(const std::vector<BalanceController::Busy>& busy
 }
 
 void LoopBalance::Move(const BalanceController::Action& action) {
-  moving_ = true;
+  order_ = std::make_shared<Order>();
+  order_ticks_ = 0;
+  ++under_way_;
   const LoopHandle& from = members_[action.from].loop;
-  from.Post([core = LoopCore::Of(from), traffic = std::move(traffic_),
-             to = members_[action.to].loop, part = action.part, streams_max = options_.streams_max,
-             batch = std::make_shared<Batch>(home_handle_, weak_from_this())] {
-    traffic->Move(*core, to, part, streams_max, batch);
+  from.Post([core = LoopCore::Of(from), traffic = std::move(traffic_), part = action.part,
+             streams_max = options_.streams_max,
+             batch = std::make_shared<Batch>(home_handle_, weak_from_this(), order_, from,
+                                             members_[action.to].loop)] {
+    batch->Run(*core, *traffic, part, streams_max);
   });
 }
 
-void LoopBalance::OnEnded(const MoveCount& streams, double part) {
-  moving_ = false;
-  controller_.Ended(streams, part);
+void LoopBalance::OnEnded(const std::shared_ptr<Order>& order, const MoveCount& streams,
+                          double part) {
+  if (order->taken_back) return;
+  --under_way_;
+  if (order == order_) {
+    order_ = nullptr;
+    controller_.Ended(streams, part);
+  } else {
+    controller_.Late(streams);
+  }
   TellIfStill();
+}
+
+bool LoopBalance::TakeBack() {
+  if (order_ == nullptr || !order_->Take()) return false;
+  order_->taken_back = true;
+  --under_way_;
+  return true;
+}
+
+void LoopBalance::GiveUpWhenLate() {
+  if (order_ == nullptr || ++order_ticks_ <= kLateTicks) return;
+  const bool begun = !TakeBack();
+  order_ = nullptr;
+  controller_.GaveUp(kLateTicks, begun);
 }
 
 void LoopBalance::Stop(absl::AnyInvocable<void() &&> stopped) {
   stopping_ = true;
   stopped_ = std::move(stopped);
   timer_.Cancel();
+  TakeBack();
   home_handle_.Post([self = weak_from_this()] {
     if (const auto balance = self.lock()) balance->TellIfStill();
   });
 }
 
 void LoopBalance::TellIfStill() {
-  if (stopping_ && !moving_ && stopped_) std::exchange(stopped_, nullptr)();
+  if (stopping_ && under_way_ == 0 && stopped_) std::exchange(stopped_, nullptr)();
 }
 
 }  // namespace internal
@@ -287,5 +370,7 @@ std::vector<std::string> LoopBalancer::trace() const {
 }
 
 uint64_t LoopBalancer::moves() const { return balance_->controller().moves(); }
+
+BalanceCounts LoopBalancer::counts() const { return balance_->controller().counts(); }
 
 PENSTOCK_END_NAMESPACE

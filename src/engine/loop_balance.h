@@ -52,6 +52,8 @@ class LoopBalance : public std::enable_shared_from_this<LoopBalance> {
   struct Traffic;
   // The moves of one decision; goes with the last of them, on whatever thread.
   struct Batch;
+  // One decision, which the loop begins or the balancer takes back, whoever is first.
+  struct Order;
 
   void Arm();
   void Tick();
@@ -62,7 +64,11 @@ class LoopBalance : public std::enable_shared_from_this<LoopBalance> {
   bool AwaitsTraffic(const std::vector<BalanceController::Busy>& busy);
   void Observe(const BalanceController::Action& action);
   void Move(const BalanceController::Action& action);
-  void OnEnded(const MoveCount& streams, double part);
+  void OnEnded(const std::shared_ptr<Order>& order, const MoveCount& streams, double part);
+  // True: it had not begun, and never will.
+  bool TakeBack();
+  // Goes on without an order that takes too long.
+  void GiveUpWhenLate();
   void TellIfStill();
 
   LoopCore& home_;
@@ -74,8 +80,10 @@ class LoopBalance : public std::enable_shared_from_this<LoopBalance> {
   std::shared_ptr<Traffic> traffic_;
   std::weak_ptr<void> observing_;  // until the loop has begun to, or has gone
   size_t observed_ = 0;
-  bool observes_late_ = false;  // at the last tick it had not begun
-  bool moving_ = false;
+  bool observes_late_ = false;    // at the last tick it had not begun
+  std::shared_ptr<Order> order_;  // that the controller waits for
+  int order_ticks_ = 0;
+  int under_way_ = 0;  // orders, those that nobody waits for included
   bool stopping_ = false;
   absl::AnyInvocable<void() &&> stopped_;
 };

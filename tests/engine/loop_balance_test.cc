@@ -5,12 +5,15 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
 
 #include "base/sys.h"
+#include "engine/balance_controller.h"
+#include "engine/loop_balance.h"
 #include "engine/loop_core.h"
 #include "testing/fate.h"
 #include "testing/harness.h"
@@ -234,6 +237,104 @@ TEST_P(LoopBalanceTest, ALoopThatNobodyRunsHoldsNobodyUp) {
   balancer_ = nullptr;
 }
 
+// The test has the two loops run, and sees what the balancer waits for.
+class LateBalanceTest : public LoopBalanceTest {
+ protected:
+  void SetUp() override {
+    LoopBalanceTest::SetUp();
+    if (IsSkipped()) return;
+    for (int i = 0; i < 8; ++i) Flow(true);
+    ASSERT_TRUE(Drive([&] { return Intact(); }));
+    balance_ = std::make_shared<LoopBalance>(
+        loop().core(), std::vector<LoopHandle>{busy().handle(), other().handle()}, EagerBalance());
+    balance_->Start();
+  }
+  void TearDown() override {
+    balance_ = nullptr;
+    LoopBalanceTest::TearDown();
+  }
+  // Until moves are due. Neither loop runs any more then.
+  bool UntilMoving() {
+    StopDriving(&busy());
+    StopDriving(&other());
+    for (int i = 0; i < 100'000; ++i) {
+      Pass(absl::Milliseconds(1));
+      if (balance_->controller().state() == BalanceState::kMoving) return true;
+      busy().Poll();
+      other().Poll();
+    }
+    return false;
+  }
+  // Whatever was posted to `loop` has run.
+  bool ComesToWhatItHas(Loop& loop) {
+    bool ran = false;
+    loop.Post([&] { ran = true; });
+    return Drive([&] { return ran; });
+  }
+  bool Says(std::string_view words) const {
+    for (const std::string& line : balance_->controller().trace()) {
+      if (line.find(words) != std::string::npos) return true;
+    }
+    return false;
+  }
+
+  std::shared_ptr<LoopBalance> balance_;
+};
+
+TEST_P(LateBalanceTest, WhatALoopDoesNotBeginIsCalledOff) {
+  ASSERT_TRUE(UntilMoving());
+  ASSERT_TRUE(Drive([&] { return Says("after 8 ticks the loop has not come to it"); }));
+  EXPECT_EQ(balance_->controller().state(), BalanceState::kWatching);
+  Fate stopped;
+  balance_->Stop(stopped.OnEvent());
+  EXPECT_TRUE(Drive([&] { return stopped.ended(); }));
+  AlsoDrive(&busy());
+  AlsoDrive(&other());
+  ASSERT_TRUE(ComesToWhatItHas(busy()));
+  EXPECT_EQ(busy().Snapshot().moves_out, 0u) << "begun after all";
+  EXPECT_EQ(balance_->controller().moves(), 0u);
+}
+
+TEST_P(LateBalanceTest, StopCallsOffWhatHasNotBegun) {
+  ASSERT_TRUE(UntilMoving());
+  Fate stopped;
+  balance_->Stop(stopped.OnEvent());
+  EXPECT_TRUE(Drive([&] { return stopped.ended(); }));
+  AlsoDrive(&busy());
+  AlsoDrive(&other());
+  ASSERT_TRUE(ComesToWhatItHas(busy()));
+  EXPECT_EQ(busy().Snapshot().moves_out, 0u);
+}
+
+TEST_P(LateBalanceTest, StreamsForALoopThatDoesNotRunAreNotWaitedFor) {
+  ASSERT_TRUE(UntilMoving());
+  AlsoDrive(&busy());
+  ASSERT_TRUE(Drive([&] { return Says("after 8 ticks streams are still on their way"); }));
+  EXPECT_EQ(balance_->controller().state(), BalanceState::kWatching);
+  EXPECT_GE(busy().Snapshot().moves_out, 1u);
+  Fate stopped;
+  balance_->Stop(stopped.OnEvent());
+  Pass(absl::Milliseconds(50));
+  EXPECT_FALSE(stopped.ended()) << "they are under way";
+  AlsoDrive(&other());
+  ASSERT_TRUE(Drive([&] { return stopped.ended(); }));
+  EXPECT_EQ(other().Snapshot().moves_in, busy().Snapshot().moves_out);
+  EXPECT_EQ(balance_->controller().moves(), other().Snapshot().moves_in);
+  EXPECT_TRUE(Says("have arrived after all"));
+}
+
+TEST_P(LateBalanceTest, FewStreamsAreOnTheirWayAtOnce) {
+  for (int i = 0; i < 32; ++i) Flow(true);  // of these and the others four tenths go
+  ASSERT_TRUE(Drive([&] { return Intact(); }));
+  ASSERT_TRUE(UntilMoving());
+  AlsoDrive(&busy());
+  ASSERT_TRUE(Drive([&] { return Says("after 8 ticks streams are still on their way"); }));
+  EXPECT_EQ(busy().Snapshot().moves_out, 8u);
+  AlsoDrive(&other());
+  EXPECT_TRUE(Drive([&] { return other().Snapshot().moves_in > 8; }));
+  EXPECT_TRUE(Drive([&] { return Intact(); }));
+}
+
 TEST_P(LoopBalanceTest, ALoopThatPollsItsTimeAwayIsLeftOut) {
   LoopOptions polls;
   polls.busy_poll = absl::Microseconds(1);
@@ -264,6 +365,8 @@ TEST_P(LoopBalanceTest, RefusesWhatCannotBeBalanced) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Engines, LoopBalanceTest, ::testing::ValuesIn(KernelEngines()),
+                         EnvironmentName);
+INSTANTIATE_TEST_SUITE_P(Engines, LateBalanceTest, ::testing::ValuesIn(KernelEngines()),
                          EnvironmentName);
 
 }  // namespace
