@@ -285,5 +285,7 @@ int main(int argc, char** argv) {
                            "--listen=ADDR | --connect=ADDR --op=send|write|read [flags]\n\n"
                            "Measures RDMA operations between two programs, over a device when "
                            "both have one.");
-  return absl::GetFlag(FLAGS_connect).empty() ? examples::RunServer(&Serve) : Ping();
+  if (!absl::GetFlag(FLAGS_connect).empty()) return Ping();
+  // An endpoint belongs to its loop.
+  return examples::RunServer(&Serve, {}, examples::MayChangeLoop::kNo);
 }

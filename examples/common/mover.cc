@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/program.h"
@@ -64,10 +65,17 @@ void Mover::Stop(absl::AnyInvocable<void() &&> stopped) {
     if (adapter_ != nullptr) {
       for (const std::string& line : adapter_->trace()) Complain("adaptive: " + line);
       Complain(absl::StrCat("adaptive: switches: ", adapter_->switches()));
+      last_decisions_ = decisions();
       adapter_ = nullptr;
     }
     TellIfStill();
   });
+}
+
+Decisions Mover::decisions() const {
+  if (adapter_ == nullptr) return last_decisions_;
+  const std::vector<std::string> trace = adapter_->trace();
+  return {adapter_->counts(), trace.empty() ? "" : trace.back()};
 }
 
 void Mover::TellIfStill() {

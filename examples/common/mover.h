@@ -11,6 +11,7 @@
 #include <penstock/loop.h>
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
@@ -26,6 +27,12 @@ struct MoveIntervals {
   bool adaptive = false;  // each loop chooses its engine by measuring
 };
 
+// What the adapter of a loop has decided.
+struct Decisions {
+  penstock::AdaptiveCounts counts;
+  std::string last;  // and why, for a person to read; empty: nothing yet
+};
+
 class Mover {
  public:
   Mover(penstock::Loop& loop, MoveIntervals intervals);
@@ -39,6 +46,8 @@ class Mover {
   // Begins no more rounds, tells on stderr what was decided with `adaptive`, and calls `stopped` on
   // the loop's thread when nothing is on its way.
   void Stop(absl::AnyInvocable<void() &&> stopped);
+  // With `adaptive`, also after Stop. Loop's thread.
+  Decisions decisions() const;
 
  private:
   void ArmSwitch(absl::Duration after);
@@ -54,6 +63,7 @@ class Mover {
   penstock::Timer switch_timer_;
   penstock::Timer migrate_timer_;
   std::unique_ptr<penstock::EngineAdapter> adapter_;
+  Decisions last_decisions_;  // of one that has gone
   bool switching_ = false;
   bool switch_fails_ = false;  // the last round could not begin
   bool migrating_ = false;

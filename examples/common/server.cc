@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
+#include <functional>
 #include <future>
 #include <memory>
 #include <mutex>
@@ -106,6 +107,7 @@ class ServerLoop {
     handle_ = loop_->handle();
     trim_.emplace(*loop_);
     mover_ = std::make_unique<Mover>(*loop_, config.intervals);
+    adaptive_ = config.intervals.adaptive;
     if (absl::Status status = mover_->Prepare(); !status.ok()) {
       return absl::Status(
           status.code(),
@@ -121,6 +123,7 @@ class ServerLoop {
 
   void Close() {
     listener_.reset();
+    if (mover_ != nullptr) NoteDecisions();
     mover_.reset();
     trim_.reset();
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -157,6 +160,19 @@ class ServerLoop {
   Loop& loop() { return *loop_; }
   const penstock::LoopHandle& handle() const { return handle_; }
   Mover& mover() { return *mover_; }
+
+  // Has decisions() tell those of now. Thread of the loop.
+  void NoteDecisions() {
+    const Decisions now = mover_->decisions();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    decisions_ = now;
+  }
+  // Any thread.
+  Decisions decisions() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return decisions_;
+  }
+  bool adaptive() const { return adaptive_; }
 
   // Any thread. Also after Close, when they are the last figures.
   LoopSnapshot Snapshot() {
@@ -196,6 +212,8 @@ class ServerLoop {
 
   std::mutex mutex_;  // of the loop's end, which a snapshot of another thread must not meet
   LoopSnapshot snapshot_;
+  Decisions decisions_;
+  bool adaptive_ = false;
   EngineKind engine_ = EngineKind::kAuto;
   std::string engine_reason_;
   std::unique_ptr<Loop> loop_;
@@ -208,8 +226,54 @@ class ServerLoop {
   std::thread thread_;
 };
 
+// What the adapters of all loops have decided: together, and what each of them did last.
+void AddDecisions(std::vector<ServerLoop>& loops, JsonLine& line) {
+  penstock::AdaptiveCounts sum;
+  std::string last;
+  for (size_t i = 0; i < loops.size(); ++i) {
+    const Decisions decisions = loops[i].decisions();
+    sum.trials += decisions.counts.trials;
+    sum.kept += decisions.counts.kept;
+    sum.returned += decisions.counts.returned;
+    sum.held += decisions.counts.held;
+    sum.adopted += decisions.counts.adopted;
+    if (decisions.last.empty()) continue;
+    absl::StrAppend(&last, last.empty() ? "" : "; ", "loop ", i, ": ", decisions.last);
+  }
+  line.Add("adaptive_trials", sum.trials)
+      .Add("adaptive_kept", sum.kept)
+      .Add("adaptive_returned", sum.returned)
+      .Add("adaptive_held", sum.held)
+      .Add("adaptive_adopted", sum.adopted)
+      .Add("adaptive_last", last);
+}
+
+// What the balancer has decided, also once it has gone.
+class BalanceFigures {
+ public:
+  void Note(const penstock::LoopBalancer& balancer) {
+    balances_ = true;
+    counts_ = balancer.counts();
+    const std::vector<std::string> trace = balancer.trace();
+    if (!trace.empty()) last_ = trace.back();
+  }
+  void AddTo(JsonLine& line) const {
+    if (!balances_) return;
+    line.Add("balance_moved", counts_.moved)
+        .Add("balance_none", counts_.none)
+        .Add("balance_given_up", counts_.given_up)
+        .Add("balance_last", last_);
+  }
+
+ private:
+  bool balances_ = false;
+  penstock::BalanceCounts counts_;
+  std::string last_;
+};
+
 // `pool`: the one that the loops share, if they do.
-void PrintSnapshot(std::vector<ServerLoop>& loops, const penstock::BufferPool* pool) {
+void PrintSnapshot(std::vector<ServerLoop>& loops, const penstock::BufferPool* pool,
+                   const BalanceFigures& balance) {
   LoopSnapshot sum;
   MoveFigures moves;
   for (ServerLoop& each : loops) {
@@ -250,11 +314,25 @@ void PrintSnapshot(std::vector<ServerLoop>& loops, const penstock::BufferPool* p
       .Add("accepted", sum.accepted)
       .Add("closed", sum.closed);
   moves.AddTo(line);
+  if (loops[0].adaptive()) AddDecisions(loops, line);
+  balance.AddTo(line);
   line.Print();
 }
 
+// Runs `print` on the thread of the first loop, at once or, when there are decisions to be told
+// that belong to the threads of the loops, once each of these has noted them.
+void WhenNoted(std::vector<ServerLoop>& loops, const std::function<void()>& print) {
+  if (!loops[0].adaptive()) return print();
+  const std::shared_ptr<void> last(
+      nullptr, [first = loops[0].handle(), print](void*) { first.Post(print); });
+  for (ServerLoop& each : loops) {
+    each.handle().Post([&each, last] { each.NoteDecisions(); });
+  }
+}
+
 ServerConfig ConfigFromFlags(const SocketAddress& address, Serve serve,
-                             const penstock::StreamOptions& options) {
+                             const penstock::StreamOptions& options,
+                             MayChangeLoop may_change_loop) {
   const int loops = absl::GetFlag(FLAGS_loops);
   const int connections = absl::GetFlag(FLAGS_max_connections);
   RangeOrFail("loops", loops, 1, 256);
@@ -285,6 +363,11 @@ ServerConfig ConfigFromFlags(const SocketAddress& address, Serve serve,
                       "do; one of the two is accepted"));
   }
   const bool moves = intervals.move_every > absl::ZeroDuration() || absl::GetFlag(FLAGS_balance);
+  if (moves && may_change_loop == MayChangeLoop::kNo) {
+    Fail(absl::StrCat(absl::GetFlag(FLAGS_balance) ? "--balance" : "--move-every",
+                      ": what this server keeps for a connection stays with its loop; only "
+                      "without it is accepted"));
+  }
   if (moves && loops < 2) {
     Fail(absl::StrCat(absl::GetFlag(FLAGS_balance) ? "--balance" : "--move-every",
                       ": there is no other loop to move to; --loops=2 and more is accepted"));
@@ -358,14 +441,20 @@ std::unique_ptr<penstock::LoopBalancer> BalancerOf(std::vector<ServerLoop>& loop
 
 // Runs the first loop until a signal has asked for the end and the last stream has gone, or the
 // grace has passed.
-void RunUntilEnded(std::vector<ServerLoop>& loops, const penstock::BufferPool* pool) {
+BalanceFigures RunUntilEnded(std::vector<ServerLoop>& loops, const penstock::BufferPool* pool) {
   Loop& loop = loops[0].loop();
   const std::unique_ptr<penstock::LoopBalancer> balancer = BalancerOf(loops);
+  BalanceFigures figures;
   bool ending = false;
   absl::Time ending_since;
   while (!loop.drained()) {
     loop.Run();
-    if (print_wanted.exchange(false)) PrintSnapshot(loops, pool);
+    if (print_wanted.exchange(false)) {
+      WhenNoted(loops, [&loops, pool, &figures, &balancer] {
+        if (balancer != nullptr) figures.Note(*balancer);
+        PrintSnapshot(loops, pool, figures);
+      });
+    }
     if (!end_wanted.exchange(false)) continue;
     // Told twice: at once. Some senders tell the process and its group: that is one and the same.
     const absl::Time now = absl::Now();
@@ -385,13 +474,15 @@ void RunUntilEnded(std::vector<ServerLoop>& loops, const penstock::BufferPool* p
       });
     }
   }
+  if (balancer != nullptr) figures.Note(*balancer);
+  return figures;
 }
 
 }  // namespace
 
-int RunServer(Serve serve, const penstock::StreamOptions& options) {
+int RunServer(Serve serve, const penstock::StreamOptions& options, MayChangeLoop may_change_loop) {
   SocketAddress address = AddressOrFail("listen", absl::GetFlag(FLAGS_listen));
-  ServerConfig config = ConfigFromFlags(address, serve, options);
+  ServerConfig config = ConfigFromFlags(address, serve, options, may_change_loop);
   // Buffers travel with the streams that hold them.
   std::optional<penstock::BufferPool> pool;
   if (config.listen.stream.migratable) config.pool = &pool.emplace(config.pool_options);
@@ -419,12 +510,12 @@ int RunServer(Serve serve, const penstock::StreamOptions& options) {
   }
   main_loop = &loops[0].loop();
   TakeSignals();
-  RunUntilEnded(loops, config.pool);
+  const BalanceFigures balance = RunUntilEnded(loops, config.pool);
   for (ServerLoop& loop : loops) loop.Join();
   BlockSignals();
   main_loop = nullptr;
   loops[0].Close();
-  PrintSnapshot(loops, config.pool);
+  PrintSnapshot(loops, config.pool, balance);
   return 0;
 }
 

@@ -10,8 +10,8 @@
 // SIGTERM or SIGINT, when the streams have ended or --grace has passed; then status 0.
 //
 // With --adaptive each loop chooses its engine itself (EngineAdapter), with --balance the loops
-// even out their load (LoopBalancer); with --switch-every and --move-every each stream changes
-// engine and loop while it is served.
+// even out their load (LoopBalancer), and the JSON line has what they have decided; with
+// --switch-every and --move-every each stream changes engine and loop while it is served.
 #ifndef PENSTOCK_EXAMPLES_COMMON_SERVER_H_
 #define PENSTOCK_EXAMPLES_COMMON_SERVER_H_
 
@@ -23,8 +23,13 @@ namespace examples {
 // stream's callbacks: they may run on another loop's thread later (StreamOptions::migratable).
 using Serve = void (*)(penstock::StreamPtr stream);
 
+// Whether what is kept for a stream may go to another loop with it: if not, --move-every and
+// --balance are refused.
+enum class MayChangeLoop { kYes, kNo };
+
 // Call ParseFlagsOnly first. Returns main's status.
-int RunServer(Serve serve, const penstock::StreamOptions& options = {});
+int RunServer(Serve serve, const penstock::StreamOptions& options = {},
+              MayChangeLoop may_change_loop = MayChangeLoop::kYes);
 
 }  // namespace examples
 

@@ -62,6 +62,15 @@ struct AdaptiveOptions {
   size_t trace_max = 200;
 };
 
+// What an adapter has decided so far, by kind.
+struct AdaptiveCounts {
+  uint64_t trials = 0;    // begun: some streams were to go first
+  uint64_t kept = 0;      // of these, won: the other engine serves from then on
+  uint64_t returned = 0;  // of these, lost; or an engine at fault was left
+  uint64_t held = 0;      // a load spoke for the other engine, but not yet (dwell, switches_max)
+  uint64_t adopted = 0;   // others had every stream switched
+};
+
 namespace internal {
 class LoopAdapter;
 }  // namespace internal
@@ -82,6 +91,7 @@ class PENSTOCK_EXPORT EngineAdapter {
   std::vector<std::string> trace() const;
   // Sweeps over all streams so far, there and back.
   uint64_t switches() const;
+  AdaptiveCounts counts() const;
 
  private:
   explicit EngineAdapter(std::unique_ptr<internal::LoopAdapter> adapter);

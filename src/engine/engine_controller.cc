@@ -90,6 +90,7 @@ bool EngineController::MayTry(const LoadSample& sample) {
 }
 
 void EngineController::NoteHold(AdaptHold hold, double batch) {
+  ++counts_.held;
   const std::string wish =
       absl::StrFormat("%s: %.1f reads a turn speak for %s, ", Name(engine_), batch, Name(other()));
   if (hold == AdaptHold::kRest) {
@@ -130,6 +131,7 @@ EngineController::Action EngineController::Watch(const LoadSample& sample) {
       Name(engine_), batch, speaks_, before_ns_, Name(other()), std::min(streams, sample.open),
       sample.open));
   Forget();
+  ++counts_.trials;
   Apply(AdaptEvent::kWant);
   return Begin(other(), streams);
 }
@@ -191,6 +193,7 @@ EngineController::Action EngineController::Trial(const LoadSample& sample) {
   if (trial_worst_ns_ > before_best_ns_)
     return GoBack(absl::StrCat(found, ", but not in every tick"));
   Apply(AdaptEvent::kWell);
+  ++counts_.kept;
   engine_ = other();
   won_ = true;
   Rest(false);
@@ -206,6 +209,7 @@ EngineController::Action EngineController::Follow(const LoadSample& sample) {
 }
 
 EngineController::Action EngineController::GoBack(const std::string& why) {
+  ++counts_.returned;
   Apply(AdaptEvent::kIll);
   Rest(true);
   Note(absl::StrCat("back to ", Name(engine_), ": ", why, "; no trial for ",
@@ -222,6 +226,7 @@ void EngineController::Resign() {
 }
 
 EngineController::Action EngineController::GiveUp(const std::string& why) {
+  ++counts_.returned;
   Apply(AdaptEvent::kIll);
   Rest(true);
   Note(absl::StrCat(Name(engine_), " stays: ", why, "; no trial for ",
@@ -231,6 +236,7 @@ EngineController::Action EngineController::GiveUp(const std::string& why) {
 
 void EngineController::Adopt(EngineKind engine) {
   if (engine == engine_ && state_ == AdaptState::kWatching) return;
+  ++counts_.adopted;
   Apply(AdaptEvent::kIll);  // whatever was tried, they undo
   engine_ = engine;
   won_ = false;
@@ -241,6 +247,7 @@ void EngineController::Adopt(EngineKind engine) {
 }
 
 EngineController::Action EngineController::BlowFuse(uint64_t faults) {
+  ++counts_.returned;
   const EngineKind at_fault = engine_;
   engine_ = other();
   won_ = false;

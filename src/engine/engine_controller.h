@@ -95,6 +95,7 @@ class EngineController {
   EngineKind engine() const { return engine_; }  // the one that was decided for
   AdaptState state() const { return state_; }
   uint64_t switches() const { return switches_; }
+  const AdaptiveCounts& counts() const { return counts_; }
   const std::deque<std::string>& trace() const { return trace_; }
 
  private:
@@ -161,6 +162,7 @@ class EngineController {
   absl::Duration trial_cpu_;
   std::deque<absl::Duration> swept_at_;  // in the window
   uint64_t switches_ = 0;
+  AdaptiveCounts counts_;
   std::deque<std::string> trace_;
 };
 

@@ -115,4 +115,6 @@ std::vector<std::string> EngineAdapter::trace() const {
 
 uint64_t EngineAdapter::switches() const { return adapter_->controller().switches(); }
 
+AdaptiveCounts EngineAdapter::counts() const { return adapter_->controller().counts(); }
+
 PENSTOCK_END_NAMESPACE

@@ -121,9 +121,21 @@ class Servers(MovingCase):
             done = run("echo_client", f"--connect={server.address}", "--connections=64",
                        "--size=64", "--depth=4", "--duration=6s")
             self.assertEqual(done.returncode, 0, done.stderr)
+            now = server.snapshot()
             last = server.stop()
-            self.assertRegex(server.stderr(), r"(?m)adaptive: switches: \d+$")
+            told = server.stderr()
+            self.assertRegex(told, r"(?m)adaptive: switches: \d+$")
         self.assertEqual((last["errors"], last["closed"], last["stranded"]), (0, 64, 0))
+        # The same decisions as the trace on stderr, by kind, and the last of them.
+        self.assertEqual(last["adaptive_trials"], told.count("streams go first"))
+        self.assertEqual(last["adaptive_kept"], len(re.findall(r"stays: \d+ ns", told)))
+        self.assertLessEqual(last["adaptive_kept"] + last["adaptive_returned"],
+                             last["adaptive_trials"])
+        self.assertEqual(last["adaptive_adopted"], 0)
+        lines = re.findall(r"(?m)adaptive: (?!switches: )(.*)$", told)
+        self.assertEqual(last["adaptive_last"], f"loop 0: {lines[-1]}" if lines else "")
+        for key in ("adaptive_trials", "adaptive_kept", "adaptive_returned", "adaptive_held"):
+            self.assertLessEqual(now[key], last[key])
 
     def test_balance(self):
         """As above."""
@@ -131,10 +143,16 @@ class Servers(MovingCase):
             done = run("echo_client", f"--connect={server.address}", "--connections=9",
                        "--size=1000", "--depth=4", "--duration=1s")
             self.assertEqual(done.returncode, 0, done.stderr)
+            now = server.snapshot()
             last = server.stop()
             told = re.search(r"(?m)balance: moves: (\d+)$", server.stderr())
+            lines = re.findall(r"(?m)balance: (?!moves: )(.*)$", server.stderr())
         self.assertIsNotNone(told)
         self.assertLessEqual(int(told[1]), last["loop_moves"])
+        self.assertEqual(last["balance_last"], lines[-1] if lines else "")
+        for key in ("balance_moved", "balance_none", "balance_given_up"):
+            self.assertLessEqual(now[key], last[key])
+        self.assertNotIn("adaptive_trials", last)
         self.assertEqual((last["errors"], last["closed"], last["stranded"]), (0, 9, 0))
 
     def test_stops_in_order_while_they_move(self):

@@ -120,6 +120,9 @@ class Flags(programs.Case):
         self.refuses("rdma_pingpong", to, "--depth=0", says=["--depth", "1 to"])
         self.refuses("rdma_pingpong", to, "--size=-1", says=["--size", "0 to"])
         self.refuses("rdma_pingpong", "--connect=nowhere", says=["--connect", "nowhere"])
+        for words in (["--move-every=10ms"], ["--balance"]):
+            self.refuses("rdma_pingpong", "--listen=127.0.0.1:0", "--loops=2", *words,
+                         says=[words[0].split("=")[0], "stays with its loop"])
         self.refuses("bulk_transfer", "send", "file", to, "--transport=ib",
                      says=["--transport", "ib", "tcp, rdma"])
         self.refuses("rdma_put", says=["'send FILE' or 'receive OUT'"])
