@@ -1,11 +1,13 @@
 // Every call to the kernel fails once, and from some point on for good: the nth of its kind for
-// each n (under sanitizers far-off ones in growing steps), with each plausible errno, in a scenario
-// that uses all of the library: listen, connect, echo, bulk with back-pressure, half close, close;
-// over TCP, and what opens sockets over a Unix socket with a stale file, too. Whatever fails,
+// each n (under sanitizers, and of rings that moves use, far-off ones in growing steps), with each
+// plausible errno, in a scenario that uses all of the library: listen, connect, echo, bulk with
+// back-pressure, half close, close; over TCP, and what opens sockets over a Unix socket with a
+// stale file, too; and with both ends changing engine and loop all the while. Whatever fails,
 // nothing crashes, hangs or leaks, each callback ends once, and no byte is lost without a word (I2,
 // I5).
 #include <penstock/connect.h>
 #include <penstock/listener.h>
+#include <penstock/move.h>
 
 #include <dirent.h>
 #include <poll.h>
@@ -13,6 +15,7 @@
 
 #include <chrono>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <ostream>
 #include <string>
@@ -34,6 +37,8 @@ namespace penstock::internal {
 namespace {
 
 constexpr uint64_t kBulk = 256 * 1024;
+// Both ends move each time that so much more has come back.
+constexpr uint64_t kBetweenMoves = 48 * 1024;
 constexpr size_t kEcho = 1000;
 constexpr uint64_t kSeed = 7;
 // In each of them a second passes for the library once a call has failed, and none of its waits is
@@ -57,6 +62,7 @@ class EchoPeer {
   bool met_eof() const { return met_eof_; }
   // Bytes taken from the client, and given to be sent back.
   uint64_t bytes() const { return bytes_; }
+  Stream* stream() { return stream_.get(); }
 
  private:
   void Read() {
@@ -88,6 +94,7 @@ class EchoPeer {
 enum class Place : uint8_t {
   kTcp,
   kStaleFile,  // a Unix socket whose file is there already, and nobody listens on it
+  kMoving,     // as kTcp, and both ends move
 };
 
 // One run of the scenario under one fault.
@@ -95,7 +102,7 @@ class Scenario {
  public:
   Scenario(EngineKind engine, Place place, FaultSys& sys)
       : engine_(engine), place_(place), sys_(sys) {
-    if (place_ == Place::kTcp) return;
+    if (place_ != Place::kStaleFile) return;
     path_ = absl::StrCat(::testing::TempDir(), "penstock_nth_failure_", ::getpid());
     address_ = *SocketAddress::Parse(absl::StrCat("unix:", path_));
     const PlainSocket stale = PlainSocket::Listen(address_, 1);
@@ -128,6 +135,7 @@ class Scenario {
     }
     return false;
   }
+  uint64_t moved() const { return moved_; }
   uint64_t left_in_pool() const { return left_in_pool_; }
   uint64_t left_open() const { return left_open_; }
   const std::vector<Fate>& fates() const { return fates_; }
@@ -155,6 +163,7 @@ class Scenario {
     made_ = loop.status();
     if (!loop.ok()) return false;
     loop_ = *std::move(loop);
+    if (place_ == Place::kMoving && !BeginOther()) return false;
 
     ListenOptions listening;
     listening.stream = Bounded();
@@ -166,14 +175,14 @@ class Scenario {
     made_ = listener.status();
     if (!listener.ok()) return false;
     listener_ = *std::move(listener);
-    if (place_ == Place::kTcp && listener_->address().port() == 0) return false;  // getsockname
+    if (!to_file() && listener_->address().port() == 0) return false;  // getsockname
 
     ConnectOptions connecting;
     connecting.stream = Bounded();
     connecting.deadline = absl::Seconds(2);
-    fates_.reserve(8);
+    fates_.reserve(64);
     Fate& connected = fates_.emplace_back();
-    Connect(*loop_, place_ == Place::kTcp ? listener_->address() : address_, connecting,
+    Connect(*loop_, to_file() ? address_ : listener_->address(), connecting,
             [this, mark = connected.OnDone()](absl::StatusOr<StreamPtr> stream) mutable {
               std::move(mark)(stream.status());
               if (!stream.ok()) return EndClient(stream.status());
@@ -181,6 +190,46 @@ class Scenario {
               Converse();
             });
     return true;
+  }
+
+  bool to_file() const { return place_ == Place::kStaleFile; }
+
+  bool BeginOther() {
+    LoopOptions options;
+    options.engine = engine_;
+    options.pool = &loop_->pool();
+    options.log = [](LogSeverity, const char*, int, std::string_view) {};
+    LoopCore::Seams seams;
+    seams.sys = &sys_;
+    absl::StatusOr<std::unique_ptr<Loop>> loop =
+        LoopCore::CreateLoop(std::move(options), std::move(seams));
+    made_ = loop.status();
+    if (!loop.ok()) return false;
+    other_ = *std::move(loop);
+    return true;
+  }
+
+  // The client to the other engine and the peer to the other loop, then the other way round, and
+  // back again.
+  void MoveBoth() {
+    if (place_ != Place::kMoving || received_ < move_at_) return;
+    move_at_ = received_ + kBetweenMoves;
+    Stream* const peer = peers_.empty() ? nullptr : peers_.front()->stream();
+    for (Stream* const stream : {client_.get(), peer}) {
+      if (stream == nullptr) continue;
+      const bool switches = (stream == client_.get()) == (++moves_asked_ % 4 < 2);
+      auto counted = [this, mark = fates_.emplace_back().OnDone()](absl::Status status) mutable {
+        moved_ += status.ok();
+        std::move(mark)(std::move(status));
+      };
+      if (switches) {
+        const bool uring = stream->stats().engine == EngineKind::kUring;
+        SwitchEngine(*stream, uring ? EngineKind::kEpoll : EngineKind::kUring, std::move(counted));
+      } else {
+        Loop& to = &stream->loop() == loop_.get() ? *other_ : *loop_;
+        Migrate(*stream, to.handle(), std::move(counted));
+      }
+    }
   }
 
   // Every wait has an end, in the virtual time that passes when nothing moves.
@@ -215,6 +264,7 @@ class Scenario {
         client_->NotifyWritable(fates_.emplace_back().OnDone());
         client_->ShutdownWrite(fates_.emplace_back().OnDone());
       }
+      MoveBoth();
       Read();
     });
   }
@@ -225,22 +275,37 @@ class Scenario {
     client_.reset();
   }
 
+  uint64_t Closing() const {
+    return loop_->Snapshot().closing + (other_ != nullptr ? other_->Snapshot().closing : 0);
+  }
+
   void Turn() {
-    if (loop_->Poll() || (ended() && loop_->Snapshot().closing == 0)) return;
+    const bool more = loop_->Poll();
+    if ((other_ != nullptr && other_->Poll()) || more || (ended() && Closing() == 0)) return;
     // Time is let pass only once something has failed: a run without a fault never needs it.
     const bool fired = sys_.fired();
-    if (PatientPoll(loop_->fd(), POLLIN, fired ? 2 : 1000)) return;
+    if (other_ != nullptr ? EitherReadable(fired ? 2 : 1000)
+                          : PatientPoll(loop_->fd(), POLLIN, fired ? 2 : 1000)) {
+      return;
+    }
     ++idle_turns_;
     if (fired) sys_.AdvanceClock(1'000'000'000);
+  }
+  bool EitherReadable(int timeout_ms) {
+    pollfd both[] = {{.fd = loop_->fd(), .events = POLLIN, .revents = 0},
+                     {.fd = other_->fd(), .events = POLLIN, .revents = 0}};
+    return ::poll(both, 2, timeout_ms) != 0;
   }
 
   void Finish() {
     listener_.reset();
     client_.reset();
     // What the kernel still holds comes back within a few turns, if it can.
-    for (int i = 0; i < 100 && loop_->Snapshot().closing > 0; ++i) Turn();
+    for (int i = 0; i < 100 && Closing() > 0; ++i) Turn();
     left_open_ = loop_->Snapshot().open + loop_->Snapshot().connecting;
+    if (other_ != nullptr) left_open_ += other_->Snapshot().open;
     left_in_pool_ = loop_->Snapshot().pool.live;
+    other_.reset();
     loop_.reset();
   }
 
@@ -251,6 +316,7 @@ class Scenario {
   SocketAddress address_ = *SocketAddress::Parse("127.0.0.1:0");
   std::vector<Fate> fates_;
   std::unique_ptr<Loop> loop_;
+  std::unique_ptr<Loop> other_;  // of kMoving
   std::unique_ptr<Listener> listener_;
   std::vector<std::unique_ptr<EchoPeer>> peers_;
   StreamPtr client_;
@@ -260,6 +326,9 @@ class Scenario {
   bool intact_ = true;
   uint64_t sent_ = 0;
   uint64_t received_ = 0;
+  uint64_t move_at_ = kEcho;
+  uint64_t moves_asked_ = 0;
+  uint64_t moved_ = 0;
   uint64_t left_in_pool_ = 0;
   uint64_t left_open_ = 0;
   int idle_turns_ = 0;
@@ -272,8 +341,11 @@ struct SweepCase {
 };
 
 std::string SweepName(const SweepCase& sweep) {
-  return absl::StrCat(sweep.engine == EngineKind::kEpoll ? "Epoll" : "Uring",
-                      sweep.place == Place::kTcp ? "" : "Unix", std::string(CallName(sweep.call)));
+  const char* const place = sweep.place == Place::kTcp         ? ""
+                            : sweep.place == Place::kStaleFile ? "Unix"
+                                                               : "Moving";
+  return absl::StrCat(sweep.engine == EngineKind::kEpoll ? "Epoll" : "Uring", place,
+                      std::string(CallName(sweep.call)));
 }
 
 void PrintTo(const SweepCase& sweep, std::ostream* out) { *out << SweepName(sweep); }
@@ -281,9 +353,9 @@ void PrintTo(const SweepCase& sweep, std::ostream* out) { *out << SweepName(swee
 class NthFailureTest : public ::testing::TestWithParam<SweepCase> {
  protected:
   void SetUp() override {
-    if (const std::string why = MissingEngine(GetParam().engine); !why.empty()) {
-      GTEST_SKIP() << why;
-    }
+    const std::string why =
+        GetParam().place == Place::kMoving ? MissingEngine() : MissingEngine(GetParam().engine);
+    if (!why.empty()) GTEST_SKIP() << why;
     // What the process opens once and keeps is open from now on.
     FaultSys none;
     ASSERT_TRUE(Scenario(GetParam().engine, GetParam().place, none).Run());
@@ -324,12 +396,33 @@ TEST_P(NthFailureTest, IsSurvivedOnceAndForGood) {
         ++runs;
         if (!Check({.call = call, .error = error, .nth = n, .persistent = persistent})) break;
         if (HasFailure()) return;
-        if (kSanitized && n > 4) step = step * 3 / 2 + 1;
+        // Of a ring that moves the failures are as many as its turns, and each takes its time.
+        const bool many = call == Call::kRingEnter && GetParam().place == Place::kMoving;
+        if (n > (kSanitized ? 4u : many ? 8u : UINT64_MAX)) step = step * 3 / 2 + 1;
       }
     }
   }
   RecordProperty("runs", std::to_string(runs));
 }
+
+// What a move does, or what serves the streams that moved.
+constexpr Call kMovesCalls[] = {Call::kReceive,
+                                Call::kSend,
+                                Call::kEpollCreate,
+                                Call::kEpollControl,
+                                Call::kEpollRemove,
+                                Call::kEpollWait,
+                                Call::kEventFd,
+                                Call::kRead,
+                                Call::kWrite,
+                                Call::kTimerFdSet,
+                                Call::kRingSetup,
+                                Call::kRingEnter,
+                                Call::kRingRegister,
+                                Call::kReceiveCompletion,
+                                Call::kPollWriteCompletion,
+                                Call::kCancelCompletion,
+                                Call::kWatchCompletion};
 
 std::vector<SweepCase> AllCases() {
   std::vector<SweepCase> cases;
@@ -341,6 +434,7 @@ std::vector<SweepCase> AllCases() {
                       Call::kPeerName, Call::kClose, Call::kUnlink}) {
       cases.push_back({engine, Place::kStaleFile, call});
     }
+    for (Call call : kMovesCalls) cases.push_back({engine, Place::kMoving, call});
   }
   return cases;
 }
@@ -349,6 +443,22 @@ INSTANTIATE_TEST_SUITE_P(EveryCall, NthFailureTest, ::testing::ValuesIn(AllCases
                          [](const ::testing::TestParamInfo<SweepCase>& info) {
                            return SweepName(info.param);
                          });
+
+TEST(NthFailure, BothEndsMoveManyTimes) {
+  if (const std::string why = MissingEngine(); !why.empty()) GTEST_SKIP() << why;
+  std::map<Call, uint64_t> counts;
+  for (const EngineKind engine : {EngineKind::kEpoll, EngineKind::kUring}) {
+    FaultSys sys;
+    {
+      Scenario scenario(engine, Place::kMoving, sys);
+      ASSERT_TRUE(scenario.Run());
+      EXPECT_TRUE(scenario.complete()) << scenario.Describe();
+      EXPECT_GE(scenario.moved(), 8u);
+    }
+    for (const Call call : kMovesCalls) counts[call] += sys.count(call);
+  }
+  for (const auto& [call, count] : counts) EXPECT_GT(count, 0u) << CallName(call);
+}
 
 // The sweep ends where a call is no longer made; these are the calls it must have met at all.
 TEST(NthFailure, TheScenarioMakesTheCallsItClaimsToTest) {

@@ -16,6 +16,7 @@
 #include "secure/openssl_aead.h"
 #include "secure/record_format.h"
 #include "secure/record_sealer.h"
+#include "testing/handshake_pair.h"
 #include "testing/harness.h"
 #include "testing/pattern.h"
 #include "testing/sealed_environment.h"
@@ -91,6 +92,7 @@ class SealedMovesTest : public Harness {
     ASSERT_TRUE(moved.status().ok()) << moved.status();
     EXPECT_EQ(&stream.loop(), &to);
   }
+  Loop& other() { return *other_; }
   uint64_t SealedPinned() {
     return loop().Snapshot().sealed_pinned_bytes + other_->Snapshot().sealed_pinned_bytes;
   }
@@ -185,6 +187,53 @@ TEST_P(SealedMovesTest, TheKeyChangesAroundAMove) {
   }
   pair.client->Write(Chain(wire.substr((kBefore + kSingly) * size)));
   EXPECT_TRUE(IsEof(ReadToEnd(*pair.server).end));
+}
+
+// It belongs to the loop's SealLoop until it ends; afterwards the stream goes like any other.
+TEST_P(SealedMovesTest, AHandshakeKeepsItsStreamOnItsLoop) {
+  StreamOptions migratable;
+  migratable.migratable = true;
+  StreamPair pair = Pair({}, migratable);
+  Stream* const plain = pair.server.get();
+  StreamPtr sealed_client, sealed_server;
+  const auto into = [](StreamPtr& place) {
+    return [&place](absl::StatusOr<StreamPtr> sealed) {
+      ASSERT_TRUE(sealed.ok()) << sealed.status();
+      place = *std::move(sealed);
+    };
+  };
+  Seal(std::move(pair.server), ServerOf(ServerCredentials()), {}, into(sealed_server));
+  Settle();  // it waits for the client's first bytes
+  Fate moved;
+  Migrate(*plain, other().handle(), moved.OnDone());
+  ASSERT_TRUE(Drive([&] { return moved.ended(); }));
+  EXPECT_TRUE(absl::IsFailedPrecondition(moved.status())) << moved.status();
+  EXPECT_NE(moved.status().message().find("a handshake is running"), std::string::npos)
+      << moved.status();
+  MoveCount count;
+  bool swept = false;
+  const auto sweep = [&] {
+    swept = false;
+    MigrateAll(loop(), other().handle(), [&](MoveCount result) {
+      count = result;
+      swept = true;
+    });
+    ASSERT_TRUE(Drive([&] { return swept; }));
+  };
+  sweep();
+  EXPECT_EQ(count.moved, 0u);
+  EXPECT_EQ(count.failed, 1u);
+  const LoopSnapshot now = loop().Snapshot();
+  const auto& refused = now.moves_refused_by[static_cast<size_t>(MoveDirection::kOut)];
+  EXPECT_EQ(refused[static_cast<size_t>(MoveRefusal::kBusy)], 2u);
+  EXPECT_EQ(now.moves_out, 0u);
+
+  Seal(std::move(pair.client), ClientOf(ClientCredentials()), {}, into(sealed_client));
+  ASSERT_TRUE(Drive([&] { return sealed_client != nullptr && sealed_server != nullptr; }));
+  sweep();
+  EXPECT_EQ(count.moved, 1u);
+  EXPECT_EQ(&sealed_server->loop(), &other());
+  Exchange(*sealed_client, *sealed_server, "sealed");
 }
 
 INSTANTIATE_TEST_SUITE_P(Environments, SealedMovesTest, ::testing::ValuesIn(EnvironmentsToSeal()),

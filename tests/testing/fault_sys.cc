@@ -166,7 +166,7 @@ int FaultSys::PeerName(int fd, sockaddr* address, socklen_t* length) {
 }
 
 int FaultSys::Close(int fd) {
-  if (fd == timer_) timer_ = -1;
+  timers_.erase(fd);
   const int error = Next(Call::kClose);
   // close(2) frees the descriptor whatever it says.
   const int result = Sys::Close(fd);
@@ -226,19 +226,16 @@ int FaultSys::TimerFd() {
 
 int FaultSys::TimerFdSet(int fd, int64_t at_ns) {
   if (const int error = Next(Call::kTimerFdSet)) return -error;
-  timer_ = fd;
-  timer_at_ns_ = at_ns;
-  return SetTimer();
-}
-
-int FaultSys::SetTimer() {
+  timers_[fd] = at_ns;
   // Zero would disarm it.
-  return Sys::TimerFdSet(timer_, std::max<int64_t>(timer_at_ns_ - skew_ns_, 1));
+  return Sys::TimerFdSet(fd, std::max<int64_t>(at_ns - skew_ns_, 1));
 }
 
 void FaultSys::AdvanceClock(int64_t ns) {
   skew_ns_ += ns;
-  if (timer_ >= 0) SetTimer();
+  for (const auto& [fd, at_ns] : timers_) {
+    Sys::TimerFdSet(fd, std::max<int64_t>(at_ns - skew_ns_, 1));
+  }
 }
 
 void* FaultSys::Map(size_t size, int flags, int* error) {

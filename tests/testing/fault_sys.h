@@ -8,7 +8,7 @@
 // A failed call has not happened: nothing reaches the kernel, and a descriptor that a completion
 // carried is closed. But close, munmap and EPOLL_CTL_DEL do their work whatever they say, and a
 // watch whose completion fails lives on in the kernel: one that is armed anew then shares its token
-// with it. One thread.
+// with it. One thread, of one loop or several.
 #ifndef PENSTOCK_TESTS_TESTING_FAULT_SYS_H_
 #define PENSTOCK_TESTS_TESTING_FAULT_SYS_H_
 
@@ -17,6 +17,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string_view>
 
@@ -129,14 +130,11 @@ class FaultSys : public Sys {
  private:
   // Counts a call; the error it must fail with, or 0.
   int Next(Call call);
-  int SetTimer();
-
   Fault fault_;
   std::array<uint64_t, kCalls> counts_{};
   bool fired_ = false;
   int64_t skew_ns_ = 0;
-  int timer_ = -1;  // what the loop has set last
-  int64_t timer_at_ns_ = 0;
+  std::map<int, int64_t> timers_;  // what loops have set last
 };
 
 }  // namespace internal
