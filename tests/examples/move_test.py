@@ -4,10 +4,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import programs
 from programs import Case, Running, Server, built, run, uring_missing
@@ -208,6 +210,60 @@ class Servers(MovingCase):
                     self.assertEqual(done.returncode, 1)
                     for text in says:
                         self.assertIn(text, done.stderr)
+
+
+class WhatAnEchoRuns(Case):
+    """Moving costs nothing while nothing moves: an echo calls nothing that moves are made of."""
+
+    ECHOES = 200
+    SERVES = re.compile(r"internal::Connection::(Serve|Step)\b")
+    MOVES = re.compile(r"\bMoveSweep\b|\bParcel\b|\bTransit\b|\bAway(Ticket)?\b|"
+                       r"::Connection::(Move|BeginMove|EndMove|OnReleased|Proceed|HandOver|"
+                       r"LeaveLoop|JoinLoop|Settled|FinishMove|Arrive|ComeBack)\b")
+
+    def calls(self, *words):
+        """How often anything of SERVES and of MOVES was called while it served ECHOES."""
+        figures = self.folder / "calls"
+        command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={figures}",
+                   programs.program("echo_server"), "--listen=127.0.0.1:0", *words]
+        with subprocess.Popen(command, text=True, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE) as server:
+            host, port = server.stdout.readline().split()[-1].rsplit(":", 1)
+            with socket.create_connection((host, int(port)), programs.PATIENCE) as peer:
+                for _ in range(self.ECHOES):
+                    peer.sendall(b"x" * 64)
+                    self.assertEqual(len(peer.recv(64, socket.MSG_WAITALL)), 64)
+            server.terminate()
+            server.communicate(timeout=programs.PATIENCE)
+        # https://valgrind.org/docs/manual/cl-format.html: a name stands with its number once.
+        names, callee, counts = {}, None, {"serves": 0, "moves": 0}
+        for line in figures.read_text().splitlines():
+            if found := re.match(r"c?fn=(\(\d+\))(?: (.*))?$", line):
+                if found[2]:
+                    names[found[1]] = found[2]
+                if line.startswith("cfn"):
+                    callee = names[found[1]]
+            elif found := re.match(r"calls=(\d+)", line):
+                counts["serves"] += int(found[1]) if self.SERVES.search(callee) else 0
+                counts["moves"] += int(found[1]) if self.MOVES.search(callee) else 0
+        return counts
+
+    def test_nothing_of_moves(self):
+        if shutil.which("valgrind") is None:
+            self.skipTest("no valgrind to count calls by")
+        binary = Path(programs.program("echo_server")).read_bytes()
+        if b"__asan_init" in binary or b"__tsan_init" in binary:
+            self.skipTest("valgrind does not run what is built with a sanitizer")
+        engines = ["epoll"] if uring_missing() else ["epoll", "uring"]
+        for engine in engines:
+            with self.subTest(engine=engine):
+                still = self.calls(f"--engine={engine}")
+                self.assertGreaterEqual(still["serves"], self.ECHOES)
+                self.assertLess(still["moves"], self.ECHOES // 4, "some are called as it closes")
+        if "uring" in engines:
+            # That they would be seen.
+            moving = self.calls("--engine=epoll", "--switch-every=1ms")
+            self.assertGreater(moving["moves"], self.ECHOES // 4)
 
 
 class LiveMigration(MovingCase):
