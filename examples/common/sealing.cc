@@ -124,7 +124,13 @@ CredentialsPtr Certificates(bool listens) {
   options.certificate = penstock::PemSource::File(FlagOrFail("cert", FLAGS_cert));
   options.key = penstock::PemSource::File(FlagOrFail("key", FLAGS_key));
   options.ca = penstock::PemSource::File(FlagOrFail("ca", FLAGS_ca));
-  if (!listens) FlagOrFail("verify-name", FLAGS_verify_name);
+  if (!listens) {
+    FlagOrFail("verify-name", FLAGS_verify_name);
+  } else if (!absl::GetFlag(FLAGS_verify_name).empty()) {
+    Fail(
+        "--verify-name: names the server that a connecting side expects; a listening side asks "
+        "for no name, --ca says whom it lets in");
+  }
   return ValueOrFail("seal=tls", penstock::TlsCertificateCredentials(options));
 }
 

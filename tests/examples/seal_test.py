@@ -247,6 +247,11 @@ class Seal:
                 done = run("echo_client", "--connect=127.0.0.1:1", *words)
                 self.assertEqual(done.returncode, 1)
                 self.assertRegex(done.stderr, said)
+        with self.subTest("a server"):
+            done = run("echo_server", "--listen=127.0.0.1:0", *self.tls(folder, "server"),
+                       "--verify-name=localhost")
+            self.assertEqual(done.returncode, 1)
+            self.assertRegex(done.stderr, "--verify-name: .*listening side")
 
 
 globals().update(each_engine(Seal))
