@@ -333,7 +333,10 @@ void UringEngine::ChooseStrategy(Slot& slot, Connection& connection, size_t rece
     UringWordRef word(slot);
     if ((word->flags & UringBit::kPollOnly) || received == 0) return;
     polls = word->flags & UringBit::kPollStrategy;
-    if ((received >= kLargePiece) == polls) {
+    const bool large = received >= kLargePiece;
+    // A little behind a large piece is what did not fit, and speaks for neither.
+    if (std::exchange(word->large, large) && !large) return;
+    if (large == polls) {
       word->run = 0;
       return;
     }

@@ -22,7 +22,8 @@ struct UringWord {
   uint8_t run = 0;      // pieces in a row that speak for the other strategy
   uint8_t cancels = 0;  // repeated
   uint8_t round = 0;    // of UringEngine::LookAtReleases, when it was told to let go
-  uint8_t unused[2] = {};
+  uint8_t large = 0;    // the last piece was
+  uint8_t unused = 0;
 };
 static_assert(sizeof(UringWord) == sizeof(uint64_t));
 

@@ -179,6 +179,15 @@ TEST_F(ReceiveStrategyTest, LargePiecesChangeToPlainReceivesAndSmallOnesBack) {
   EXPECT_EQ(ReceivesFor(peer, 20, kSmall), 0u);
 }
 
+// As of records and frames that carry 16 KiB: a lent buffer takes most of one, and the next the
+// rest.
+TEST_F(ReceiveStrategyTest, TheRestOfALargePieceSpeaksForNeither) {
+  constexpr size_t kMessage = 16 * 1024 + 24;
+  PlainSocket peer = PlainSocket::Connect(listener_->address());
+  ReceivesFor(peer, 100, kMessage);
+  EXPECT_GE(ReceivesFor(peer, 20, kMessage), 20u);
+}
+
 TEST_F(ReceiveStrategyTest, TheRingGrowsWhenTheKernelRunsOutOfBuffers) {
   // Each takes four buffers at once, the last of them little used: that keeps the stream from plain
   // receives.
