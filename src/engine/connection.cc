@@ -4,12 +4,12 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <memory>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/error.h"
+#include "base/set_empty.h"
 #include "engine/loop_core.h"
 #include "engine/send_bounds.h"
 
@@ -23,13 +23,6 @@ constexpr int kServiceSteps = 32;
 constexpr size_t kFlushBytesMax = 1 << 20;
 // Parts of one vectored send. More gains nothing: a part is a block of some KiB.
 constexpr size_t kSendParts = 64;
-
-// Puts a callback into a member known to be empty. Each assignment of an AnyInvocable is three
-// indirect calls; this is one, and there are four callbacks moved in every request.
-template <typename Callback>
-void SetEmpty(Callback& empty, Callback&& callback) {
-  std::construct_at(&empty, std::move(callback));
-}
 
 // Blocks of unread bytes a connection may hold before its engine stops receiving for it (I9).
 constexpr size_t kUnreadBlocks = 64 * 1024;

@@ -27,6 +27,12 @@ using AeadNonce = std::array<uint8_t, 12>;
 // Opening takes the tag first, which saves the library a call.
 class Aead {
  public:
+  enum class Opened : uint8_t {
+    kGood,
+    kForged,  // the tag does not prove it
+    kBroken,  // the library refused
+  };
+
   virtual ~Aead() = default;
 
   // Costs a key schedule; nonces of the previous key are history.
@@ -42,6 +48,18 @@ class Aead {
   // True when the tag proves that what Update wrote is what was sealed; until then none of it may
   // be believed.
   virtual bool FinishOpen() = 0;
+
+  // A whole record that is one piece: Start, Update and Finish. Each of these calls costs a small
+  // record more than what it does.
+  virtual bool SealPiece(const AeadNonce& nonce, const char* in, char* out, size_t size,
+                         char* tag) {
+    return StartSeal(nonce) && Update(in, out, size) && FinishSeal(tag);
+  }
+  virtual Opened OpenPiece(const AeadNonce& nonce, const char* tag, const char* in, char* out,
+                           size_t size) {
+    if (!StartOpen(nonce, tag) || !Update(in, out, size)) return Opened::kBroken;
+    return FinishOpen() ? Opened::kGood : Opened::kForged;
+  }
 };
 
 class RecordCrypto {

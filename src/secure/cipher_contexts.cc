@@ -108,5 +108,19 @@ Aead* RecordCipher::StartOpen(const char* tag) {
   return aead != nullptr && aead->StartOpen(nonce, tag) ? aead : nullptr;
 }
 
+bool RecordCipher::SealPiece(const char* in, char* out, size_t size, char* tag) {
+  Aead* aead = contexts_->Take(keys_, lease_);
+  const AeadNonce nonce = keys_.Nonce();
+  keys_.Advance();
+  return aead != nullptr && aead->SealPiece(nonce, in, out, size, tag);
+}
+
+Aead::Opened RecordCipher::OpenPiece(const char* tag, const char* in, char* out, size_t size) {
+  Aead* aead = contexts_->Take(keys_, lease_);
+  const AeadNonce nonce = keys_.Nonce();
+  keys_.Advance();
+  return aead != nullptr ? aead->OpenPiece(nonce, tag, in, out, size) : Aead::Opened::kBroken;
+}
+
 }  // namespace internal
 PENSTOCK_END_NAMESPACE

@@ -117,6 +117,9 @@ class RecordCipher {
   // refused: the caller must not go on.
   Aead* StartSeal();
   Aead* StartOpen(const char* tag);
+  // The next record whole, in one piece. Whatever comes of it, it is counted; as in Aead.
+  bool SealPiece(const char* in, char* out, size_t size, char* tag);
+  Aead::Opened OpenPiece(const char* tag, const char* in, char* out, size_t size);
 
  private:
   std::shared_ptr<CipherContexts> contexts_;

@@ -37,12 +37,16 @@ unsigned char* ToBytes(char* bytes) { return reinterpret_cast<unsigned char*>(by
 // An Init for the nonce asks the provider by a parameter's name how long it is, and setting the tag
 // is another round of parameters: together some 100 ns, a quarter of a record of 1 KiB. A provider
 // that takes the whole nonce as "tlsivfixed", as OpenSSL's own do when its size is given as -1
-// (what EVP_CTRL_GCM_SET_IV_FIXED is made of), gets it that way, together with the tag. Nothing but
-// NonceIsParameter may decide that: a nonce that is not taken would be the one before.
-class OpensslAead : public Aead {
+// (what EVP_CTRL_GCM_SET_IV_FIXED is made of), gets it that way, together with the tag. And
+// EVP_Cipher() gives it the bytes, and their end, with less around it than EVP_CipherUpdate() and
+// EVP_CipherFinal_ex(). Nothing but IsQuick may decide that: a nonce that is not taken would be the
+// one before.
+class OpensslAead final : public Aead {
  public:
-  OpensslAead(const EVP_CIPHER* cipher, EvpPtr<EVP_CIPHER_CTX> context, bool nonce_is_parameter)
-      : cipher_(cipher), context_(std::move(context)), nonce_is_parameter_(nonce_is_parameter) {}
+  OpensslAead(const EVP_CIPHER* cipher, EvpPtr<EVP_CIPHER_CTX> context, bool quick)
+      : cipher_(cipher), context_(std::move(context)), quick_(quick) {}
+  OpensslAead(const OpensslAead&) = delete;  // its parameters point into it
+  OpensslAead& operator=(const OpensslAead&) = delete;
 
   bool SetKey(const AeadKey& key) override {
     way_ = Way::kNone;
@@ -50,64 +54,83 @@ class OpensslAead : public Aead {
   }
 
   bool StartSeal(const AeadNonce& nonce) override {
-    if (way_ == Way::kSeal && nonce_is_parameter_) {
-      const OSSL_PARAM parameters[] = {NonceParameter(nonce), OSSL_PARAM_construct_end()};
-      return EVP_CIPHER_CTX_set_params(context_.get(), parameters) == 1;
+    if (way_ == Way::kSeal && quick_) [[likely]] {
+      nonce_ = nonce;
+      return EVP_CIPHER_CTX_set_params(context_.get(), nonce_alone_) == 1;
     }
     way_ = Way::kSeal;
     return EVP_EncryptInit_ex2(context_.get(), nullptr, nullptr, nonce.data(), nullptr) == 1;
   }
   bool StartOpen(const AeadNonce& nonce, const char* tag) override {
-    const OSSL_PARAM parameters[] = {TagParameter(const_cast<char*>(tag)), NonceParameter(nonce),
-                                     OSSL_PARAM_construct_end()};
-    if (way_ == Way::kOpen && nonce_is_parameter_) {
-      return EVP_CIPHER_CTX_set_params(context_.get(), parameters) == 1;
+    if (way_ == Way::kOpen && quick_) [[likely]] {
+      nonce_ = nonce;
+      tag_and_nonce_[0].data = const_cast<char*>(tag);
+      return EVP_CIPHER_CTX_set_params(context_.get(), tag_and_nonce_) == 1;
     }
     way_ = Way::kOpen;
-    const OSSL_PARAM tag_alone[] = {parameters[0], OSSL_PARAM_construct_end()};
-    return EVP_DecryptInit_ex2(context_.get(), nullptr, nullptr, nonce.data(), tag_alone) == 1;
+    tag_alone_[0].data = const_cast<char*>(tag);
+    return EVP_DecryptInit_ex2(context_.get(), nullptr, nullptr, nonce.data(), tag_alone_) == 1;
   }
 
   bool Update(const char* in, char* out, size_t size) override {
+    if (quick_) [[likely]] {
+      return EVP_Cipher(context_.get(), ToBytes(out), ToBytes(in), static_cast<unsigned>(size)) >=
+             0;
+    }
     int written = 0;
     return EVP_CipherUpdate(context_.get(), ToBytes(out), &written, ToBytes(in),
                             static_cast<int>(size)) == 1;
   }
 
   bool FinishSeal(char* tag) override {
-    unsigned char rest[kAeadTagSize];
-    int written = 0;
-    OSSL_PARAM parameters[] = {TagParameter(tag), OSSL_PARAM_construct_end()};
-    return EVP_EncryptFinal_ex(context_.get(), rest, &written) == 1 &&
-           EVP_CIPHER_CTX_get_params(context_.get(), parameters) == 1;
+    tag_alone_[0].data = tag;
+    return Finish() && EVP_CIPHER_CTX_get_params(context_.get(), tag_alone_) == 1;
   }
-  bool FinishOpen() override {
-    unsigned char rest[kAeadTagSize];
-    int written = 0;
-    return EVP_DecryptFinal_ex(context_.get(), rest, &written) == 1;
+  bool FinishOpen() override { return Finish(); }
+
+  bool SealPiece(const AeadNonce& nonce, const char* in, char* out, size_t size,
+                 char* tag) override {
+    return StartSeal(nonce) && Update(in, out, size) && FinishSeal(tag);
+  }
+  Opened OpenPiece(const AeadNonce& nonce, const char* tag, const char* in, char* out,
+                   size_t size) override {
+    if (!StartOpen(nonce, tag) || !Update(in, out, size)) return Opened::kBroken;
+    return FinishOpen() ? Opened::kGood : Opened::kForged;
   }
 
  private:
   enum class Way : uint8_t { kNone, kSeal, kOpen };  // it was last used, with this key
 
-  static OSSL_PARAM NonceParameter(const AeadNonce& nonce) {
-    return OSSL_PARAM_construct_octet_string(OSSL_CIPHER_PARAM_AEAD_TLS1_IV_FIXED,
-                                             const_cast<uint8_t*>(nonce.data()), SIZE_MAX);
-  }
-  static OSSL_PARAM TagParameter(char* tag) {
-    return OSSL_PARAM_construct_octet_string(OSSL_CIPHER_PARAM_AEAD_TAG, tag, kAeadTagSize);
+  bool Finish() {
+    if (quick_) [[likely]]
+      return EVP_Cipher(context_.get(), nullptr, nullptr, 0) >= 0;
+    unsigned char rest[kAeadTagSize];
+    int written = 0;
+    return EVP_CipherFinal_ex(context_.get(), rest, &written) == 1;
   }
 
   const EVP_CIPHER* cipher_;
   EvpPtr<EVP_CIPHER_CTX> context_;
-  const bool nonce_is_parameter_;
+  const bool quick_;
   Way way_ = Way::kNone;
+  AeadNonce nonce_{};
+  // Made once: each would take calls of the library for every record.
+  OSSL_PARAM nonce_alone_[2] = {NonceParameter(), OSSL_PARAM_END};
+  OSSL_PARAM tag_alone_[2] = {TagParameter(), OSSL_PARAM_END};
+  OSSL_PARAM tag_and_nonce_[3] = {TagParameter(), NonceParameter(), OSSL_PARAM_END};
+
+  OSSL_PARAM NonceParameter() {
+    return OSSL_PARAM_octet_string(OSSL_CIPHER_PARAM_AEAD_TLS1_IV_FIXED, nonce_.data(), SIZE_MAX);
+  }
+  static OSSL_PARAM TagParameter() {
+    return OSSL_PARAM_octet_string(OSSL_CIPHER_PARAM_AEAD_TAG, nullptr, kAeadTagSize);
+  }
 };
 
-std::unique_ptr<Aead> NewOpensslAead(const EVP_CIPHER* cipher, bool nonce_is_parameter) {
+std::unique_ptr<Aead> NewOpensslAead(const EVP_CIPHER* cipher, bool quick) {
   EvpPtr<EVP_CIPHER_CTX> context(EVP_CIPHER_CTX_new());
   if (context == nullptr) return nullptr;
-  return std::make_unique<OpensslAead>(cipher, std::move(context), nonce_is_parameter);
+  return std::make_unique<OpensslAead>(cipher, std::move(context), quick);
 }
 
 // What a record of a few bytes comes to; empty when a call fails.
@@ -124,8 +147,8 @@ bool OpenSample(Aead& aead, const AeadNonce& nonce, std::string sealed) {
          sealed.starts_with(std::string(20, 's'));
 }
 
-// Whether the provider takes nonces as a parameter: seen by what it then seals, and opens.
-bool NonceIsParameter(const EVP_CIPHER* cipher) {
+// Whether the provider takes records the quick way: seen by what it then seals, and opens.
+bool IsQuick(const EVP_CIPHER* cipher) {
   const std::unique_ptr<Aead> quick = NewOpensslAead(cipher, true);
   const std::unique_ptr<Aead> plain = NewOpensslAead(cipher, false);
   const AeadKey key = {'k'};
@@ -152,11 +175,9 @@ class OpensslCrypto : public RecordCrypto {
   OpensslCrypto(EvpPtr<EVP_CIPHER> cipher, EvpPtr<EVP_MAC> hmac, bool nonces_by_init)
       : cipher_(std::move(cipher)),
         hmac_(std::move(hmac)),
-        nonce_is_parameter_(!nonces_by_init && NonceIsParameter(cipher_.get())) {}
+        quick_(!nonces_by_init && IsQuick(cipher_.get())) {}
 
-  std::unique_ptr<Aead> NewAead() override {
-    return NewOpensslAead(cipher_.get(), nonce_is_parameter_);
-  }
+  std::unique_ptr<Aead> NewAead() override { return NewOpensslAead(cipher_.get(), quick_); }
 
   bool HmacSha256(std::span<const uint8_t> key, std::span<const uint8_t> message,
                   std::array<uint8_t, 32>& out) override {
@@ -177,7 +198,7 @@ class OpensslCrypto : public RecordCrypto {
  private:
   EvpPtr<EVP_CIPHER> cipher_;
   EvpPtr<EVP_MAC> hmac_;
-  const bool nonce_is_parameter_;
+  const bool quick_;
 };
 
 absl::Status Absent(absl::string_view what) {

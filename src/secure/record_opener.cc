@@ -19,9 +19,8 @@ namespace {
 constexpr size_t kTogetherMax = 65536;
 constexpr int kTogetherRecordsMax = 64;
 
-absl::Status Refused() {
-  return absl::UnauthenticatedError(
-      "open record: authentication failed: it was altered, or is not the next of this stream");
+[[gnu::cold]] absl::Status CountersUsed() {
+  return absl::ResourceExhaustedError("open record: all counters are used");
 }
 
 }  // namespace
@@ -67,6 +66,7 @@ RecordOpener::Result RecordOpener::Next(Buffer& out) {
 
 RecordOpener::Result RecordOpener::Open(Buffer& out) {
   if (wire_.empty()) return Result::kNeedMore;
+  if (const size_t payload = LonePayload(); payload > 0) return OpenLone(payload, out);
   const Run run = FindRun();
   if (!status_.ok()) return Fail(std::move(status_));
   if (run.records == 0) {
@@ -78,6 +78,31 @@ RecordOpener::Result RecordOpener::Open(Buffer& out) {
     if (result != Result::kNoRoom || foreign_) return result;
   }
   return OpenInPlace(run, out);
+}
+
+size_t RecordOpener::LonePayload() const {
+  const BufferNode& record = *BufferAccess::Head(wire_);
+  if (header_size_ > 0 || foreign_ || record.next != nullptr || record.size < kRecordOverhead ||
+      !IsRecordHeader(record.data, frame_max_)) {
+    return 0;
+  }
+  const size_t payload = RecordPayloadSize({record.data, kRecordHeaderSize});
+  return payload == record.size - kRecordOverhead ? payload : 0;
+}
+
+RecordOpener::Result RecordOpener::OpenLone(size_t payload, Buffer& out) {
+  if (keys().exhausted()) return Fail(CountersUsed());
+  BufferNode& record = *BufferAccess::Head(wire_);
+  char* const body = record.data + kRecordHeaderSize;
+  const Aead::Opened opened = cipher_.OpenPiece(body + payload, body, body, payload);
+  if (opened != Aead::Opened::kGood) [[unlikely]] {
+    WipeSecret(body, payload);
+    return Fail(NotOpened(opened == Aead::Opened::kForged));
+  }
+  out = BufferAccess::PopFront(wire_);
+  record.data = body;
+  record.size = payload;
+  return Result::kData;
 }
 
 RecordOpener::Run RecordOpener::FindRun() {
@@ -181,7 +206,7 @@ Buffer RecordOpener::Cut(size_t payload) {
 
 absl::Status RecordOpener::Decrypt(ChainCursor& from, size_t payload, char* to) {
   if (keys().exhausted()) {
-    return absl::ResourceExhaustedError("open record: all counters are used");
+    return CountersUsed();
   }
   const ChainCursor body = from;
   ChainCursor end = from;
@@ -215,7 +240,13 @@ absl::Status RecordOpener::Decrypt(ChainCursor& from, size_t payload, char* to) 
       left -= n;
     }
   }
-  return working ? Refused() : absl::InternalError("open record: the cryptographic library failed");
+  return NotOpened(working);
+}
+
+absl::Status RecordOpener::NotOpened(bool judged) {
+  if (!judged) return absl::InternalError("open record: the cryptographic library failed");
+  return absl::UnauthenticatedError(
+      "open record: authentication failed: it was altered, or is not the next of this stream");
 }
 
 absl::Status RecordOpener::OnWireEnd() {

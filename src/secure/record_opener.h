@@ -69,6 +69,14 @@ class RecordOpener {
   // Next has said kNeedMore, and there is nothing to feed: keeps the bound above from here on; on
   // the heap where the pool has no room.
   void Rest();
+  // Whether it has bytes in blocks, and whether Next could say something else than kNeedMore.
+  bool holds_bytes() const {
+    return !wire_.empty() || !plain_.empty() || resting_.pinned_bytes() > 0;
+  }
+  bool drained() const {
+    return wire_.empty() && plain_.empty() && resting_.empty() && end_ == End::kNone &&
+           status_.ok();
+  }
   // Bytes of the blocks held.
   size_t pinned_bytes() const {
     return wire_.block_bytes() + resting_.pinned_bytes() + plain_.block_bytes();
@@ -99,6 +107,10 @@ class RecordOpener {
   };
 
   Result Open(Buffer& out);
+  // Bytes of plaintext in what was received, when it is one record and in one piece, which nobody
+  // else sees; else 0. So most messages come that are smaller than a record.
+  size_t LonePayload() const;
+  Result OpenLone(size_t payload, Buffer& out);
   // `status_` holds the error of a header that cannot be good; of the first one only.
   Run FindRun();
   Result OpenTogether(const Run& run, Buffer& out);
@@ -112,6 +124,8 @@ class RecordOpener {
   absl::Status Decrypt(ChainCursor& from, size_t payload, char* to);
   // All received bytes are in wire_, unless resting_ holds a part of a record.
   bool Wake();
+  // Why a record's body did not become plaintext; `judged`: its tag was looked at.
+  [[gnu::cold]] static absl::Status NotOpened(bool judged);
   Result Fail(absl::Status status);
 
   RecordCipher cipher_;

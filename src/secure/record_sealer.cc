@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "buffer/block.h"
 #include "buffer/heap_buffer.h"
 #include "secure/record_format.h"
 
@@ -20,6 +21,18 @@ constexpr size_t kSpreadBlock = 65536;
 constexpr size_t kRecordMin = kRecordOverhead + 1;
 // The largest record sealed to the heap.
 constexpr size_t kHeapRecordMax = 4096;
+// A record stays in its plaintext's block when that is at most of this size, or of as many times
+// its own: it may lie there until the peer reads.
+constexpr size_t kSmallBlock = 4096;
+constexpr size_t kBlockToRecordMax = 4;
+
+// Whether a record fits around its plaintext where that lies, and nobody else sees the block.
+bool HasRoomAround(const BufferNode& plain) {
+  const Block& block = *plain.block;
+  return NodeTailroom(plain) >= kAeadTagSize &&
+         static_cast<size_t>(plain.data - block.base) >= kRecordHeaderSize &&
+         BlockSize(block) <= std::max(kSmallBlock, plain.size * kBlockToRecordMax);
+}
 
 }  // namespace
 
@@ -35,8 +48,11 @@ RecordSealer::Result RecordSealer::Seal(BufferChain& plain, BufferChain& wire, s
   if (ended_ && !plain.empty()) {
     return Fail(absl::FailedPreconditionError("seal record: the end of the stream was sealed"));
   }
-  bool progress = false;
   short_of_room_ = false;
+  if (SealsLone(plain, wire_max)) {
+    if (const Result result = SealLone(plain, wire); !short_of_room_) return result;
+  }
+  bool progress = false;
   while (!plain.empty()) {
     const uint64_t counters = keys().counter_last() - keys().counter();
     if (counters == 0) {
@@ -77,6 +93,46 @@ RecordSealer::Result RecordSealer::Seal(BufferChain& plain, BufferChain& wire, s
     plain.TrimFront(consumed);
   }
   return Result::kSealed;
+}
+
+bool RecordSealer::SealsLone(const BufferChain& plain, size_t wire_max) const {
+  const BufferNode* const piece = BufferAccess::Head(plain);
+  return piece != nullptr && piece->next == nullptr &&
+         piece->size + kRecordOverhead <= std::min<size_t>(frame_max_, wire_max) &&
+         piece->size + kRecordOverhead <= kSealBlockMax &&
+         cipher_.keys().counter() != cipher_.keys().counter_last();
+}
+
+RecordSealer::Result RecordSealer::SealLone(BufferChain& plain, BufferChain& wire) {
+  BufferNode& piece = *BufferAccess::Head(plain);
+  const size_t payload = piece.size;
+  Buffer block;
+  char* record = piece.data - kRecordHeaderSize;
+  if (!HasRoomAround(piece)) {
+    block = pool_->TryAllocate(payload + kRecordOverhead, BufferTag::kSeal);
+    short_of_room_ = !block;
+    if (short_of_room_) return Result::kSealed;
+    record = BufferAccess::Node(block)->data;
+  }
+  if (!SealTo(piece.data, record, payload)) {
+    return Fail(absl::InternalError("seal record: the cryptographic library failed"));
+  }
+  if (!block) {
+    block = BufferAccess::PopFront(plain);
+    piece.data = record;
+    piece.size = 0;
+  }
+  NodeExtend(*BufferAccess::Node(block), payload + kRecordOverhead);
+  BufferAccess::Append(wire, BufferAccess::Release(std::move(block)));
+  // Last, for releasing external memory may call anything.
+  plain.Clear();
+  return Result::kSealed;
+}
+
+bool RecordSealer::SealTo(const char* plain, char* record, size_t payload) {
+  WriteRecordHeader(record, payload);
+  char* const body = record + kRecordHeaderSize;
+  return cipher_.SealPiece(plain, body, payload, body + payload);
 }
 
 size_t RecordSealer::PlanBatch(size_t plain, size_t wire_max) const {

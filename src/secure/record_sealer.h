@@ -4,7 +4,9 @@
 // to from a pool; when that has none, from the heap, a small one for each call: what is queued may
 // be what fills the pool, so that sealing it must not wait for room. One thread at a time. A
 // counter is used once, whatever happens (I8): an error after a counter was taken ends the sealer
-// for good. Plaintext is read where it lies, whoever else holds it.
+// for good. Plaintext is read where it lies, whoever else holds it; one that nobody else holds,
+// with room before and behind it in its block, becomes its record there: an answer written to where
+// its question came needs no second block.
 #ifndef PENSTOCK_SECURE_RECORD_SEALER_H_
 #define PENSTOCK_SECURE_RECORD_SEALER_H_
 
@@ -69,6 +71,10 @@ class RecordSealer {
   size_t PlanBatch(size_t plain, size_t wire_max) const;
   // A chain of `size` bytes of the pool to write to, empty when it refuses.
   BufferChain AllocateWire(size_t size);
+  // The usual: `plain` is one piece, and becomes one record. False: not so, and nothing is done.
+  bool SealsLone(const BufferChain& plain, size_t wire_max) const;
+  Result SealLone(BufferChain& plain, BufferChain& wire);
+  bool SealTo(const char* plain, char* record, size_t payload);
   bool SealRecord(ChainCursor& plain, ChainCursor& wire, size_t payload);
   Result Fail(absl::Status status);
 

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/error.h"
+#include "base/set_empty.h"
 #include "engine/connection.h"
 #include "secure/frame_sizes.h"
 
@@ -77,10 +78,10 @@ SealedStream::SealedStream(SealLoop& seal_loop, StreamPtr below, const Handshake
 
 void SealedStream::ReadReady(ReadCallback done) {
   if (seal_loop_ == nullptr) return;
-  if (read_done_) {
+  if (read_done_) [[unlikely]] {
     extras().refused_reads.push(std::move(done));
   } else {
-    read_done_ = std::move(done);
+    SetEmpty(read_done_, std::move(done));
   }
   MarkReady();
 }
@@ -94,26 +95,30 @@ void SealedStream::CancelRead() {
 
 void SealedStream::Write(BufferChain data, DoneCallback done) {
   if (seal_loop_ == nullptr) return;
-  absl::Status refusal;
-  if (write_side_ != WriteSide::kOpen) {
-    refusal = Refusal("write", "after ShutdownWrite");
-  } else if (!write_end_.ok()) {
-    refusal = write_end_;
-  } else if (const uint64_t before = queued(); before + data.size() > bounds_.max) {
-    seal_loop_->core().counters().writes_refused.Add(1);
-    refusal = absl::ResourceExhaustedError(
-        absl::StrCat("write to ", peer().ToString(), ": ", data.size(), " bytes on top of ", before,
-                     " queued exceed send_queue_max ", bounds_.max));
+  if (write_side_ != WriteSide::kOpen || !write_end_.ok() || queued() + data.size() > bounds_.max)
+      [[unlikely]] {
+    RefuseWrite(data.size(), std::move(done));
   } else {
     written_ += data.size();
     plain_.Append(std::move(data));
-  }
-  if (!refusal.ok() && !done && write_end_.ok() && !data.empty()) {
-    Fail(std::move(refusal));  // nobody would learn that bytes of the stream are missing
-  } else {
-    AddWrite(std::move(done), std::move(refusal));
+    AddWrite(std::move(done));
   }
   MarkReady();
+}
+
+void SealedStream::RefuseWrite(size_t size, DoneCallback&& done) {
+  absl::Status refusal = write_end_;
+  if (write_side_ != WriteSide::kOpen) {
+    refusal = Refusal("write", "after ShutdownWrite");
+  } else if (refusal.ok()) {
+    seal_loop_->core().counters().writes_refused.Add(1);
+    refusal = absl::ResourceExhaustedError(
+        absl::StrCat("write to ", peer().ToString(), ": ", size, " bytes on top of ", queued(),
+                     " queued exceed send_queue_max ", bounds_.max));
+  }
+  // Nobody would learn that bytes of the stream are missing.
+  if (!done && size > 0 && write_end_.ok()) return Fail(std::move(refusal));
+  AddWrite(std::move(done), std::move(refusal));
 }
 
 void SealedStream::NotifyWritable(DoneCallback done) {
@@ -259,16 +264,18 @@ bool SealedStream::Step() {
   }
   // Each gets its turn: neither a flood of records nor a writer that feeds itself keeps the others
   // out.
-  bool did = RunWriteDone();
-  did |= RunReadDone();
-  if (extras_ != nullptr) did |= RunExtras();
-  return did;
+  const bool wrote = RunWriteDone();
+  const bool read = RunReadDone();
+  const bool more = extras_ != nullptr && RunExtras();
+  return more || ((wrote || read) && HasMore());
 }
 
 bool SealedStream::RunWriteDone() {
   if (!first_write_.done) return false;
-  absl::Status status = std::exchange(first_write_.refusal, absl::OkStatus());
-  if (status.ok() && bytes_out_ < first_write_.end) {
+  absl::Status status;
+  if (!first_write_.refusal.ok()) [[unlikely]] {
+    status = std::exchange(first_write_.refusal, absl::OkStatus());
+  } else if (bytes_out_ < first_write_.end) {
     if (write_end_.ok()) return false;
     status = write_end_;
   }
@@ -292,29 +299,31 @@ auto SealedStream::WithOpener(Work work) {
 }
 
 bool SealedStream::RunReadDone() {
-  if (!read_done_) return false;
+  if (!read_done_ || read_waits()) return false;
+  if (hungry_ || read_cancelled_ || !read_end_.ok()) [[unlikely]]
+    return RunReadEnded();
+  Buffer bytes;
+  switch (Open(bytes)) {
+    case RecordOpener::Result::kData:
+      bytes_in_ += bytes.size();
+      Deliver(std::move(bytes));
+      return true;
+    case RecordOpener::Result::kAgain:
+      return true;
+    case RecordOpener::Result::kNoRoom:
+      seal_loop_->WaitForRoom(*this);
+      return false;
+    default:
+      return !released_ && RunReadEnded();
+  }
+}
+
+bool SealedStream::RunReadEnded() {
   if (read_cancelled_) {
     if (reading_below_) return false;  // what it brings comes first
     Deliver(absl::CancelledError(
         absl::StrCat("read from ", peer().ToString(), ": cancelled by CancelRead")));
     return true;
-  }
-  if (read_end_.ok() && !hungry_) {
-    Buffer bytes;
-    switch (Open(bytes)) {
-      case RecordOpener::Result::kData:
-        bytes_in_ += bytes.size();
-        Deliver(std::move(bytes));
-        return true;
-      case RecordOpener::Result::kAgain:
-        return true;
-      case RecordOpener::Result::kNoRoom:
-        seal_loop_->WaitForRoom(*this);
-        return false;
-      default:
-        break;
-    }
-    if (released_) return false;
   }
   if (read_end_.ok() && hungry_ && wire_ended_) {
     absl::Status end = WithOpener([](RecordOpener& opener) { return opener.OnWireEnd(); });
@@ -332,15 +341,24 @@ bool SealedStream::RunReadDone() {
 }
 
 RecordOpener::Result SealedStream::Open(Buffer& bytes) {
-  const RecordOpener::Result result = WithOpener([&bytes](RecordOpener& opener) {
-    const RecordOpener::Result first = opener.Next(bytes);
-    if (first != RecordOpener::Result::kEnd) return first;
-    // Bytes after the end that have come with it are an error, not an end.
-    Buffer nothing;
-    return opener.Next(nothing);
-  });
+  const RecordOpener::Result result =
+      WithOpener([&bytes](RecordOpener& opener) { return opener.Next(bytes); });
   if (!opener_.has_value()) return RecordOpener::Result::kNeedMore;
   seal_loop_->OnUse();
+  if (result == RecordOpener::Result::kData) [[likely]] {
+    hungry_ = opener_->drained();
+    return result;
+  }
+  return OpenedNothing(result);
+}
+
+RecordOpener::Result SealedStream::OpenedNothing(RecordOpener::Result result) {
+  if (result == RecordOpener::Result::kEnd) {
+    // Bytes after the end that have come with it are an error, not an end.
+    Buffer nothing;
+    result = WithOpener([&nothing](RecordOpener& opener) { return opener.Next(nothing); });
+    if (!opener_.has_value()) return RecordOpener::Result::kNeedMore;
+  }
   switch (result) {
     case RecordOpener::Result::kNeedMore:
       hungry_ = true;
@@ -359,9 +377,10 @@ RecordOpener::Result SealedStream::Open(Buffer& bytes) {
   return result;
 }
 
-void SealedStream::Deliver(absl::StatusOr<Buffer> result) {
+void SealedStream::Deliver(absl::StatusOr<Buffer>&& result) {
   read_cancelled_ = false;
-  read_below_ = absl::OkStatus();
+  if (!read_below_.ok()) [[unlikely]]
+    read_below_ = absl::OkStatus();
   ReadCallback done = std::move(read_done_);  // leaves it empty
   std::move(done)(std::move(result));
 }
@@ -390,7 +409,7 @@ void SealedStream::Settle() {
   if (released_) return;
   if (extras_ != nullptr) WatchExtras();
   const bool at_rest = !read_done_ || hungry_;
-  if (at_rest && opener_.has_value() &&
+  if (at_rest && opener_.has_value() && opener_->holds_bytes() &&
       (!pinned_buffer_ || opener_->pinned_bytes() > kPinnedBuffer)) {
     WithOpener([](RecordOpener& opener) { opener.Rest(); });
     if (released_) return;
@@ -398,30 +417,35 @@ void SealedStream::Settle() {
   if (read_done_ && hungry_ && !wire_ended_ && !reading_below_ && !read_cancelled_ &&
       read_end_.ok() && read_below_.ok()) {
     reading_below_ = true;
-    below_->ReadReady([this](absl::StatusOr<Buffer> data) { OnReadBelow(std::move(data)); });
+    below_->ReadReady([this](absl::StatusOr<Buffer>&& data) { OnReadBelow(std::move(data)); });
   }
   UpdatePinned();
 }
 
 // --- The stream below ---
 
-void SealedStream::OnReadBelow(absl::StatusOr<Buffer> data) {
+void SealedStream::OnReadBelow(absl::StatusOr<Buffer>&& data) {
   reading_below_ = false;
-  if (!opener_.has_value()) {
-    // Reading has ended: nobody wants it.
-  } else if (data.ok()) {
+  if (!data.ok()) [[unlikely]] {
+    OnReadBelowEnded(data.status());
+  } else if (opener_.has_value()) {  // else reading has ended: nobody wants it
     opener_->Feed(*std::move(data));
     hungry_ = false;
-  } else if (IsEof(data.status())) {
-    wire_ended_ = true;
-  } else if (GoesOnAfter(data.status())) {
-    read_below_ = data.status();
-  } else {
-    // What this stream failed by itself, and aborted the one below for, stays the reason.
-    if (read_end_.ok()) read_end_ = data.status();
-    DropReceived();
   }
   Service();
+}
+
+void SealedStream::OnReadBelowEnded(const absl::Status& end) {
+  if (!opener_.has_value()) return;
+  if (IsEof(end)) {
+    wire_ended_ = true;
+  } else if (GoesOnAfter(end)) {
+    read_below_ = end;
+  } else {
+    // What this stream failed by itself, and aborted the one below for, stays the reason.
+    if (read_end_.ok()) read_end_ = end;
+    DropReceived();
+  }
 }
 
 bool SealedStream::GoesOnAfter(const absl::Status& end) const {
@@ -433,6 +457,7 @@ bool SealedStream::GoesOnAfter(const absl::Status& end) const {
 }
 
 void SealedStream::Pump() {
+  if (plain_.empty() && write_side_ != WriteSide::kShutdownQueued) return;
   if (writing_below_ || !write_end_.ok()) return;
   if (write_side_ == WriteSide::kEndSent || write_side_ == WriteSide::kShut) return;
   BufferChain wire;
@@ -480,10 +505,10 @@ bool SealedStream::SealEnd(BufferChain& wire) {
 void SealedStream::SendBelow(BufferChain wire) {
   writing_below_ = true;
   below_->Write(std::move(wire),
-                [this](absl::Status status) { OnWrittenBelow(std::move(status)); });
+                [this](absl::Status&& status) { OnWrittenBelow(std::move(status)); });
 }
 
-void SealedStream::OnWrittenBelow(absl::Status status) {
+void SealedStream::OnWrittenBelow(absl::Status&& status) {
   writing_below_ = false;
   const uint64_t sent = std::exchange(batch_, 0);
   if (status.ok()) {
@@ -535,11 +560,12 @@ SealedStream::Callbacks SealedStream::TakeCallbacks() {
 
 void SealedStream::AddWrite(DoneCallback&& done, absl::Status refusal) {
   if (!done) return;
-  PendingWrite write{written_, std::move(done), std::move(refusal)};
   if (!first_write_.done) {
-    first_write_ = std::move(write);
+    first_write_.end = written_;
+    first_write_.refusal = std::move(refusal);
+    SetEmpty(first_write_.done, std::move(done));
   } else {
-    extras().more_writes.push(std::move(write));
+    extras().more_writes.push({written_, std::move(done), std::move(refusal)});
   }
 }
 
@@ -554,15 +580,12 @@ absl::Status SealedStream::Explain(const absl::Status& status, std::string_view 
   return IsUnauthenticatedEof(status) ? AsUnauthenticatedEof(std::move(explained)) : explained;
 }
 
-uint64_t SealedStream::queued() const {
-  if (!write_end_.ok()) return 0;
-  const uint64_t waiting = written_ - bytes_out_;
-  if (batch_ == 0) return waiting;
+uint64_t SealedStream::QueuedBehind(uint64_t waiting) const {
   // The part of the batch that the stream below has already passed on is no longer queued.
   return waiting - batch_ + std::min(batch_, below_->stats().queued_bytes);
 }
 
-void SealedStream::UpdatePinned() {
+void SealedStream::CountPinned() {
   if (seal_loop_ == nullptr) return;
   const uint64_t pinned = plain_.block_bytes() + PinnedForReads();
   if (pinned == pinned_) return;

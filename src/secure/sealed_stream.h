@@ -144,6 +144,17 @@ class SealedStream final : public Stream, private SealMember, private Deferred, 
   bool Step();
   bool RunWriteDone();
   bool RunReadDone();
+  bool RunReadEnded();
+  // Nothing can be told to a reader before the stream below has more to say.
+  bool read_waits() const {
+    return hungry_ && !wire_ended_ && !read_cancelled_ && read_end_.ok() && read_below_.ok();
+  }
+  // What of a callback's doing the next step would see to.
+  bool HasMore() const {
+    const bool written =
+        first_write_.done && (bytes_out_ >= first_write_.end || !first_write_.refusal.ok());
+    return written || (read_done_ && !read_waits()) || !write_end_.ok() || extras_ != nullptr;
+  }
   bool RunExtras();
   void Settle();
 
@@ -153,8 +164,10 @@ class SealedStream final : public Stream, private SealMember, private Deferred, 
   auto WithOpener(Work work);
   // Opens the next plaintext for a pending read; sets hungry_ or read_end_ when there is none.
   RecordOpener::Result Open(Buffer& bytes);
-  void Deliver(absl::StatusOr<Buffer> result);
-  void OnReadBelow(absl::StatusOr<Buffer> data);
+  [[gnu::noinline]] RecordOpener::Result OpenedNothing(RecordOpener::Result result);
+  void Deliver(absl::StatusOr<Buffer>&& result);
+  void OnReadBelow(absl::StatusOr<Buffer>&& data);
+  [[gnu::cold]] void OnReadBelowEnded(const absl::Status& end);
   // Whether another read of the stream below may bring bytes although one ended like this.
   bool GoesOnAfter(const absl::Status& end) const;
   // Seals what is queued, and the end after it, and hands it down; one batch at a time.
@@ -162,7 +175,7 @@ class SealedStream final : public Stream, private SealMember, private Deferred, 
   void SealQueued(BufferChain& wire);
   bool SealEnd(BufferChain& wire);
   void SendBelow(BufferChain wire);
-  void OnWrittenBelow(absl::Status status);
+  void OnWrittenBelow(absl::Status&& status);
   void OnShutBelow(absl::Status status);
   void FinishShutdown(absl::Status status);
   void FinishLinger();
@@ -178,16 +191,26 @@ class SealedStream final : public Stream, private SealMember, private Deferred, 
   void WatchExtras();
   void OnRested();
   Callbacks TakeCallbacks();
-  void AddWrite(DoneCallback&& done, absl::Status refusal);
+  [[gnu::cold]] void RefuseWrite(size_t size, DoneCallback&& done);
+  void AddWrite(DoneCallback&& done, absl::Status refusal = absl::OkStatus());
   absl::Status Refusal(std::string_view operation, std::string_view reason) const;
   absl::Status Explain(const absl::Status& status, std::string_view operation) const;
   // Plaintext written and not yet taken by the stream below.
-  uint64_t queued() const;
+  uint64_t queued() const {
+    if (!write_end_.ok()) return 0;
+    const uint64_t waiting = written_ - bytes_out_;
+    return batch_ == 0 ? waiting : QueuedBehind(waiting);
+  }
+  uint64_t QueuedBehind(uint64_t waiting) const;
   size_t PinnedForReads() const {
     const size_t received = opener_.has_value() ? opener_->pinned_bytes() : 0;
     return received + (pinned_buffer_ ? pinned_buffer_.block_size() : 0);
   }
-  void UpdatePinned();
+  void UpdatePinned() {
+    const bool holds = opener_.has_value() && opener_->holds_bytes();
+    if (pinned_ != 0 || holds || !plain_.empty() || pinned_buffer_) CountPinned();
+  }
+  void CountPinned();
 
   SealLoop* seal_loop_;  // null once the loop is gone
   StreamPtr below_;

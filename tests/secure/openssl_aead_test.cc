@@ -90,6 +90,32 @@ TEST_P(OpensslAeadTest, PiecesMeanTheirConcatenation) {
   }
 }
 
+TEST_P(OpensslAeadTest, OneCallMeansItsSteps) {
+  ASSERT_TRUE(aead_->SetKey(AeadKey{1, 2, 3}));
+  for (uint8_t i = 0; i < 8; ++i) {
+    const AeadNonce nonce{i};
+    const std::string plain = PatternBytes(1, 0, 100u * i + 1);
+    const std::string by_steps = Seal(nonce, {plain});
+    std::string sealed(plain.size() + kAeadTagSize, '\0');
+    char* const tag = sealed.data() + plain.size();
+    ASSERT_TRUE(aead_->SealPiece(nonce, plain.data(), sealed.data(), plain.size(), tag));
+    EXPECT_EQ(sealed, by_steps);
+    std::string opened = sealed;
+    const auto open = [&] {
+      return aead_->OpenPiece(nonce, opened.data() + plain.size(), opened.data(), opened.data(),
+                              plain.size());
+    };
+    EXPECT_EQ(open(), Aead::Opened::kGood);
+    EXPECT_EQ(opened.substr(0, plain.size()), plain);
+    opened = sealed;
+    opened[plain.size() / 2] = static_cast<char>(opened[plain.size() / 2] ^ 1);
+    EXPECT_EQ(open(), Aead::Opened::kForged);
+    opened = by_steps;
+    EXPECT_TRUE(Open(nonce, opened));
+  }
+  EXPECT_EQ(ERR_peek_error(), 0u);
+}
+
 TEST_P(OpensslAeadTest, OneContextSealsAndOpensByTurns) {
   ASSERT_TRUE(aead_->SetKey(AeadKey{9}));
   std::string sealed = Seal(AeadNonce{1}, {"back"});

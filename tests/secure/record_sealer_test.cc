@@ -1,5 +1,7 @@
 #include "secure/record_sealer.h"
 
+#include <algorithm>
+#include <cstring>
 #include <memory>
 #include <set>
 #include <string>
@@ -130,6 +132,59 @@ TEST(RecordSealer, ReadsWhatOthersHoldWithoutTouchingIt) {
   EXPECT_EQ(shared.view(), ", shared");
   RecordOpener opener = kit.Opener({});
   EXPECT_EQ(kit.Open(opener, wire.ToString()).bytes, "read only, shared");
+}
+
+// As a record that came alone was opened: `plain` with a record's room around it, in a block of at
+// least `block` bytes.
+Buffer WithRoomAround(RecordKit& kit, std::string_view plain, size_t block) {
+  Buffer buffer = kit.pool().TryAllocate(std::max(block, plain.size() + kRecordOverhead));
+  buffer.Extend(8 + plain.size());
+  std::memcpy(buffer.mutable_data() + 8, plain.data(), plain.size());
+  buffer.TrimFront(8);
+  return buffer;
+}
+
+TEST(RecordSealer, AnAnswerTakesTheBlockOfItsQuestion) {
+  for (size_t size : {1u, 64u, 4072u, 16'000u}) {
+    RecordKit kit;
+    RecordSealer sealer = kit.Sealer({});
+    const std::string text = PatternBytes(3, 0, size);
+    Buffer plain = WithRoomAround(kit, text, 0);
+    const char* const at = plain.data() - 8;
+    BufferChain chain(std::move(plain)), wire;
+    ASSERT_EQ(sealer.Seal(chain, wire, SIZE_MAX), Sealing::kSealed);
+    EXPECT_TRUE(chain.empty());
+    EXPECT_EQ(wire.front().data(), at);
+    EXPECT_EQ(wire.ToString(), kit.SealOne({}, text));
+    EXPECT_EQ(sealer.keys().counter(), 1u);
+  }
+}
+
+// Whose block others see, has no room on one side, or is much larger than the record: the record
+// gets one of its own.
+TEST(RecordSealer, OtherBlocksStayAsTheyAre) {
+  const auto seals_elsewhere = [](RecordKit& kit, Buffer plain, size_t block_max) {
+    RecordSealer sealer = kit.Sealer({});
+    const std::string content(plain.view());
+    const char* const at = plain.data();
+    BufferChain chain(std::move(plain)), wire;
+    ASSERT_EQ(sealer.Seal(chain, wire, SIZE_MAX), Sealing::kSealed);
+    EXPECT_TRUE(wire.front().data() + 8 != at);
+    EXPECT_LE(wire.block_bytes(), block_max);
+    EXPECT_EQ(wire.ToString(), kit.SealOne({}, content));
+  };
+  RecordKit kit;
+  const std::string text = PatternBytes(3, 0, 4073);
+  const Buffer other = WithRoomAround(kit, text, 0);
+  seals_elsewhere(kit, other.Share(), 8192);
+  EXPECT_EQ(other.view(), text);
+  seals_elsewhere(kit, *kit.pool().Copy(text), 8192);
+  Buffer no_room_behind = kit.pool().TryAllocate(4096);
+  no_room_behind.Extend(4081);
+  no_room_behind.TrimFront(8);
+  ASSERT_EQ(no_room_behind.tailroom(), 15u);
+  seals_elsewhere(kit, std::move(no_room_behind), 8192);
+  seals_elsewhere(kit, WithRoomAround(kit, text.substr(0, 2000), 8193), 2048);
 }
 
 TEST(RecordSealer, KeepsToTheRoomOnTheWire) {
