@@ -83,11 +83,11 @@ PENSTOCK_EXPORT void Migrate(StreamPtr stream, const LoopHandle& target, Migrate
                              EngineKind engine = EngineKind::kAuto);
 
 // Migrate for every open stream of `loop` that has StreamOptions::migratable, idle or busy, but for
-// those that move already; at most 8 are under way at once, so that the others are served
-// meanwhile. Streams that come meanwhile are left alone. `done` runs on the thread of `loop` when
-// each of them has arrived, has stayed (a handshake is running on it, or an error of Migrate) or
-// has ended. A sweep that is under way ends, with what it had done, when another one begins. Loop's
-// thread.
+// those that move already; at most 8, where the other loop is slow up to 32, are under way at once:
+// the others are served. Streams that come meanwhile are left alone. `done` runs on the thread of
+// `loop` when each of them has arrived, has stayed (a handshake is running on it, or an error of
+// Migrate) or has ended. A sweep that is under way ends, with what it had done, when another one
+// begins. Loop's thread.
 //
 // A loop that is drained meanwhile waits, within its grace, for what may come back; later it ends
 // that. A stream that finds neither loop running any more is closed.

@@ -21,10 +21,10 @@ namespace {
 // 6.13).
 constexpr uint64_t kSweepSlice = 32;
 // To another loop, which takes streams, sealed ones above all, more slowly than they can be sent to
-// it: each waits until those before it have been taken in and served.
+// it: each waits until those before it have been taken in and served. Where that takes longer than
+// the second, so that turns are what they wait for, there are twice as many the next time.
 constexpr uint64_t kLeaveSlice = 8;
-// Such a sweep goes on when no more than these are still on their way.
-constexpr uint64_t kLeaveResume = kLeaveSlice / 2;
+constexpr int64_t kSlowSliceNs = 1'000'000;
 // Connections looked at in a turn, whether they move or not.
 constexpr int kLooksMax = 256;
 // Turns that a switch waits for those to end: the kernel may take its time over some.
@@ -43,7 +43,8 @@ class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
         sort_(sweep.sort_),
         moves_(sweep.left_),
         among_(std::max(core_.counters().open.value(), moves_)),
-        share_(among_ - moves_) {}
+        share_(among_ - moves_),
+        paced_at_ns_(leaves_loop() ? core_.sys().Now() : 0) {}
 
   // Of a move of `connection` that begins: a callback for it. One that is destroyed unrun, for its
   // stream has gone, ends the move as well.
@@ -71,7 +72,7 @@ class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
         if (self->leaves_loop()) self->core_.EndLeaving();
         if (self->sweep_ != nullptr) self->core_.EndSweep(*self->sweep_);
       });
-    } else if (left - 1 <= kLeaveResume && TakeWait()) {
+    } else if (left - 1 <= Resume() && TakeWait()) {
       loop_.Post([self = shared_from_this()] {
         if (self->sweep_ != nullptr) self->core_.Defer(*self->sweep_);
       });
@@ -81,21 +82,21 @@ class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
   // How many moves to begin in this turn.
   uint64_t Slice() {
     const uint64_t under_way = UnderWay();
-    const uint64_t most = Most();
-    if (under_way < most) {
+    if (under_way < Most()) {
       turns_waited_ = 0;
-      return most - under_way;
+      if (leaves_loop()) Pace();
+      return Most() - std::min(Most(), under_way);  // which Pace may have made fewer
     }
     if (leaves_loop() || ++turns_waited_ < kTurnsWaited) return 0;
     turns_waited_ = 0;
-    return most;
+    return Most();
   }
   // Whether the sweep is to wait, without a turn of its own, for one that ends to have it go on.
   // Each side writes its own word before it reads the other's, so that one of them sees the other.
   bool Waits() {
-    if (!leaves_loop() || UnderWay() < kLeaveSlice) return false;
+    if (!leaves_loop() || UnderWay() < Most()) return false;
     waits_.store(true, std::memory_order_seq_cst);
-    return UnderWay() > kLeaveResume || !TakeWait();
+    return UnderWay() > Resume() || !TakeWait();
   }
   // Whether the next connection that may move is one of those that do. They are taken from all over
   // the list, the first one included: those that came last may be of one sort.
@@ -141,7 +142,16 @@ class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
   // of what a broken engine has left, one goes first.
   uint64_t Most() const {
     const bool tries = sort_ == Sort::kRescue && moved_.load(std::memory_order_relaxed) == 0;
-    return tries ? 1 : leaves_loop() ? kLeaveSlice : kSweepSlice;
+    return tries ? 1 : leaves_loop() ? leave_most_.load(std::memory_order_relaxed) : kSweepSlice;
+  }
+  // One to another loop goes on when no more than these are still on their way.
+  uint64_t Resume() const { return leave_most_.load(std::memory_order_relaxed) / 2; }
+  // As the next of them are about to begin.
+  void Pace() {
+    const int64_t now = core_.sys().Now();
+    const bool slow = now - std::exchange(paced_at_ns_, now) > kSlowSliceNs;
+    leave_most_.store(slow ? std::min(Most() * 2, kSweepSlice) : kLeaveSlice,
+                      std::memory_order_relaxed);
   }
 
   // Moves; the sweep itself counts as one more.
@@ -160,6 +170,9 @@ class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
   const uint64_t among_;
   uint64_t share_;
   int turns_waited_ = 0;
+  int64_t paced_at_ns_;
+  // Written by the loop that is left; a stale one has it go on somewhat later.
+  std::atomic<uint64_t> leave_most_{kLeaveSlice};
   std::atomic<uint64_t> under_way_{1};
   std::atomic<bool> waits_{false};
   std::atomic<uint64_t> moved_{0};

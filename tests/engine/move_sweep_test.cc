@@ -5,14 +5,20 @@
 #include <penstock/loop.h>
 #include <penstock/move.h>
 
+#include <array>
+#include <cstdint>
 #include <future>
 #include <memory>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include <gtest/gtest.h>
 
+#include "base/sys.h"
+#include "engine/loop_core.h"
 #include "testing/environment.h"
 #include "testing/harness.h"
 
@@ -130,37 +136,92 @@ TEST(MoveSweepHost, AHostThatWatchesTheLoopsDescriptorKeepsIt) {
   EXPECT_EQ(loop->fd(), fd);
 }
 
-// What is on its way waits for what went before it.
-TEST(MoveSweepToALoop, HasFewStreamsOnTheirWayAtOnce) {
-  constexpr size_t kStreams = 200;
-  BufferPool pool;
-  const auto make = [&] {
-    LoopOptions options;
-    options.pool = &pool;
-    return Loop::Create(std::move(options)).value();
-  };
-  const std::unique_ptr<Loop> from = make(), to = make();
-  ListenOptions listening;
-  ConnectOptions connecting;
-  listening.stream.migratable = connecting.stream.migratable = true;
-  std::vector<StreamPtr> streams;
-  const auto keep = [&](StreamPtr stream) { streams.push_back(std::move(stream)); };
-  const auto listener =
-      Listener::Listen(*from, *SocketAddress::Parse("127.0.0.1:0"), listening, keep).value();
-  for (size_t i = 0; i < kStreams / 2; ++i) {
-    Connect(*from, listener->address(), connecting,
-            [&](absl::StatusOr<StreamPtr> stream) { keep(std::move(stream).value()); });
+// Two loops on the test's thread, with streams on the first; its time stands still.
+class MoveSweepToALoop : public ::testing::Test {
+ protected:
+  static constexpr size_t kStreams = 200;
+
+  void SetUp() override {
+    from_ = Make();
+    to_ = Make();
+    ListenOptions listening;
+    ConnectOptions connecting;
+    listening.stream.migratable = connecting.stream.migratable = true;
+    const auto keep = [this](StreamPtr stream) { streams_.push_back(std::move(stream)); };
+    const auto listener =
+        Listener::Listen(*from_, *SocketAddress::Parse("127.0.0.1:0"), listening, keep).value();
+    for (size_t i = 0; i < kStreams / 2; ++i) {
+      Connect(*from_, listener->address(), connecting,
+              [&](absl::StatusOr<StreamPtr> stream) { keep(std::move(stream).value()); });
+    }
+    ASSERT_TRUE(DriveLoops(from(), [this] { return streams_.size() == kStreams; }));
   }
-  Loop* const both[] = {from.get(), to.get()};
-  ASSERT_TRUE(DriveLoops({both, 1}, [&] { return streams.size() == kStreams; }));
+  void TearDown() override { streams_.clear(); }
+
+  std::span<Loop* const> from() {
+    both_ = {from_.get(), to_.get()};
+    return {both_.data(), 1};
+  }
+  std::span<Loop* const> both() {
+    both_ = {from_.get(), to_.get()};
+    return both_;
+  }
+  // The first loop sends what it may; how many those are.
+  uint64_t Sends() {
+    const uint64_t before = from_->Snapshot().moves_out;
+    SettleLoops(from());  // nobody takes what is sent
+    return from_->Snapshot().moves_out - before;
+  }
+  void TakeAll() {
+    ASSERT_TRUE(DriveLoops({both().data() + 1, 1}, [this] {
+      return to_->Snapshot().moves_in == from_->Snapshot().moves_out;
+    }));
+  }
+
+  class StillSys : public Sys {
+   public:
+    int64_t Now() override { return now_ns; }
+    int64_t now_ns = Sys::Now();
+  };
+  std::unique_ptr<Loop> Make() {
+    LoopOptions options;
+    options.pool = &pool_;
+    return LoopCore::CreateLoop(std::move(options), {.sys = &sys_, .engines = {}}).value();
+  }
+
+  StillSys sys_;
+  BufferPool pool_;
+  std::unique_ptr<Loop> from_, to_;
+  std::vector<StreamPtr> streams_;
+  std::array<Loop*, 2> both_{};
+};
+
+// What is on its way waits for what went before it.
+TEST_F(MoveSweepToALoop, HasFewStreamsOnTheirWayAtOnce) {
   uint64_t moved = 0;
-  MigrateAll(*from, to->handle(), [&](MoveCount count) { moved = count.moved; });
-  SettleLoops({both, 1});  // nobody takes what was sent
-  EXPECT_EQ(from->Snapshot().moves_out, 8u);
-  EXPECT_EQ(from->Snapshot().open, kStreams - 8);
-  ASSERT_TRUE(DriveLoops(both, [&] { return moved != 0; }));
+  MigrateAll(*from_, to_->handle(), [&](MoveCount count) { moved = count.moved; });
+  EXPECT_EQ(Sends(), 8u);
+  EXPECT_EQ(from_->Snapshot().open, kStreams - 8);
+  TakeAll();
+  EXPECT_EQ(Sends(), 8u);
+  ASSERT_TRUE(DriveLoops(both(), [&] { return moved != 0; }));
   EXPECT_EQ(moved, kStreams);
-  EXPECT_EQ(to->Snapshot().open, kStreams);
+  EXPECT_EQ(to_->Snapshot().open, kStreams);
+}
+
+TEST_F(MoveSweepToALoop, HasMoreWhereTheOtherLoopIsSlow) {
+  bool done = false;
+  MigrateAll(*from_, to_->handle(), [&](MoveCount) { done = true; });
+  EXPECT_EQ(Sends(), 8u);
+  for (const uint64_t next : {16u, 32u, 32u}) {
+    sys_.now_ns += 2'000'000;
+    TakeAll();
+    EXPECT_EQ(Sends(), next);
+  }
+  TakeAll();
+  EXPECT_EQ(Sends(), 8u) << "it is slow no more";
+  ASSERT_TRUE(DriveLoops(both(), [&] { return done; }));
+  EXPECT_EQ(to_->Snapshot().open, kStreams);
 }
 
 INSTANTIATE_TEST_SUITE_P(Engines, MoveSweepTest,
