@@ -40,17 +40,35 @@ void FabricWatch::Stop() {
 CompletionPump::Again::Again(CompletionPump& owner)
     : Deferred([](Deferred* node) { static_cast<Again*>(node)->pump.Turn(); }), pump(owner) {}
 
+CompletionPump::Queue::Queue(CompletionPump& owner, LoopCore& loop, std::unique_ptr<FabricCq> made)
+    : FabricWatch(loop, made->fd()), pump(owner), cq(std::move(made)) {}
+
+CompletionPump::Queue::~Queue() {
+  Stop();
+  if (unacked > 0) cq->AckEvents(unacked);
+}
+
+absl::Status CompletionPump::Queue::Begin() {
+  if (absl::Status status = Start(); !status.ok()) return status;
+  if (const int error = cq->Arm()) return ErrnoStatus(-error, "arm completion queue");
+  armed = true;
+  return absl::OkStatus();
+}
+
+// The event itself is taken when the queue is to be armed again.
+void CompletionPump::Queue::OnReadable() {
+  event_waits = true;
+  pump.Turn();
+}
+
 CompletionPump::CompletionPump(LoopCore& loop, std::unique_ptr<FabricCq> cq, Options options)
-    : FabricWatch(loop, cq->fd()),
-      cq_(std::move(cq)),
+    : queue_(*this, loop, std::move(cq)),
       options_(std::move(options)),
       spin_max_ns_(absl::ToInt64Nanoseconds(options_.spin_max)),
       gap_max_ns_(std::min(spin_max_ns_, INT64_MAX / 16) * 4),
       gap_ns_(gap_max_ns_) {}
 
-CompletionPump::~CompletionPump() {
-  if (unacked_ > 0) cq_->AckEvents(unacked_);
-}
+CompletionPump::~CompletionPump() = default;
 
 absl::StatusOr<std::unique_ptr<CompletionPump>> CompletionPump::Create(LoopCore& loop,
                                                                        FabricDevice& device,
@@ -59,9 +77,12 @@ absl::StatusOr<std::unique_ptr<CompletionPump>> CompletionPump::Create(LoopCore&
   if (!cq.ok()) return cq.status();
   std::unique_ptr<CompletionPump> pump(
       new CompletionPump(loop, *std::move(cq), std::move(options)));
-  if (absl::Status status = pump->Start(); !status.ok()) return status;
-  if (const int error = pump->cq_->Arm()) return ErrnoStatus(-error, "arm completion queue");
-  pump->armed_ = true;
+  if (absl::Status status = pump->queue_.Begin(); !status.ok()) return status;
+  if (pump->options_.send_depth == 0) return pump;
+  absl::StatusOr<std::unique_ptr<FabricCq>> sends = device.CreateCq(pump->options_.send_depth, 0);
+  if (!sends.ok()) return sends.status();
+  pump->sends_ = std::make_unique<Queue>(*pump, loop, *std::move(sends));
+  if (absl::Status status = pump->sends_->Start(); !status.ok()) return status;
   return pump;
 }
 
@@ -87,19 +108,13 @@ void CompletionPump::RemoveSink(uint32_t number) {
   free_sink_ = index;
 }
 
-void CompletionPump::OnReadable() {
-  // It is armed once at a time: to ask for a second event would be a system call for nothing.
-  const int events = cq_->TakeEvents(1);
-  if (events < 0) return Lose(-events, "take events of a completion channel");
-  if (events > 0) armed_ = false;
-  stats_.events += static_cast<uint32_t>(events);
-  unacked_ += static_cast<uint32_t>(events);
-  if (unacked_ >= kAckBatch) cq_->AckEvents(std::exchange(unacked_, 0));
-  Turn();
-}
-
 void CompletionPump::Look() {
   if (!lost_ && loop() != nullptr) loop()->Defer(again_);
+}
+
+void CompletionPump::AwaitSends() {
+  if (std::exchange(sends_awaited_, true) || !sends_ || sends_->asleep()) return;
+  if (!lost_ && loop() != nullptr) loop()->DeferSoon(again_);
 }
 
 // One turn: drain, then go on next turn; or arm, look once more, and sleep.
@@ -107,7 +122,7 @@ void CompletionPump::Turn() {
   if (lost_ || loop() == nullptr) return;
   again_.Cancel();
   // Where it is armed still, an event that nobody has taken yet tells of what is not found now.
-  for (bool armed = armed_;; armed = true) {
+  for (bool may_sleep = asleep();; may_sleep = true) {
     const int found = Drain(kTurnMax);
     if (found < 0) return Lose(-found, "poll a completion queue");
     if (Spin(found > 0)) {
@@ -117,44 +132,91 @@ void CompletionPump::Turn() {
       return;
     }
     if (found > 0) return loop()->Defer(again_);
-    if (armed) break;
-    if (!Arm()) return;
+    if (may_sleep) break;
+    if (!Rest(queue_) || (sends_ && sends_awaited_ && !Rest(*sends_))) return;
   }
   ++stats_.sleeps;
 }
 
-bool CompletionPump::Arm() {
-  const int error = cq_->Arm();
+bool CompletionPump::Rest(Queue& queue) {
+  if (std::exchange(queue.event_waits, false)) {
+    // It is armed once at a time: to ask for a second event would be a system call for nothing.
+    const int events = queue.cq->TakeEvents(1);
+    if (events < 0) {
+      Lose(-events, "take events of a completion channel");
+      return false;
+    }
+    if (events > 0) queue.armed = false;
+    stats_.events += static_cast<uint32_t>(events);
+    queue.unacked += static_cast<uint32_t>(events);
+    if (queue.unacked >= kAckBatch) queue.cq->AckEvents(std::exchange(queue.unacked, 0));
+  }
+  if (queue.armed) return true;
+  const int error = queue.cq->Arm();
   if (error != 0) Lose(-error, "arm completion queue");
-  armed_ = error == 0;
-  return armed_;
+  queue.armed = error == 0;
+  return queue.armed;
 }
 
 // A turn of the loop costs a system call and a look some nanoseconds, so one that spins looks more
 // than once, while nobody has anything to do. It is over in microseconds all the same (I9).
 void CompletionPump::LookOn(uint32_t taken) {
   const uint32_t before = taken;
-  for (int looks = 0; looks < kLooksPerSpin && taken < kTurnMax && !loop()->HasReady(); ++looks) {
-    const int found = Drain(kTurnMax - taken);
+  for (int looks = 1; looks <= kLooksPerSpin && taken < kTurnMax && !loop()->HasReady(); ++looks) {
+    const bool glance = looks % kLooksPerGlance == 0;
+    if (glance && loop()->sys().Now() >= spin_until_ns_) break;
+    const uint32_t room = kTurnMax - taken;
+    bool all;
+    const int found = glance || sends_awaited_ ? Drain(room) : DrainOne(room, &all);
     if (found < 0) return Lose(-found, "poll a completion queue");
     taken += static_cast<uint32_t>(found);
   }
   if (taken > before) Spin(true);
 }
 
+// What has come goes before the ends of sends, which are looked for when nothing has, or the next
+// time.
 int CompletionPump::Drain(uint32_t max) {
+  bool all = false;
+  int taken = DrainOne(max, &all);
+  if (taken < 0) return taken;
+  if (sends_) {
+    sends_due_ = taken > 0 && !sends_due_;
+    if (sends_due_) return taken;
+    const int ended = DrainSends(max - static_cast<uint32_t>(taken), &all);
+    if (ended < 0) return ended;
+    taken += ended;
+  }
+  if (all) ++stats_.empties;
+  return taken;
+}
+
+// A batch of them; `all` afterwards: both queues are empty, and everything is told.
+int CompletionPump::DrainSends(uint32_t max, bool* all) {
+  if (ended_count_ == 0) {
+    const int count = sends_->cq->Poll(ended_);
+    if (count <= 0) return count;
+    ended_count_ = static_cast<size_t>(count);
+  }
+  // What had come before they ended.
+  const int taken = DrainOne(max, all);
+  if (taken < 0 || !*all) return taken;
+  *all = ended_count_ < ended_.size();
+  const size_t ended = std::exchange(ended_count_, 0);
+  for (size_t i = 0; i < ended; ++i) Dispatch(ended_[i]);
+  return taken + static_cast<int>(ended);
+}
+
+int CompletionPump::DrainOne(uint32_t max, bool* all) {
   uint32_t taken = 0;
-  while (taken < max) {
+  for (*all = false; taken < max && !*all;) {
     const size_t room = std::min<size_t>(batch_.size(), max - taken);
-    const int count = cq_->Poll({batch_.data(), room});
+    const int count = queue_.cq->Poll({batch_.data(), room});
     ++stats_.polls;
     if (count < 0) return count;
     for (int i = 0; i < count; ++i) Dispatch(batch_[static_cast<size_t>(i)]);
     taken += static_cast<uint32_t>(count);
-    if (static_cast<size_t>(count) < room) {
-      ++stats_.empties;
-      break;
-    }
+    *all = static_cast<size_t>(count) < room;
   }
   return static_cast<int>(taken);
 }

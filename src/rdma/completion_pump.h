@@ -1,13 +1,19 @@
-// CompletionPump: one completion queue of a device on one loop, and the way its completions take to
-// whoever posted the work. DeviceWatch: the same for the events of the device itself.
+// CompletionPump: the completions of a device on one loop, and the way they take to whoever posted
+// the work. DeviceWatch: the same for the events of the device itself.
 //
-// The queue sleeps armed: its channel's descriptor is watched by the loop's engine, whichever that
+// A queue sleeps armed: its channel's descriptor is watched by the loop's engine, whichever that
 // is. Awake it is drained, at most kTurnMax completions a turn (I9). When a turn finds nothing, it
 // is armed and polled once more, because a completion that came in between raises no event. Whoever
-// something has come for acts before that, since arming is a system call. While traffic is brisk
-// the queue is polled every turn instead for a little longer (twice the longest gap of late between
-// completions, at most `spin_max`), since waking up costs more; when the gap is longer than that,
-// not at all.
+// something has come for acts before that, and before the event is taken: both are system calls.
+// While traffic is brisk the queue is polled every turn instead for a little longer (twice the
+// longest gap of late between completions, at most `spin_max`), since waking up costs more; when
+// the gap is longer than that, not at all.
+//
+// Sends may have a queue of their own, because nobody waits for most of their ends: a message that
+// the peer's device has acknowledged shall wake no one. It is drained along with the other, and
+// armed only while somebody does wait (AwaitSends). What it holds is told after all that had come
+// to the other by the time it was taken: when a queue pair's last send has ended, nothing of its
+// receives is left to be told.
 //
 // Work is named by a Tag, which has the number of its Sink; a completion whose sink has gone is
 // counted and dropped, whatever queue pair it came from, because numbers of queue pairs are used
@@ -56,14 +62,13 @@ class FabricWatch : public Watch {
  protected:
   // Null once the loop has gone.
   LoopCore* loop() { return loop_; }
+  void Stop();
 
  private:
   struct LoopEnd : Deferred {
     explicit LoopEnd(FabricWatch& owner);
     FabricWatch& watch;
   };
-
-  void Stop();
 
   LoopCore* loop_;
   LoopEnd loop_end_{*this};
@@ -75,17 +80,18 @@ struct PumpStats {
   uint64_t events = 0;
   uint64_t polls = 0;
   uint64_t sleeps = 0;
-  uint64_t empties = 0;  // polls that left nothing in the queue, with all of theirs dispatched
+  uint64_t empties = 0;  // polls that left nothing in any queue, with all of theirs dispatched
   uint64_t spins = 0;    // turns that polled instead of sleeping
   absl::Duration spin_budget;  // of the next time; zero when idle
 };
 
-class CompletionPump final : private FabricWatch {
+class CompletionPump final {
  public:
   static constexpr uint32_t kTurnMax = 256;
 
   struct Options {
     uint32_t depth = 4096;
+    uint32_t send_depth = 0;  // of a queue for sends alone; 0: there is none
     absl::Duration spin_max = absl::ZeroDuration();
     // The queue is lost, and its queue pairs with it: told once.
     absl::AnyInvocable<void(absl::Status)> on_lost;
@@ -95,9 +101,15 @@ class CompletionPump final : private FabricWatch {
   static absl::StatusOr<std::unique_ptr<CompletionPump>> Create(LoopCore& loop,
                                                                 FabricDevice& device,
                                                                 Options options);
-  ~CompletionPump() override;
+  ~CompletionPump();
 
-  FabricCq& cq() { return *cq_; }
+  FabricCq& cq() { return *queue_.cq; }
+  // The same one without Options::send_depth.
+  FabricCq& send_cq() { return sends_ ? *sends_->cq : cq(); }
+  // Somebody waits for the end of what is posted, until ForgetSends: the next one is told at once
+  // though the loop sleeps. Otherwise whenever something wakes it, or Look is called.
+  void AwaitSends();
+  void ForgetSends() { sends_awaited_ = false; }
   // A number for `sink`, which must stay until RemoveSink.
   uint32_t AddSink(CompletionSink& sink);
   void RemoveSink(uint32_t number);
@@ -112,7 +124,9 @@ class CompletionPump final : private FabricWatch {
   static constexpr uint32_t kIndexBits = 20;
   static constexpr uint32_t kIndexMask = (1u << kIndexBits) - 1;
   static constexpr uint32_t kAckBatch = 64;
+  // A turn of looks, and how many of them go by between two looks at the clock.
   static constexpr int kLooksPerSpin = 512;
+  static constexpr int kLooksPerGlance = 32;
 
   struct SinkSlot {
     CompletionSink* sink = nullptr;
@@ -124,34 +138,61 @@ class CompletionPump final : private FabricWatch {
     CompletionPump& pump;
   };
 
+  struct Queue final : FabricWatch {
+    Queue(CompletionPump& owner, LoopCore& loop, std::unique_ptr<FabricCq> made);
+    ~Queue() override;
+    absl::Status Begin();
+    void OnReadable() override;
+    using FabricWatch::loop;
+    // It is armed, and nothing is known to have come since.
+    bool asleep() const { return armed && !event_waits; }
+
+    CompletionPump& pump;
+    std::unique_ptr<FabricCq> cq;
+    bool armed = false;        // and the event has not been taken
+    bool event_waits = false;  // to be taken, it seems
+    uint32_t unacked = 0;
+  };
+  using Batch = std::array<FabricCompletion, 32>;
+
   CompletionPump(LoopCore& loop, std::unique_ptr<FabricCq> cq, Options options);
 
-  void OnReadable() override;
+  LoopCore* loop() { return queue_.loop(); }
+  bool asleep() const {
+    return queue_.asleep() && (!sends_ || !sends_awaited_ || sends_->asleep());
+  }
   void Turn();
-  // Up to `max` completions; how many, or -errno.
+  // Up to `max` completions and a batch of sends: how many, or -errno.
   int Drain(uint32_t max);
+  // From the first queue. `all`: it is empty.
+  int DrainOne(uint32_t max, bool* all);
+  int DrainSends(uint32_t max, bool* all);
   void Dispatch(const FabricCompletion& completion);
   // Whether to poll again next turn instead of sleeping.
   bool Spin(bool found);
   void LookOn(uint32_t taken);
-  bool Arm();
+  // Has the next completion wake the loop: poll again before sleeping. False: the queue is lost.
+  bool Rest(Queue& queue);
   void Lose(int error, const char* operation);
 
-  std::unique_ptr<FabricCq> cq_;
+  Queue queue_;
+  std::unique_ptr<Queue> sends_;
+  bool sends_awaited_ = false;
+  bool sends_due_ = false;  // they have not been looked for the last time
   Options options_;
   const int64_t spin_max_ns_;
   const int64_t gap_max_ns_;
   Again again_{*this};
   std::vector<SinkSlot> sinks_;
   uint32_t free_sink_ = kIndexMask;
-  uint32_t unacked_ = 0;
-  bool armed_ = false;  // and the event has not been taken
   bool lost_ = false;
   int64_t gap_ns_;  // between arrivals: the longest of late
   int64_t arrival_ns_ = INT64_MIN / 2;
   int64_t spin_until_ns_ = 0;
   PumpStats stats_;
-  std::array<FabricCompletion, 32> batch_;  // for a call of Drain
+  Batch batch_;             // for a call of DrainOne
+  Batch ended_;             // of sends: taken
+  size_t ended_count_ = 0;  // and not told
 };
 
 // Takes what a device reports, all of it whenever there is something (an event that is left makes

@@ -267,7 +267,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
 
   // --- endpoint_turn.cc: callbacks, and posting ---
   void MarkReady();
-  // For what comes by the lanes: its callbacks run before the loop waits again.
+  // For what comes by the lanes: in this ready step if one runs, unless it is marked for the next.
   void MarkReadySoon();
   void Service();
   bool HasCallbacks() const;

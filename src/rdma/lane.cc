@@ -96,12 +96,14 @@ absl::Status Lane::BringUp(const LaneAddress& peer, uint32_t peer_read_depth) {
   if (absl::Status status = qp_->ToReadyToSend(timing); !status.ok()) return status;
   read_depth_ = timing.read_depth;
   depth_ = qp_->limits().send_depth;
+  inlined_max_ = std::min<size_t>(kInlinedMax, qp_->limits().inlined);
   return absl::OkStatus();
 }
 
 // --- Starting ---
 
 void Lane::Send(std::string_view head, BufferChain payload, std::optional<uint64_t> token) {
+  if (!token.has_value() && PostAtOnce(head, payload)) return;
   const uint64_t size = head.size() + payload.size();
   Start({.op = FabricOp::kSend,
          .token = token,
@@ -160,6 +162,7 @@ void Lane::PostWaiting() {
   Step step = PostReads();
   while (step == Step::kPosted && !waiting_.empty()) step = PostFirst();
   if (failed_) return;
+  if (step != Step::kPosted) hub_.AwaitSends();  // what has ended makes room
   const bool dry = step == Step::kDry || reads_dry_;
   if (!dry || out_ > 0) dry_since_ns_ = 0;
   if (!dry) return retry_.Cancel();
@@ -214,8 +217,8 @@ void Lane::MoveOn(std::list<LaneWork>& from) {
 Lane::Step Lane::PostMessage(LaneWork& work) {
   FabricSend send;
   Parts gathered;
-  if (work.left <= std::min<size_t>(kInlinedMax, qp_->limits().inlined)) {
-    Inline(work, send, gathered);
+  if (work.left <= inlined_max_) {
+    Inline({work.head.data(), work.head.size()}, work.data, send, gathered);
   } else if (!GatherMessage(work, gathered)) {
     return Step::kDry;
   }
@@ -236,8 +239,8 @@ Lane::Step Lane::PostWrite(LaneWork& work) {
   send.remote_key = work.target.key;
   Parts gathered;
   uint64_t size = work.left;
-  if (size <= std::min<size_t>(kInlinedMax, qp_->limits().inlined)) {
-    Inline(work, send, gathered);
+  if (size <= inlined_max_) {
+    Inline({}, work.data, send, gathered);
   } else {
     size = GatherSlice(work.data, gathered);
     if (size == 0) return Step::kDry;
@@ -284,6 +287,18 @@ Lane::Step Lane::PostRead(LaneWork& work) {
 
 // `size`: of the bytes of `work` that this is.
 Lane::Step Lane::Post(LaneWork& work, FabricSend& send, uint64_t size, LaneSlot** slot) {
+  const Step step = Post(send, slot);
+  if (step != Step::kPosted) return step;
+  if (work.token.has_value()) hub_.AwaitSends();
+  work.begun = true;
+  work.left -= size;
+  work.target.address += size;
+  (*slot)->work = work.token.has_value() ? &work : nullptr;
+  (*slot)->last = work.left == 0;
+  return step;
+}
+
+Lane::Step Lane::Post(FabricSend& send, LaneSlot** slot) {
   if (failed_) return Step::kFailed;
   if (out_ + 1 >= depth_ || starving_) return Step::kFull;
   const uint32_t number = hub_.TakeSlot(address_.qpn);
@@ -299,23 +314,31 @@ Lane::Step Lane::Post(LaneWork& work, FabricSend& send, uint64_t size, LaneSlot*
     return Step::kFailed;
   }
   ++out_;
-  work.begun = true;
-  work.left -= size;
-  work.target.address += size;
   *slot = &hub_.slot(number);
   (*slot)->op = send.op;
-  (*slot)->work = work.token.has_value() ? &work : nullptr;
-  (*slot)->last = work.left == 0;
   return Step::kPosted;
 }
 
 // What is so small is taken by the device during the call.
-void Lane::Inline(LaneWork& work, FabricSend& send, Parts& out) {
-  std::copy(work.head.begin(), work.head.end(), out.bytes.begin());
-  work.data.CopyTo({out.bytes.data() + work.head.size(), work.data.size()});
-  out.parts[0] = {out.bytes.data(), static_cast<uint32_t>(work.left), 0};
-  out.count = work.left > 0 ? 1 : 0;
-  send.inlined = work.left > 0;
+void Lane::Inline(std::string_view head, const BufferChain& data, FabricSend& send, Parts& out) {
+  const size_t size = head.size() + data.size();
+  head.copy(out.bytes.data(), head.size());
+  data.CopyTo({out.bytes.data() + head.size(), data.size()});
+  out.parts[0] = {out.bytes.data(), static_cast<uint32_t>(size), 0};
+  out.count = size > 0 ? 1 : 0;
+  send.inlined = size > 0;
+}
+
+// A small message of which nobody is to be told, with nothing before it: nothing of it is kept.
+bool Lane::PostAtOnce(std::string_view head, const BufferChain& payload) {
+  if (!waiting_.empty() || !reads_waiting_.empty() || failed_) return false;
+  if (head.size() + payload.size() > inlined_max_) return false;
+  FabricSend send;
+  Parts gathered;
+  Inline(head, payload, send, gathered);
+  send.parts = {gathered.parts.data(), gathered.count};
+  LaneSlot* slot;
+  return Post(send, &slot) == Step::kPosted;
 }
 
 // The front of `data`, at most `max` bytes and `room` parts of it, as parts of registered memory:
@@ -437,6 +460,7 @@ void Lane::Break(absl::Status status) {
   failed_ = true;
   end_ = std::move(status);
   retry_.Cancel();
+  hub_.AwaitSends();
   // Where that fails the hub tries again.
   if (qp_->ToError().ok()) drain_ = LaneHub::End::kFailed;
 }

@@ -173,7 +173,9 @@ class Lane final {
   Step PostWrite(LaneWork& work);
   Step PostRead(LaneWork& work);
   Step Post(LaneWork& work, FabricSend& send, uint64_t size, LaneSlot** slot);
-  void Inline(LaneWork& work, FabricSend& send, Parts& out);
+  Step Post(FabricSend& send, LaneSlot** slot);
+  bool PostAtOnce(std::string_view head, const BufferChain& payload);
+  static void Inline(std::string_view head, const BufferChain& data, FabricSend& send, Parts& out);
   uint64_t FindParts(const BufferChain& data, uint64_t max, size_t room, FabricPart* parts,
                      size_t* count) const;
   bool GatherMessage(LaneWork& work, Parts& out);
@@ -194,6 +196,7 @@ class Lane final {
   uint32_t out_ = 0;
   uint32_t unsent_ = 0;
   uint32_t depth_ = 0;  // of the send queue; one of them is kept for the last of all
+  size_t inlined_max_ = 0;
   uint32_t reads_out_ = 0;
   uint32_t read_depth_ = 0;
   int64_t dry_since_ns_ = 0;  // the pool has had no room; 0: it had the last time

@@ -17,6 +17,9 @@ constexpr size_t kNumberTries = 64;
 // What a queue pair may take to send what is left; and then to flush, or it never will.
 constexpr absl::Duration kGraveMax = absl::Seconds(1);
 constexpr absl::Duration kRestPause = absl::Milliseconds(5);
+// How late the end of a send that nobody waits for may be told: a failure, too, which takes the
+// device longer to find, and memory that is held that long after the last message.
+constexpr absl::Duration kLookPause = absl::Milliseconds(10);
 
 }  // namespace
 
@@ -26,7 +29,8 @@ LaneHub::LaneHub(LoopCore& loop, FabricDevice& device, const Options& options)
       options_(options),
       registry_(loop.pool(), device, kFabricLocalWrite),
       grave_timer_(loop.timers()),
-      rest_timer_(loop.timers()) {}
+      rest_timer_(loop.timers()),
+      look_timer_(loop.timers()) {}
 
 absl::StatusOr<std::unique_ptr<LaneHub>> LaneHub::Create(LoopCore& loop, FabricDevice& device,
                                                          const Options& options) {
@@ -43,7 +47,8 @@ absl::Status LaneHub::Start() {
   }
   if (absl::Status status = FindAddress(); !status.ok()) return status;
   CompletionPump::Options pump;
-  pump.depth = options_.completion_depth;
+  pump.depth = options_.receives;
+  pump.send_depth = slots_max();
   pump.spin_max = options_.spin_max;
   pump.on_lost = [this](absl::Status status) { OnLost(std::move(status)); };
   auto made = CompletionPump::Create(loop_, device_, std::move(pump));
@@ -150,6 +155,8 @@ void LaneHub::OnCompletion(uint32_t word, const FabricCompletion& completion) {
 void LaneHub::OnSendDone(uint32_t word, const FabricCompletion& completion) {
   LaneSlot slot = std::move(slots_[word]);
   FreeSlot(word);
+  ++sends_done_;
+  if (slots_out() == 0) pump_->ForgetSends();
   if (const auto lane = lanes_.find(slot.qp_number); lane != lanes_.end()) {
     lane->second.lane->OnDone(std::move(slot), completion);
   } else if (const auto grave = graves_.find(slot.qp_number); grave != graves_.end()) {
@@ -221,6 +228,7 @@ uint32_t LaneHub::TakeSlot(uint32_t qp_number) {
   // Not before those that wait already.
   if (!HasSlot() || (!starving_.empty() && !feeding_)) {
     starving_.push(qp_number);
+    AwaitSends();
     return kNoSlot;
   }
   uint32_t number;
@@ -232,7 +240,16 @@ uint32_t LaneHub::TakeSlot(uint32_t qp_number) {
     spare_slots_.pop_back();
   }
   slots_[number].qp_number = qp_number;
+  if (!look_timer_.armed()) LookLater();
   return number;
+}
+
+void LaneHub::LookLater() {
+  look_timer_.Arm(TimerWheel::DeadlineTick(loop_.now_ns(), kLookPause),
+                  [this, before = sends_done_] {
+                    if (slots_out() == 0) return;
+                    sends_done_ == before ? AwaitSends() : LookLater();
+                  });
 }
 
 void LaneHub::FreeSlot(uint32_t number) {
@@ -250,6 +267,7 @@ LaneHub::Marked LaneHub::PostMarker(FabricQp& qp) {
   if (number == kNoSlot) return Marked::kLater;
   FabricSend send;
   send.id = SendTag(number);
+  AwaitSends();
   if (qp.PostSend(send) == 0) return Marked::kPosted;
   ReturnSlot(number);
   return Marked::kNever;
@@ -302,7 +320,7 @@ absl::StatusOr<std::unique_ptr<FabricQp>> LaneHub::NewQp(Lane& lane, uint32_t se
   if (!lost_.ok()) return lost_;
   FabricQpOptions options;
   options.owner = next_owner_++;
-  options.send_cq = &pump_->cq();
+  options.send_cq = &pump_->send_cq();
   options.receive_cq = &pump_->cq();
   options.srq = srq_.get();
   options.send_depth = send_depth;
@@ -330,6 +348,7 @@ void LaneHub::Leave(std::unique_ptr<FabricQp> qp, uint32_t out, End end) {
   if (end == End::kDrained) return Destroy(std::move(grave));
   if (end == End::kFailed || out == 0) return Drain(std::move(grave));
   graves_[number] = std::move(grave);
+  AwaitSends();
   if (!grave_timer_.armed()) ArmGraves();
 }
 

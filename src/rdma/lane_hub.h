@@ -7,9 +7,11 @@
 // peers as credits; the grants never exceed the receives. A message is copied out of its receive,
 // which is posted again at once.
 //
-// The completion queue cannot overflow, however many lanes there are: each work request that is
-// posted has a slot, there are no more slots and receives than the queue has places, and a lane
-// that finds no slot waits for its turn. A slot also keeps what the device reads from or writes to.
+// Receives and sends have a completion queue each, so that what a peer's device acknowledges wakes
+// nobody who does not wait for it. Neither can overflow, however many lanes there are: each work
+// request that is posted has a slot, there are no more slots and receives than the queues have
+// places, and a lane that finds no slot waits for its turn. A slot also keeps what the device reads
+// from or writes to.
 //
 // A lane that goes leaves its queue pair here, until everything that was posted to it has ended and
 // everything that came by it has been taken. Nothing says when that is, so a marker is sent by it
@@ -157,6 +159,9 @@ class LaneHub final : private CompletionSink {
   Marked PostMarker(FabricQp& qp);
   // Until the next one is taken.
   LaneSlot& slot(uint32_t number) { return slots_[number]; }
+  // Somebody waits for the end of work that is posted, or will be: it is told at once. Otherwise
+  // nobody is woken for it, and it is told with what comes, or some milliseconds later.
+  void AwaitSends() { pump_->AwaitSends(); }
   uint64_t SendTag(uint32_t slot) const { return CompletionPump::Tag(send_sink_.number, slot); }
   // An empty buffer of registered memory; none when the pool has no room.
   Buffer NewBuffer(size_t size);
@@ -219,6 +224,9 @@ class LaneHub final : private CompletionSink {
   void ArmGraves();
   void DestroyOld();
   bool HasSlot() const;
+  size_t slots_out() const { return slots_.size() - spare_slots_.size(); }
+  // Sees to it that the end of what is posted is looked for, whoever waits for it.
+  void LookLater();
   uint32_t slots_max() const { return options_.completion_depth - options_.receives; }
   void FreeRested();
   void FreeSlotsOf(uint32_t qp_number);
@@ -253,12 +261,14 @@ class LaneHub final : private CompletionSink {
   std::list<LaneWork> spare_works_;
   Fifo<uint32_t> starving_;  // queue pairs whose lanes wait for a slot
   bool feeding_ = false;
+  uint64_t sends_done_ = 0;
   uint64_t next_owner_ = 1;
   absl::flat_hash_map<uint32_t, Member> lanes_;  // by queue pair number
   absl::flat_hash_map<uint32_t, Grave> graves_;
   absl::flat_hash_map<uint32_t, Rest> resting_;
   CallbackTimer grave_timer_;
   CallbackTimer rest_timer_;
+  CallbackTimer look_timer_;
 };
 
 }  // namespace internal

@@ -1,4 +1,4 @@
-// One completion queue on a real loop, of either engine, fed by a fake device; and in a SimWorld.
+// The completions of a device on a real loop, of either engine, fed by a fake device.
 #include "rdma/completion_pump.h"
 
 #include <cerrno>
@@ -12,7 +12,6 @@
 #include "gtest/gtest.h"
 #include "testing/fake_fabric.h"
 #include "testing/fake_fabric_kit.h"
-#include "testing/sim_world.h"
 
 namespace penstock::internal {
 namespace {
@@ -96,8 +95,9 @@ class CompletionPumpTest : public ::testing::TestWithParam<EngineKind> {
     pump_ = *std::move(pump);
     sink_ = pump_->AddSink(recorder_);
     auto& qp = end_->options.qp;
-    qp.send_cq = qp.receive_cq = &pump_->cq();
-    qp.send_depth = 1024;
+    qp.send_cq = &pump_->send_cq();
+    qp.receive_cq = &pump_->cq();
+    qp.send_depth = qp.receive_depth = 1024;
     qp_ = *end_->device->CreateQp(qp);
     ASSERT_TRUE(qp_->ToInit({}).ok());
     std::swap(end_->qp, qp_);
@@ -119,6 +119,16 @@ class CompletionPumpTest : public ::testing::TestWithParam<EngineKind> {
   }
   void Write(uint32_t word) {
     ASSERT_EQ(end_->Post(CompletionPump::Tag(sink_, word), FabricOp::kWrite, 0, 8, &*peer_), 0);
+  }
+  // So many messages of the peer, each into a receive that is named by its number.
+  void Receive(uint32_t count) {
+    ASSERT_TRUE(peer_->Send().ok());
+    for (uint32_t word = 0; word < count; ++word) {
+      ASSERT_EQ(end_->PostReceive(CompletionPump::Tag(sink_, word), 0, 8), 0);
+      ASSERT_EQ(peer_->Post(0, FabricOp::kSend, 0, 8), 0);
+      Deliver();
+      peer_->Poll();
+    }
   }
   void Deliver() { host_.clock.Advance(absl::Milliseconds(1)); }
   // Turns until nothing is left to do; how many.
@@ -175,17 +185,89 @@ TEST_P(CompletionPumpTest, ACompletionBetweenTheEmptyPollAndArmingIsSeen) {
   EXPECT_EQ(recorder_.words.size(), 3u);
 }
 
-TEST_P(CompletionPumpTest, WhoeverSomethingHasComeForActsBeforeTheQueueIsArmed) {
+TEST_P(CompletionPumpTest, WhoeverSomethingHasComeForActsBeforeTheEventIsTaken) {
   Begin();
   if (IsSkipped()) return;
   std::string order;
-  fabric_.set_on_call([&](FakeCall call) { order += call == FakeCall::kArm ? "arm " : ""; });
+  fabric_.set_on_call([&](FakeCall call) {
+    order += call == FakeCall::kArm ? "arm " : call == FakeCall::kTakeEvents ? "take " : "";
+  });
   Errand errand([&] { order += "act "; });
   recorder_.then = [&] { loop_->core().DeferSoon(errand); };
   Write(1);
   Deliver();
   Settle();
-  EXPECT_EQ(order, "act arm ");
+  EXPECT_EQ(order, "act take arm ");
+}
+
+TEST_P(CompletionPumpTest, TheEndOfASendWakesNobodyUnlessItIsAwaited) {
+  CompletionPump::Options options;
+  options.send_depth = 64;
+  Begin(std::move(options));
+  if (IsSkipped()) return;
+  Write(1);
+  Deliver();
+  Settle();
+  EXPECT_TRUE(recorder_.words.empty());
+  pump_->Look();
+  Settle();
+  EXPECT_EQ(recorder_.words, (std::vector<uint32_t>{1}));
+  EXPECT_EQ(pump_->stats().events, 0u);
+  // Each of those that follow, until nobody waits any more.
+  pump_->AwaitSends();
+  Settle();
+  for (uint32_t word = 2; word < 5; ++word) {
+    Write(word);
+    Deliver();
+    Settle();
+    EXPECT_EQ(recorder_.words.back(), word);
+  }
+  pump_->ForgetSends();
+  Write(5);  // the queue is still armed
+  Deliver();
+  Settle();
+  EXPECT_EQ(recorder_.words.back(), 5u);
+  Write(6);
+  Deliver();
+  Settle();
+  EXPECT_EQ(recorder_.words.back(), 5u);
+  // One that has ended by the time somebody waits.
+  pump_->AwaitSends();
+  Settle();
+  EXPECT_EQ(recorder_.words.back(), 6u);
+}
+
+TEST_P(CompletionPumpTest, WhatComesTellsOfSendsAsWell) {
+  CompletionPump::Options options;
+  options.send_depth = 64;
+  Begin(std::move(options));
+  if (IsSkipped()) return;
+  Write(7);
+  Receive(1);
+  Settle();
+  EXPECT_EQ(recorder_.words, (std::vector<uint32_t>{0, 7}));
+  EXPECT_EQ(pump_->stats().events, 1u);
+}
+
+// By the end of its last send everything that a queue pair has received is told.
+TEST_P(CompletionPumpTest, TheEndOfASendIsToldAfterAllThatHadCome) {
+  CompletionPump::Options options;
+  options.depth = 1024;
+  options.send_depth = 64;
+  Begin(std::move(options));
+  if (IsSkipped()) return;
+  constexpr uint32_t kReceives = 2 * CompletionPump::kTurnMax + 10;
+  Receive(kReceives);
+  Write(kReceives);
+  Deliver();
+  const uint64_t empties = pump_->stats().empties;
+  loop_->Poll();
+  EXPECT_EQ(recorder_.words.size(), CompletionPump::kTurnMax);
+  EXPECT_EQ(pump_->stats().empties, empties);
+  Settle();
+  ASSERT_EQ(recorder_.words.size(), kReceives + 1);
+  for (uint32_t word = 0; word <= kReceives; ++word) EXPECT_EQ(recorder_.words[word], word);
+  EXPECT_GT(pump_->stats().empties, empties);
 }
 
 TEST_P(CompletionPumpTest, WhatASpinningTurnFindsIsActedOnBeforeTheLoopLooksElsewhere) {
@@ -349,6 +431,26 @@ TEST_P(CompletionPumpTest, BriskTrafficIsPolledForAndPausesAreNot) {
   EXPECT_EQ(recorder_.words.back(), 2u);
 }
 
+TEST_P(CompletionPumpTest, ASpinEndsWhenItsTimeHasPassed) {
+  CompletionPump::Options options;
+  options.spin_max = absl::Microseconds(50);
+  Begin(std::move(options));
+  if (IsSkipped()) return;
+  for (int i = 0; i < 50; ++i) {
+    sys_.now_ns += 10'000;
+    Write(1);
+    Deliver();
+    loop_->Poll();
+  }
+  ASSERT_GE(pump_->stats().spin_budget, absl::Microseconds(20));
+  // Each look takes a microsecond: twenty are due, and fewer than sixty are made.
+  fabric_.set_on_call([&](FakeCall call) { sys_.now_ns += call == FakeCall::kPoll ? 1'000 : 0; });
+  const uint64_t before = pump_->stats().polls;
+  loop_->Poll();
+  EXPECT_GE(pump_->stats().polls, before + 20);
+  EXPECT_LT(pump_->stats().polls, before + 60);
+}
+
 // On epoll there is no ring that could fail, and everything is as before.
 TEST_P(CompletionPumpTest, HearsOnWhenTheRingThatWatchedItHasFailed) {
   Begin();
@@ -391,6 +493,22 @@ TEST_P(CompletionPumpTest, EveryCallMayFail) {
             absl::StatusCode::kResourceExhausted);
   fabric_.FailNth(FakeCall::kArm, 1, EIO);
   EXPECT_FALSE(CompletionPump::Create(loop_->core(), *end_->device, {}).ok());
+  CompletionPump::Options two;
+  two.send_depth = 8;
+  fabric_.FailNth(FakeCall::kCreateCq, 2, ENOMEM);
+  EXPECT_EQ(CompletionPump::Create(loop_->core(), *end_->device, std::move(two)).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  for (const FakeCall call : {FakeCall::kPoll, FakeCall::kArm}) {
+    int lost = 0;
+    CompletionPump::Options options;
+    options.send_depth = 8;
+    options.on_lost = [&](absl::Status) { ++lost; };
+    auto pump = *CompletionPump::Create(loop_->core(), *end_->device, std::move(options));
+    fabric_.FailNth(call, 1, EIO);
+    pump->AwaitSends();
+    Settle();
+    EXPECT_EQ(lost, 1) << static_cast<int>(call);
+  }
   for (const FakeCall call : {FakeCall::kTakeEvents, FakeCall::kPoll, FakeCall::kArm}) {
     int lost = 0;
     CompletionPump::Options options;
@@ -441,58 +559,6 @@ TEST_P(CompletionPumpTest, DeviceEventsAreTakenAllAtOnce) {
 INSTANTIATE_TEST_SUITE_P(, CompletionPumpTest,
                          ::testing::Values(EngineKind::kEpoll, EngineKind::kUring),
                          [](const auto& info) { return std::string(EngineKindName(info.param)); });
-
-// The same under LoopHost, whose clock is the machine's, and in a SimWorld.
-template <typename RunUntil>
-void PingPong(Loop& loop, FakeHost& host, RunUntil run_until) {
-  FakeFabric fabric(host, 3);
-  FakeEnd peer(fabric, "fake1");
-  FakeEnd end(fabric, "fake0");
-  auto pump = *CompletionPump::Create(loop.core(), *end.device, {});
-  Recorder recorder;
-  const uint32_t sink = pump->AddSink(recorder);
-  end.options.qp.send_cq = end.options.qp.receive_cq = &pump->cq();
-  end.qp = *end.device->CreateQp(end.options.qp);
-  ASSERT_TRUE(end.qp->ToInit({}).ok());
-  ASSERT_TRUE(end.Receive(peer).ok());
-  ASSERT_TRUE(peer.Receive(end).ok());
-  ASSERT_TRUE(end.Send().ok());
-  const auto post = [&] {
-    const auto word = static_cast<uint32_t>(recorder.words.size());
-    ASSERT_EQ(end.Post(CompletionPump::Tag(sink, word), FabricOp::kWrite, 0, 8, &peer), 0);
-  };
-  recorder.then = [&] {
-    if (recorder.words.size() < 100) post();
-  };
-  post();
-  run_until([&] { return recorder.words.size() == 100; });
-  EXPECT_EQ(recorder.words.size(), 100u);
-  EXPECT_EQ(recorder.failed, 0);
-  end.qp.reset();
-  pump.reset();
-  for (const std::string& what : fabric.violations()) ADD_FAILURE() << what;
-}
-
-TEST(CompletionPumpHostTest, RunsUnderTheClockOfALoop) {
-  LoopOptions options;
-  options.engine = EngineKind::kEpoll;
-  auto loop = *Loop::Create(std::move(options));
-  testing::LoopHost host(*loop);
-  PingPong(*loop, host, [&](const auto& until) {
-    for (int turn = 0; turn < 100'000 && !until(); ++turn) loop->Poll();
-  });
-}
-
-TEST(CompletionPumpHostTest, RunsInASimWorld) {
-  testing::SimWorld world(5);
-  auto loop = *world.NewLoop({});
-  testing::SimHost host(world);
-  PingPong(*loop, host, [&](const auto& until) {
-    world.Touch(*loop);
-    world.Run(until, absl::Seconds(10));
-  });
-  EXPECT_TRUE(world.errors().empty()) << world.errors().front();
-}
 
 }  // namespace
 }  // namespace penstock::internal

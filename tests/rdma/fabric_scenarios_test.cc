@@ -314,7 +314,8 @@ TEST_P(MachinePumpTest, WakesTheLoopForEveryCompletion) {
   limit.Arm(absl::Seconds(60), [&] { (*loop)->Stop(); });
   (*loop)->Run();
   EXPECT_EQ(count, 200u);
-  EXPECT_EQ(pump->stats().events, 200u);
+  // That of the last one is still to be taken, when the queue would be armed again.
+  EXPECT_EQ(pump->stats().events, 199u);
   end.qp.reset();
   pump.reset();
 }

@@ -22,7 +22,14 @@ using testing::FakeCall;
 using testing::LaneText;
 using testing::LaneUser;
 
-class LaneTest : public testing::LaneWorld {};
+class LaneTest : public testing::LaneWorld {
+ protected:
+  // For less than what nobody waits for may take to be told.
+  bool RunShortly(const std::function<bool()>& until) {
+    world_.Touch(*loop_);
+    return world_.Run(until, absl::Milliseconds(8));
+  }
+};
 
 TEST_F(LaneTest, MessagesOfEverySizeArriveWholeAndInOrder) {
   Connect();
@@ -57,7 +64,8 @@ TEST_F(LaneTest, WhatFindsNoRoomWaitsAndRoomIsTold) {
   Connect();
   for (uint32_t i = 0; i < 500; ++i) a_.lane->Send(absl::StrCat(i), {});
   EXPECT_FALSE(a_.lane->HasRoom());
-  EXPECT_TRUE(Run([&] { return b_.messages.size() == 500; }));
+  // What has gone out makes room as soon as it has arrived.
+  ASSERT_TRUE(RunShortly([&] { return b_.messages.size() == 500; }));
   for (uint32_t i = 0; i < 500; ++i) EXPECT_EQ(b_.messages[i], absl::StrCat(i));
   EXPECT_TRUE(a_.lane->HasRoom());
   EXPECT_EQ(a_.rooms, 1);
@@ -103,6 +111,43 @@ TEST_F(LaneTest, LanesThatWaitPinNothingOfTheirOwn) {
             absl::StatusCode::kResourceExhausted);
   lanes.clear();
   EXPECT_EQ(hub_[0]->available(), 1024u);
+}
+
+// That a message has been acknowledged nobody waits for, and it is known soon all the same.
+TEST_F(LaneTest, AnAcknowledgementWakesNobody) {
+  Connect();
+  // Somebody has waited for one, and the next may still wake.
+  a_.lane->Send("x", {}, 1);
+  a_.lane->Send("x", {});
+  Run([] { return false; });
+  const uint64_t events = hub_[0]->pump().stats().events;
+  // Too long for the device to keep a copy of its own.
+  a_.lane->Send(LaneText(1, 1000), {});
+  EXPECT_GT(pool_->Stats().live, 0u);
+  EXPECT_TRUE(RunShortly([&] { return b_.messages.size() == 3; }));
+  RunShortly([] { return false; });
+  EXPECT_EQ(a_.lane->out(), 1u);
+  world_.Run([] { return false; }, absl::Milliseconds(50));
+  EXPECT_EQ(a_.lane->out(), 0u);
+  EXPECT_EQ(pool_->Stats().live, 0u);
+  EXPECT_EQ(hub_[0]->pump().stats().events, events);
+}
+
+TEST_F(LaneTest, WhatSomebodyWaitsForIsToldAtOnce) {
+  Connect();
+  Run([] { return false; });
+  for (uint64_t token = 1; token <= 20; ++token) {
+    a_.lane->Send("x", {}, token);
+    EXPECT_TRUE(RunShortly([&] { return a_.done.size() == token; })) << token;
+  }
+}
+
+TEST_F(LaneTest, ALoneMessageThatIsNotAcknowledgedEndsTheLane) {
+  Connect();
+  b_.lane.reset();
+  Run([] { return false; });
+  a_.lane->Send("x", {});
+  EXPECT_TRUE(Run([&] { return !a_.ends.empty(); }));
 }
 
 TEST_F(LaneTest, APeerThatIsNotThereEndsTheLaneOnce) {
