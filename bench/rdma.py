@@ -24,15 +24,20 @@ import servers
 
 Point = collections.namedtuple("Point", "perftest pingpong more_is_better")
 
-LATENCY = ["-s", "64", "-n", "1000"]
-MESSAGES = ["--size=64", "--iters=1000"]
+
+
+def point(perftest, size, iterations, theirs=(), ours=(), more_is_better=False):
+    """Both do the same; `theirs` and `ours` are what only one of them is told."""
+    return Point([perftest, "-s", str(size), "-n", str(iterations), *theirs],
+                 [f"--size={size}", f"--iters={iterations}", *ours], more_is_better)
+
+
 POINTS = {
-    "send-64-asleep": Point(["ib_send_lat", "-s", "64", "-n", "100", "-e"],
-                            ["--size=64", "--iters=100"], False),
-    "send-64-asleep-to-spinning": Point(["ib_send_lat", *LATENCY], MESSAGES, False),
-    "send-64-spinning": Point(["ib_send_lat", *LATENCY], [*MESSAGES, "--spin=100000"], False),
-    "write-64k": Point(["ib_write_bw", "-s", "65536", "-n", "1000"],
-                       ["--op=write", "--size=65536", "--depth=64", "--iters=1000"], True),
+    "send-64-asleep": point("ib_send_lat", 64, 100, theirs=["-e"]),
+    "send-64-asleep-to-spinning": point("ib_send_lat", 64, 1000),
+    "send-64-spinning": point("ib_send_lat", 64, 1000, ours=["--spin=100000"]),
+    "write-64k": point("ib_write_bw", 65536, 1000, ours=["--op=write", "--depth=64"],
+                       more_is_better=True),
 }
 
 
@@ -87,23 +92,23 @@ def perftest(words, args):
         listening.wait()
 
 
-def baseline(point, args):
+def baseline(one, args):
     """Microseconds one way, or MiB/s; None when missing."""
-    figures = perftest(point.perftest, args)
+    figures = perftest(one.perftest, args)
     # bytes, iterations, then t_min, t_max, t_typical, ... or the peak, the average, ...
-    return figures and figures[3 if point.more_is_better else 4]
+    return figures and figures[3 if one.more_is_better else 4]
 
 
-def ours(point, program, args):
+def ours(one, program, args):
     """The same of a pair of rdma_pingpong; None when it does not end."""
     device = f"--gid-index={args.gid_index}"
     server = [program, "--listen=127.0.0.1:0", f"--device={args.device}", device,
-              *[word for word in point.pingpong if word.startswith("--spin")]]
+              *[word for word in one.pingpong if word.startswith("--spin")]]
     with servers.Server("rdma_pingpong", server, None) as listening:
         try:
             done = subprocess.run(
                 [program, f"--connect={listening.address}", f"--device={args.peer_device}", device,
-                 *point.pingpong],
+                 *one.pingpong],
                 check=False, capture_output=True, text=True, timeout=args.patience)
         except subprocess.TimeoutExpired:
             return None
@@ -112,7 +117,7 @@ def ours(point, program, args):
     figures = json.loads(done.stdout.splitlines()[-1])
     if figures["transport"] != "device":
         raise servers.BenchError(f"rdma_pingpong went over the stream: {done.stderr.strip()}")
-    return figures["bytes_per_s"] / 2**20 if point.more_is_better else figures["p50_us"] / 2
+    return figures["bytes_per_s"] / 2**20 if one.more_is_better else figures["p50_us"] / 2
 
 
 def table(records):
@@ -142,9 +147,9 @@ def main():
     records = []
     for number in range(args.rounds):
         for name in args.points:
-            point = POINTS[name]
-            records.append({"round": number, "point": name, "perftest": baseline(point, args),
-                            "endpoint": ours(point, program, args)})
+            records.append({"round": number, "point": name,
+                            "perftest": baseline(POINTS[name], args),
+                            "endpoint": ours(POINTS[name], program, args)})
             print(f"  {records[-1]}", file=sys.stderr, flush=True)
     print(table(records))
     if args.out:

@@ -1,5 +1,5 @@
-// Deferred: something a loop shall do once, in the ready step of a later turn. For work that must
-// not be done inside the call that asked for it (I3), and for work that waits to be done together.
+// Deferred: something a loop shall do once, in a ready step: of a later turn, or the one that runs.
+// For work that must not be done inside the call that asked for it (I3), or is done best together.
 //
 // The node is embedded in its owner and belongs to one loop's thread; deferring it allocates
 // nothing. Destroying it takes it off the list, so an owner may go at any time. DeferredList is the
@@ -52,7 +52,7 @@ class DeferredList {
   }
   // No effect when it is pending already, on this list or another.
   void Push(Deferred& node);
-  // The same, but inside Run it is one of those that run now.
+  // The same, but inside Run it is one of those that run now, if `max` allows, or else first next.
   void PushSoon(Deferred& node);
   // Runs what was there when it began, at most `max` nodes; what they Push waits.
   void Run(size_t max);

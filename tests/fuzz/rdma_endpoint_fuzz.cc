@@ -133,6 +133,8 @@ class EndpointSession {
     loop_ = nullptr;
     ExpectOfEndpoint(pool_->Stats().live == 0, "buffers are left");
   }
+  bool was_open() const { return was_open_; }
+  bool was_over_device() const { return was_over_device_; }
 
  private:
   std::unique_ptr<Loop> NewLoop() {
@@ -336,6 +338,7 @@ class EndpointSession {
     ExpectOfEndpoint(stats.bytes_queued <= kBytesMax, "too many bytes are queued");
     ExpectOfEndpoint(!stats.open || !closed_, "opens again");
     was_open_ = was_open_ || stats.open;
+    was_over_device_ = was_over_device_ || stats.over_device;
     closed_ = closed_ || (was_open_ && !stats.open);
   }
 
@@ -364,11 +367,23 @@ class EndpointSession {
   bool receiving_ = false;
   bool in_call_ = false;
   bool was_open_ = false;
+  bool was_over_device_ = false;
   bool closed_ = false;
 };
 
+// Sessions that came so far.
+int sessions_open = 0;
+int sessions_over_device = 0;
+
 }  // namespace
 }  // namespace penstock::internal
+
+extern "C" const char* MissedByCorpus() {
+  std::printf("%d sessions opened, %d of them over the device\n", penstock::internal::sessions_open,
+              penstock::internal::sessions_over_device);
+  if (penstock::internal::sessions_open < 32) return "too few sessions open";
+  return penstock::internal::sessions_over_device < 24 ? "too few go over the device" : "";
+}
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0 || size > 512) return 0;
@@ -376,5 +391,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   penstock::internal::EndpointSession session(bytes.Next());
   while (!bytes.empty()) session.Step(bytes);
   session.End();
+  penstock::internal::sessions_open += session.was_open() ? 1 : 0;
+  penstock::internal::sessions_over_device += session.was_over_device() ? 1 : 0;
   return 0;
 }

@@ -11,6 +11,9 @@
 #include <vector>
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
+// What is missing once the whole corpus has run, so that inputs that have come to mean nothing are
+// noticed; empty when nothing is. Targets may have it.
+extern "C" __attribute__((weak)) const char* MissedByCorpus();
 
 int main(int argc, char** argv) {
   if (argc != 2) {
@@ -35,5 +38,7 @@ int main(int argc, char** argv) {
     LLVMFuzzerTestOneInput(reinterpret_cast<const uint8_t*>(input.data()), input.size());
   }
   std::printf("%zu inputs\n", files.size());
-  return 0;
+  const std::string missed = MissedByCorpus != nullptr ? MissedByCorpus() : "";
+  if (!missed.empty()) std::fprintf(stderr, "the corpus: %s\n", missed.c_str());
+  return missed.empty() ? 0 : 1;
 }

@@ -7,7 +7,8 @@ usage: tests/mutants/mutants_test.py BUILD [NAME...]
 Each mutant is one source with one piece of text in the place of another, compiled as BUILD compiles it
 (but faster) and linked into a copy of the tests in front of the library, so that it takes the place of
 the whole one. The tests run on simulated engines and devices: a mutant that waits for ever ends there
-as a failure. Some minutes of processor time; ends with 77 where BUILD has no tests.
+as a failure, and tests that do not end have found nothing. All of the sources unchanged, put in place
+in the same way, must pass. Some minutes of processor time; ends with 77 where BUILD has no tests.
 """
 
 import json
@@ -65,6 +66,11 @@ MUTANTS = [
     Mutant("forgets_news_that_was_on_the_lane", "endpoint_lane.cc",
            "    fetched_due_ = true;\n    return true;", "    return true;"),
     Mutant("news_waits_behind_what_is_queued", "endpoint_turn.cc", "TellEnds();\n    Pump();", "Pump();"),
+    Mutant("news_waits_behind_writes", "endpoint_turn.cc",
+           "return carrier_ == Carrier::kStream || lane_window_.HasRoom();", "return HasRoom();"),
+    Mutant("uses_less_than_is_granted", "lane_window.cc",
+           "std::min(limit_, CreditWindow::kDepthMax + kSpare)",
+           "std::min(limit_, CreditWindow::kDepthMax / 2)"),
 ]
 
 
@@ -87,55 +93,65 @@ class Build:
         commands = need(run(["ninja", "-C", str(folder), "-t", "commands", TESTS]), "ninja").splitlines()
         self.link = next(line for line in reversed(commands) if f"-o tests/{TESTS}" in line)
 
-    def compile(self, mutant, work):
-        one = self.compiles[mutant.source]
-        text = Path(one["file"]).read_text()
-        if text.count(mutant.before) != 1:
-            sys.exit(f"{mutant.name}: {mutant.source} has {text.count(mutant.before)} of what it replaces")
-        source = work / mutant.source
-        source.write_text(text.replace(mutant.before, mutant.after))
-        words = shlex.split(one["command"])
-        words[words.index("-o") + 1] = str(work / "mutant.o")
-        words[words.index(one["file"])] = str(source)
-        need(run([*words, "-O0", "-w"], cwd=one["directory"]), f"{mutant.name} does not compile")
+    def text(self, source):
+        return Path(self.compiles[source]["file"]).read_text()
 
-    def tests_with(self, mutant, work):
-        self.compile(mutant, work)
+    def compile(self, name, source, text, work):
+        one = self.compiles[source]
+        (work / source).write_text(text)
+        words = shlex.split(one["command"])
+        words[words.index("-o") + 1] = str(work / f"{source}.o")
+        words[words.index(one["file"])] = str(work / source)
+        need(run([*words, "-O0", "-w"], cwd=one["directory"]), f"{name} does not compile")
+        return str(work / f"{source}.o")
+
+    def tests_with(self, name, texts, work):
+        """The tests with these texts, by source, in the place of their sources."""
+        objects = [self.compile(name, source, text, work) for source, text in texts.items()]
         program = work / TESTS
-        link = self.link.replace(f"-o tests/{TESTS}", f"-o {program} {work / 'mutant.o'}")
-        need(run(["/bin/sh", "-c", link], cwd=self.folder), f"{mutant.name} does not link")
+        link = self.link.replace(f"-o tests/{TESTS}", f"-o {program} {' '.join(objects)}")
+        need(run(["/bin/sh", "-c", link], cwd=self.folder), f"{name} does not link")
         return program
 
+    def broken(self, mutant):
+        text = self.text(mutant.source)
+        if text.count(mutant.before) != 1:
+            sys.exit(f"{mutant.name}: {mutant.source} has {text.count(mutant.before)} of what it replaces")
+        return {mutant.source: text.replace(mutant.before, mutant.after)}
 
-def finds(program):
-    """What failed first; None when nothing did."""
+
+def verdict(program):
+    """Whether the tests have ended, and what failed first; None when nothing did."""
     words = [str(program), f"--gtest_filter={FILTER}", "--gtest_brief=1", "--gtest_fail_fast"]
     try:
         done = run(words, timeout=LIMIT_SECONDS, cwd=ROOT)
     except subprocess.TimeoutExpired:
-        return "does not end"
+        return False, f"no end within {LIMIT_SECONDS} s"
     if done.returncode == 0:
-        return None
+        return True, None
     failed = [line for line in done.stdout.splitlines() if line.startswith("[  FAILED  ]")]
-    return failed[0].split("] ")[1] if failed else f"status {done.returncode}"
+    return True, failed[0].split("] ")[1] if failed else f"status {done.returncode}"
 
 
 def main(folder, names):
-    program = folder / "tests" / TESTS
-    if not program.exists():
-        print(f"skipped: {program} has not been built")
+    if not (folder / "tests" / TESTS).exists():
+        print(f"skipped: {folder / 'tests' / TESTS} has not been built")
         return 77
-    if (found := finds(program)) is not None:
-        print(f"without a mutant: {found}")
-        return 1
     build = Build(folder)
-    survivors = []
-    for mutant in [one for one in MUTANTS if not names or one.name in names]:
+    mutants = [one for one in MUTANTS if not names or one.name in names]
+    with tempfile.TemporaryDirectory() as work:
+        whole = {one.source: build.text(one.source) for one in mutants}
+        _, failed = verdict(build.tests_with("the whole one", whole, Path(work)))
+    if failed is not None:
+        print(f"without a mutant: {failed}")
+        return 1
+    survivors = 0
+    for mutant in mutants:
         with tempfile.TemporaryDirectory() as work:
-            found = finds(build.tests_with(mutant, Path(work)))
-        print(f"{mutant.name}: {found or 'NOT FOUND'}", flush=True)
-        if found is None:
-            survivors.append(mutant.name)
+            ended, failed = verdict(build.tests_with(mutant.name, build.broken(mutant), Path(work)))
+        found = ended and failed is not None
+        survivors += not found
+        print(f"{mutant.name}: {'' if found else 'NOT FOUND '}{failed or ''}", flush=True)
     return 1 if survivors else 0
 
 

@@ -14,7 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "testing/pattern.h"
-#include "testing/rdma_pair.h"
+#include "testing/rdma_flow.h"
 #include "testing/sim_random.h"
 
 namespace penstock::internal {
@@ -24,55 +24,21 @@ using testing::FakeCall;
 using testing::FakePacket;
 using testing::FakePacketKind;
 
-class EndpointLaneTest : public RdmaHarness {
+class EndpointLaneTest : public FlowHarness {
  protected:
-  // One direction of traffic: numbered messages of many sizes, received for ever.
-  struct Traffic {
-    Traffic(RdmaHarness& /*unused*/, RdmaEndpoint& sender, RdmaEndpoint& receiver)
-        : from(sender), to(receiver) {
-      Next();
-    }
-    static std::string Text(size_t number) {
-      return absl::StrCat(number, ":", PatternBytes(number, 0, number * 1237 % 20'000));
-    }
-    void Next() {
-      to.Receive([this](absl::StatusOr<BufferChain> message) {
-        if (!message.ok()) return;
-        EXPECT_TRUE(message->ToString() == Text(received)) << received;
-        ++received;
-        Next();
-      });
-    }
-    bool done() const {
-      if (received != fates.size()) return false;
-      for (const Fate& fate : fates) {
-        if (!fate.ended()) return false;
-      }
-      return true;
-    }
-    RdmaEndpoint& from;
-    RdmaEndpoint& to;
-    size_t received = 0;
-    std::deque<Fate> fates;
-  };
-  void Start(Traffic& traffic, size_t messages) {
+  // Numbered messages of many sizes.
+  void StartMany(Flow& flow, size_t messages) {
     for (size_t i = 0; i < messages; ++i) {
-      const size_t number = traffic.fates.size();
-      traffic.fates.emplace_back();
-      traffic.from.Send(Chain(Traffic::Text(number)), traffic.fates.back().OnDone());
+      const size_t number = flow.texts.size();
+      Start(flow, absl::StrCat(number, ":", PatternBytes(number, 0, number * 1237 % 20'000)));
     }
-  }
-  void ExpectDone(Traffic& traffic) {
-    ASSERT_TRUE(Drive([&] { return traffic.done(); }))
-        << traffic.received << " of " << traffic.fates.size();
-    for (const Fate& fate : traffic.fates) EXPECT_TRUE(fate.status().ok()) << fate.status();
   }
   // Both ways, at once.
   void ExpectTraffic(RdmaEndpoints& both, size_t messages) {
-    Traffic there(*this, *both.active, *both.passive);
-    Traffic back(*this, *both.passive, *both.active);
-    Start(there, messages);
-    Start(back, messages);
+    Flow there(*both.active, *both.passive);
+    Flow back(*both.passive, *both.active);
+    StartMany(there, messages);
+    StartMany(back, messages);
     ExpectDone(there);
     ExpectDone(back);
     both.active->CancelReceive();
@@ -217,16 +183,16 @@ TEST_P(EndpointBreakTest, ALinkThatBreaksAnywhereLosesNothing) {
     RdmaEndpoints both = OpenEndpoints();
     uint64_t left = packets;
     lanes().fabric().set_drop([&](const FakePacket&) { return left == 0 || left-- == 0; });
-    Traffic there(*this, *both.active, *both.passive);
-    Traffic back(*this, *both.passive, *both.active);
+    Flow there(*both.active, *both.passive);
+    Flow back(*both.passive, *both.active);
     // More than the credits allow.
-    Start(there, 30);
-    Start(back, packets % 2 == 0 ? 30 : 0);
+    StartMany(there, 30);
+    StartMany(back, packets % 2 == 0 ? 30 : 0);
     ExpectDone(there);
     ExpectDone(back);
     fell_back = fell_back || !both.active->stats().over_device;
     // Acknowledgements alone may be left on the lane: then its end shows with what is sent next.
-    Start(there, 3);
+    StartMany(there, 3);
     ExpectDone(there);
     lanes().fabric().set_drop(nullptr);
     Fate closed;
@@ -283,8 +249,8 @@ TEST_P(EndpointBreakTest, WhatWasReceivedBeforeAnOrderlyEndIsNotInDoubt) {
 TEST_P(EndpointLaneTest, ADeviceThatDiesLeavesTheStreamToAllItsEndpoints) {
   RdmaEndpoints first = OpenEndpoints();
   RdmaEndpoints second = OpenEndpoints();
-  Traffic traffic(*this, *first.active, *first.passive);
-  Start(traffic, 30);
+  Flow traffic(*first.active, *first.passive);
+  StartMany(traffic, 30);
   FabricEvent event;
   event.kind = FabricEventKind::kDeviceFatal;
   lanes().fabric().PushEvent("fake0", event);

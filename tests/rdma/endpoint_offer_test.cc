@@ -17,7 +17,7 @@
 #include "rdma/lane_device.h"
 #include "rdma/message_header.h"
 #include "testing/pattern.h"
-#include "testing/rdma_pair.h"
+#include "testing/rdma_flow.h"
 #include "testing/sim_world.h"
 
 namespace penstock::internal {
@@ -29,48 +29,18 @@ using testing::FakePacketKind;
 
 constexpr size_t kOfferedFrom = 40'000;
 
-class EndpointOfferTest : public RdmaHarness {
+class EndpointOfferTest : public FlowHarness {
  protected:
   static RdmaOptions Offering() {
     RdmaOptions options = Quiet();
     options.rendezvous_min = kOfferedFrom;
     return options;
   }
-  // Messages of one direction, which are checked in the order they come.
-  struct Flow {
-    Flow(RdmaEndpoint& sender, RdmaEndpoint& receiver) : from(sender), to(receiver) { Next(); }
-    void Next() {
-      to.Receive([this](absl::StatusOr<BufferChain> message) {
-        if (!message.ok()) return;
-        EXPECT_TRUE(message->ToString() == texts[received]) << received << ": " << message->size();
-        ++received;
-        Next();
-      });
-    }
-    bool done() const {
-      if (received != texts.size()) return false;
-      for (const Fate& fate : fates) {
-        if (!fate.ended()) return false;
-      }
-      return true;
-    }
-    RdmaEndpoint& from;
-    RdmaEndpoint& to;
-    size_t received = 0;
-    std::deque<std::string> texts;
-    std::deque<Fate> fates;
-  };
-  void Start(Flow& flow, size_t size) {
-    flow.texts.push_back(PatternBytes(flow.texts.size(), 0, size));
-    flow.from.Send(Chain(flow.texts.back()), flow.fates.emplace_back().OnDone());
-  }
   void StartAll(Flow& flow, std::initializer_list<size_t> sizes) {
-    for (const size_t size : sizes) Start(flow, size);
+    for (const size_t size : sizes) StartOf(flow, size);
   }
-  void ExpectDone(Flow& flow) {
-    ASSERT_TRUE(Drive([&] { return flow.done(); })) << flow.received << " of " << flow.texts.size();
-    for (const Fate& fate : flow.fates) EXPECT_TRUE(fate.status().ok()) << fate.status();
-  }
+  // Of so many bytes.
+  void StartOf(Flow& flow, size_t size) { Start(flow, PatternBytes(flow.texts.size(), 0, size)); }
   // Requests on the wire, each once, however often it was tried.
   struct Wire {
     std::set<std::pair<uint32_t, uint32_t>> seen;
@@ -152,7 +122,7 @@ TEST_P(EndpointOfferTest, NewsOfWhatHasBeenReadGoesBeforeWhatIsQueued) {
     });
   }
   Flow flow(*both.active, *both.passive);
-  Start(flow, 300'000);
+  StartOf(flow, 300'000);
   ASSERT_TRUE(Drive([&] { return flow.fates.front().ended(); }));
   EXPECT_LT(written, kWrites - 50);
   ExpectDone(flow);
@@ -248,7 +218,7 @@ TEST_P(EndpointOfferTest, ReadsOfBothKindsShareOneDepth) {
   Flow flow(*both.passive, *both.active);
   int reads = 0;
   for (int i = 0; i < 8; ++i) {
-    Start(flow, 100'000);
+    StartOf(flow, 100'000);
     both.active->Read(*remote, i, 60'000, [&, i](absl::StatusOr<BufferChain> got) {
       EXPECT_TRUE(got.ok() && got->ToString() == memory.substr(i, 60'000)) << got.status();
       ++reads;
@@ -286,11 +256,11 @@ TEST_P(EndpointOfferTest, AllEndpointsTogetherOfferOnlySoMuch) {
   uint64_t offers = 0;
   for (const LaneHub::OfferedMemory& others : much) {
     Hub().OnOffered(others);
-    Start(flow, 300'000);
+    StartOf(flow, 300'000);
     ExpectDone(flow);
     EXPECT_EQ(both.active->stats().offers, offers);
     Hub().OnWithdrawn(others);
-    Start(flow, 300'000);
+    StartOf(flow, 300'000);
     ExpectDone(flow);
     EXPECT_EQ(both.active->stats().offers, ++offers);
     EXPECT_EQ(Hub().offered().blocks, 0u);
@@ -301,12 +271,12 @@ TEST_P(EndpointOfferTest, AllEndpointsTogetherOfferOnlySoMuch) {
 TEST_P(EndpointOfferTest, NothingIsOfferedWhereSlabsAreRefused) {
   RdmaEndpoints both = OpenEndpoints(Offering(), Offering());
   Flow flow(*both.active, *both.passive);
-  Start(flow, 300'000);
+  StartOf(flow, 300'000);
   ExpectDone(flow);
   lanes().fabric().FailNth(FakeCall::kRegister, 1, ENOMEM);
   // A mapping of its own.
   loop().pool().TryAllocate(3 << 20).Reset();
-  Start(flow, 300'000);
+  StartOf(flow, 300'000);
   ExpectDone(flow);
   EXPECT_EQ(both.active->stats().offers, 1u);
   EXPECT_TRUE(both.active->stats().over_device);
@@ -322,7 +292,7 @@ TEST_P(EndpointOfferTest, WhatTheDeviceDoesNotLetGoOfStaysWithIt) {
   EXPECT_EQ(both.active->stats().offers, 1u);
   EXPECT_GT(loop().Snapshot().pool.live, 0u);
   // No more of that.
-  Start(flow, 100'000);
+  StartOf(flow, 100'000);
   ExpectDone(flow);
   EXPECT_EQ(both.active->stats().offers, 1u);
 }
@@ -387,7 +357,7 @@ TEST_P(EndpointOfferBreakTest, AReaderWithoutMemoryKeepsItsLane) {
   EXPECT_EQ(wire.reads, 0u);
   // Room for one block of the next message, and not for the other two.
   faults.map_failure = 0;
-  Start(there, 600'000);
+  StartOf(there, 600'000);
   hog.push_back(loop().pool().TryAllocate(64 * 1024));
   faults.map_failure = 1000;
   while (Buffer buffer = loop().pool().TryAllocate(64 * 1024)) hog.push_back(std::move(buffer));

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -158,6 +159,33 @@ TEST_P(EndpointWritesTest, NoMoreReadsAreOutThanThePeerServes) {
   }
   for (const Fate& fate : fates) EXPECT_TRUE(Await(fate).ok()) << fate.status();
   EXPECT_GE(reads_, 40);
+}
+
+// The device's queue is never free: what the peer waits to hear goes all the same.
+TEST_P(EndpointWritesTest, MessagesAreAcknowledgedBesideWritesThatRenewThemselves) {
+  RdmaEndpoints both = OpenEndpoints();
+  auto exposed = Expose(both);
+  const Buffer bytes = *loop().pool().Copy(std::string(4096, 'w'));
+  int left = 1000;
+  std::function<void()> write = [&] {
+    BufferChain data;
+    while (data.size() + bytes.size() <= kSize) data.Append(bytes.Share());
+    both.active->Write(exposed->remote, 0, std::move(data), [&](absl::Status) {
+      if (left > 0 && --left > 0) write();
+    });
+  };
+  // More than the queues of three lanes take.
+  for (int i = 0; i < 150; ++i) write();
+  // Too few for the lane to tell of them by itself.
+  std::deque<Fate> fates(3);
+  for (Fate& fate : fates) {
+    both.passive->Send(Chain("x"), fate.OnDone());
+    EXPECT_TRUE(Receive(*both.active).ok());
+  }
+  for (const Fate& fate : fates) EXPECT_TRUE(Await(fate).ok()) << fate.status();
+  EXPECT_GT(left, 0) << "it waited for the writes to stop";
+  left = 0;
+  EXPECT_TRUE(Drive([&] { return both.active->stats().operations_posted == 0; }));
 }
 
 INSTANTIATE_TEST_SUITE_P(Lanes, EndpointWritesTest, ::testing::ValuesIn(RdmaLaneEnvironments()),

@@ -2,10 +2,12 @@
 
 #include <penstock/buffer.h>
 
+#include <algorithm>
 #include <optional>
 
 #include <gtest/gtest.h>
 
+#include "rdma/credit_window.h"
 #include "testing/allocations.h"
 
 namespace penstock::internal {
@@ -182,6 +184,17 @@ TEST_F(LaneWindowTest, WhatThePeerMayReceiveChangesByItsConsent) {
   EXPECT_FALSE(window_.HasCreditRoom());
   EXPECT_TRUE(absl::IsInvalidArgument(window_.SetLimit(kIdle - 1).status()));
   EXPECT_TRUE(absl::IsInvalidArgument(window_.SetLimit(kDepth + LaneWindow::kSpare + 1).status()));
+}
+
+TEST_F(LaneWindowTest, WhatThePeerGrantsIsUsedAsFarAsItCanBeCounted) {
+  constexpr uint32_t kMost = CreditWindow::kDepthMax + LaneWindow::kSpare;
+  window_.Open(kDepth, UINT32_MAX);
+  uint32_t sent = 0;
+  for (const uint32_t receives : {LaneWindow::kIdleGrant, 1000u, kMost, UINT32_MAX}) {
+    EXPECT_EQ(*window_.SetLimit(receives), receives);
+    for (; window_.HasRoom(); ++sent) Send(MessageType::kMessage, sent + 1);
+    EXPECT_EQ(sent, std::min(receives, kMost) - LaneWindow::kSpare / 2);
+  }
 }
 
 TEST_F(LaneWindowTest, ThePeerKeepsToWhatItHasConsentedTo) {

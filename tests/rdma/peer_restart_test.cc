@@ -124,25 +124,45 @@ TEST_P(PeerRestartTest, ThePeerThatComesAgainTakesThePlaceOfWhatItWas) {
   }
 }
 
+// Its last words, which the relay keeps, come before the new one calls, while it opens, or after.
 TEST_P(PeerRestartTest, WhatTheOldOneSaidLateChangesNothing) {
-  MakeSites();
-  Prepare(8);
-  ASSERT_TRUE(a_->set().Dial("b", Through(b_)).ok());
-  ASSERT_TRUE(DriveJoined());
-  relays_.front()->Cut();
-  // Its last words, which the relay keeps.
-  b_->set().Find("a")->Close();
-  ASSERT_TRUE(Drive([this] { return relays_.front()->kept(); }));
-  StartAgain();
-  ASSERT_TRUE(b_->set().Dial("a", Through(a_)).ok());
-  ASSERT_TRUE(DriveJoinedAgain());
-  relays_.front()->Release();
-  Settle();
-  EXPECT_EQ(a_->ends.size(), 1u);
-  EXPECT_EQ(a_->set().stats().open, 1u);
-  Fate after;
-  SendTo(*a_, "b", "after", after);
-  EXPECT_TRUE(Await(after).ok()) << after.status();
+  enum class When { kBefore, kWhileOpening, kAfter };
+  for (const When when : {When::kBefore, When::kWhileOpening, When::kAfter}) {
+    SCOPED_TRACE(static_cast<int>(when));
+    MakeSites();
+    Prepare(8);
+    ASSERT_TRUE(a_->set().Dial("b", Through(b_)).ok());
+    ASSERT_TRUE(DriveJoined());
+    relays_.front()->Cut();
+    b_->set().Find("a")->Close();
+    ASSERT_TRUE(Drive([this] { return relays_.front()->kept(); }));
+    StartAgain();
+    const auto late = [&](When now) {
+      if (when == now) relays_.front()->Release();
+    };
+    late(When::kBefore);
+    ASSERT_TRUE(b_->set().Dial("a", Through(a_)).ok());
+    ASSERT_TRUE(Drive([this] { return relays_.size() == 2; }));
+    late(When::kWhileOpening);
+    ASSERT_TRUE(DriveJoinedAgain());
+    late(When::kAfter);
+    Settle();
+    EXPECT_FALSE(relays_.front()->kept());
+    // Of the old one that it has ended, once, of the new one nothing but what it does.
+    EXPECT_EQ(a_->opened, 2);
+    EXPECT_EQ(a_->ends.size(), 1u);
+    EXPECT_EQ(a_->set().stats().open, 1u);
+    EXPECT_EQ(b_->opened, 1);
+    EXPECT_TRUE(b_->ends.empty());
+    Fate after;
+    SendTo(*a_, "b", "after", after);
+    EXPECT_TRUE(Await(after).ok()) << after.status();
+    EXPECT_TRUE(Drive([&] { return Came("after") == 1; }));
+    a_ = nullptr;
+    b_ = nullptr;
+    relays_.clear();
+    streams_.clear();
+  }
 }
 
 // The new one does not call: pings tell that the old one has gone.
