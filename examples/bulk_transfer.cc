@@ -336,7 +336,7 @@ coro::Task<absl::Status> ReceiveContent(Sender& sender, const Transfer& transfer
 }
 
 // The first peer that is a sender. A stranger (who fails the handshake, speaks something else or
-// leaves) costs its own connection and no more.
+// leaves) costs its own connection and no more, unless it has used up the one key.
 coro::Task<absl::StatusOr<Sender>> AwaitSender(Loop& loop, const Transfer& transfer,
                                                coro::CancelToken token) {
   penstock::ListenOptions options;
@@ -352,7 +352,7 @@ coro::Task<absl::StatusOr<Sender>> AwaitSender(Loop& loop, const Transfer& trans
     if (!stream.ok()) co_return stream.status();
     absl::StatusOr<Sender> sender =
         co_await Greet(loop, transfer, *std::move(stream), options.stream, token);
-    if (sender.ok()) co_return sender;
+    if (sender.ok() || transfer.sealing.serves_one()) co_return sender;
     examples::Complain(absl::StrCat("sent away: ", sender.status().message()));
   }
 }

@@ -80,6 +80,8 @@ Sealing Sealing::FromFlags(bool) {
   return Sealing();
 }
 
+bool Sealing::serves_one() const { return false; }
+
 void Sealing::Apply(StreamPtr stream, Done done) const { std::move(done)(std::move(stream)); }
 
 penstock::coro::Task<absl::StatusOr<StreamPtr>> Sealing::Await(const Sealing&, StreamPtr stream) {
@@ -199,6 +201,11 @@ Sealing Sealing::FromFlags(bool listens) {
       std::make_shared<penstock::SealLimiter>(kHandshakesMax, kHandshakesWaitingMax);
   sealing.choice_ = std::move(choice);
   return sealing;
+}
+
+bool Sealing::serves_one() const {
+  return choice_ != nullptr && absl::GetFlag(FLAGS_seal) == "static" &&
+         !absl::GetFlag(FLAGS_unsafe_key_reuse);
 }
 
 void Sealing::Apply(StreamPtr stream, Done done) const {

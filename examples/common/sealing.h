@@ -29,6 +29,9 @@ class Sealing {
   // Ends the program, naming the flag, when they make no sense.
   static Sealing FromFlags(bool listens);
 
+  // Whether whoever connects first uses up the key.
+  bool serves_one() const;
+
   // Gives the stream back, sealed, in a later turn; or, plain, at once.
   using Done = absl::AnyInvocable<void(absl::StatusOr<penstock::StreamPtr>) &&>;
   void Apply(penstock::StreamPtr stream, Done done) const;

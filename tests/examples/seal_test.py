@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """The --seal flags of the example programs: every way to seal, and everybody who must be refused."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import unittest
 from pathlib import Path
 
 import programs
-from programs import Listening, Server, each_engine, run
+from programs import Listening, Server, each_engine, receive_all, run
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "make_certs.sh"
 KEYS = {"ALTSRP_GCM_AES128_REKEY": bytes(range(44)).hex(), "ALTSRP_GCM_AES128": bytes(range(16)).hex()}
@@ -180,6 +181,30 @@ class Seal:
                     self.assertEqual(receiver.end(), 0, receiver.stderr())
                 self.assertEqual(target.read_bytes(), content)
                 target.unlink()
+
+    def test_strangers_of_a_bulk_transfer(self):
+        folder = self.certificates()
+        source, target = self.folder / "source", self.folder / "target"
+        source.write_bytes(b"content")
+        for server, client in self.every_way(folder):
+            one_key = "--seal=static" in server and "--unsafe-key-reuse" not in server
+            with self.subTest(seal=server):
+                with Listening("bulk_transfer", "receive", target, "--listen=127.0.0.1:0",
+                               f"--engine={self.engine}", *server) as receiver:
+                    with receiver.connect() as stranger:
+                        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                        with contextlib.suppress(ConnectionResetError):
+                            receive_all(stranger)
+                    if not one_key:
+                        done = run("bulk_transfer", "send", source,
+                                   f"--connect={receiver.address}", f"--engine={self.engine}",
+                                   *client)
+                        self.assertEqual(done.returncode, 0, done.stderr)
+                    self.assertEqual(receiver.end(), 1 if one_key else 0, receiver.stderr())
+                    self.assertIn("not received: " if one_key else "sent away: ",
+                                  receiver.stderr())
+                self.assertEqual(target.exists(), not one_key)
+                target.unlink(missing_ok=True)
 
     def test_http(self):
         folder = self.certificates()
