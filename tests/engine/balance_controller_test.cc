@@ -111,6 +111,31 @@ TEST_F(BalanceControllerTest, RestsLongerEachTimeNothingCouldGo) {
   ASSERT_EQ(TicksUntil(c, loops, Kind::kMove), 1);
   c.Ended({.moved = 1}, 0.1);
   EXPECT_EQ(TicksUntil(c, loops, Kind::kObserve), 3) << "what could go ends the rests";
+  EXPECT_EQ(c.counts().none, 4u);
+  EXPECT_EQ(c.counts().moved, 1u);
+}
+
+TEST_F(BalanceControllerTest, WhatIsGivenUpRestsAndMayArriveLate) {
+  options_.rest = 10;
+  BalanceController c = Make();
+  const std::vector<Busy> loops = {0.9, 0.1};
+  ASSERT_EQ(TicksUntil(c, loops, Kind::kObserve), 3);
+  for (const bool begun : {false, true}) {
+    ASSERT_EQ(TicksUntil(c, loops, Kind::kMove), 1);
+    c.GaveUp(8, begun);
+    EXPECT_EQ(c.state(), BalanceState::kWatching);
+    EXPECT_NE(c.trace().back().find(begun ? "after 8 ticks streams are still on their way"
+                                          : "after 8 ticks the loop has not come to it"),
+              std::string::npos)
+        << c.trace().back();
+    EXPECT_EQ(TicksUntil(c, loops, Kind::kObserve), begun ? 20 : 10);
+  }
+  c.Late({});
+  EXPECT_EQ(c.trace().size(), 2u) << "nobody has arrived";
+  c.Late({.moved = 3});
+  EXPECT_EQ(c.trace().back(), "3 streams have arrived after all");
+  EXPECT_EQ(c.moves(), 3u);
+  EXPECT_EQ(c.counts().given_up, 2u);
 }
 
 TEST_F(BalanceControllerTest, LoopsThatDoNotTellCountForNothing) {

@@ -120,6 +120,9 @@ TEST_F(EngineControllerTest, AGainIsKept) {
   EXPECT_EQ(c.engine(), EngineKind::kUring);
   EXPECT_EQ(c.switches(), 1u);
   EXPECT_TRUE(Traced(c, "uring stays: 900 ns of CPU a read, 10.0 % less"));
+  EXPECT_EQ(c.counts().trials, 1u);
+  EXPECT_EQ(c.counts().kept, 1u);
+  EXPECT_EQ(c.counts().returned, 0u);
 }
 
 TEST_F(EngineControllerTest, StreamsThatWereNotReadyFollowOnceWhenAGainIsKept) {
@@ -154,6 +157,9 @@ TEST_F(EngineControllerTest, NoGainGoesBack) {
   EXPECT_EQ(c.engine(), EngineKind::kEpoll);
   EXPECT_EQ(c.switches(), 2u);
   EXPECT_TRUE(Traced(c, "back to epoll: 980 ns of CPU a read, 2.0 % less"));
+  EXPECT_EQ(c.counts().trials, 1u);
+  EXPECT_EQ(c.counts().kept, 0u);
+  EXPECT_EQ(c.counts().returned, 1u);
 }
 
 TEST_F(EngineControllerTest, EachTrialThatFailsDoublesTheRest) {
@@ -182,6 +188,7 @@ TEST_F(EngineControllerTest, SaysOnceWhyALoadThatSpeaksIsHeldBack) {
                      "but 2 of at most 3 switches in 5m are made, and a trial may take two "
                      "(switches_max)"));
   EXPECT_EQ(c.trace().size(), before + 2) << "once each";
+  EXPECT_EQ(c.counts().held, 2u);
 }
 
 TEST_F(EngineControllerTest, ATrialThatIsKeptRestsOnceWhateverFailedBefore) {
@@ -248,6 +255,8 @@ TEST_F(EngineControllerTest, AFaultAfterATrialWasWonBlowsTheFuse) {
   EXPECT_EQ(c.engine(), EngineKind::kEpoll);
   EXPECT_EQ(c.state(), AdaptState::kWatching);
   EXPECT_TRUE(Traced(c, "back to epoll: 1 engine faults of uring, which a trial was won by"));
+  EXPECT_EQ(c.counts().kept, 1u);
+  EXPECT_EQ(c.counts().returned, 1u);
   for (int i = 0; i < 29; ++i) ASSERT_TRUE(None(c.Tick(bad))) << "it rests, and blows once";
 }
 
@@ -341,6 +350,8 @@ TEST_F(EngineControllerTest, ATrialInWhichNoStreamMovesEnds) {
   c.Ended({.ended = 3});
   EXPECT_TRUE(None(c.Tick(Load(100, 500))));
   EXPECT_TRUE(Traced(c, "epoll stays: 0 streams are now on uring, 0 were refused, 3 ended"));
+  EXPECT_EQ(c.counts().trials, 2u);
+  EXPECT_EQ(c.counts().returned, 2u);
 }
 
 TEST_F(EngineControllerTest, ASweepForWhichNoStreamIsLeftIsNoTrouble) {
@@ -357,7 +368,9 @@ TEST_F(EngineControllerTest, AdoptsTheEngineThatOthersChose) {
   PromptController c = Make(EngineKind::kEpoll);
   c.Adopt(EngineKind::kEpoll);
   EXPECT_TRUE(c.trace().empty()) << "it serves already";
+  EXPECT_EQ(c.counts().adopted, 0u);
   c.Adopt(EngineKind::kUring);
+  EXPECT_EQ(c.counts().adopted, 1u);
   EXPECT_EQ(c.engine(), EngineKind::kUring);
   EXPECT_TRUE(Traced(c, "uring serves: others had every stream switched to it; no trial for 30s"));
   for (int i = 0; i < 29; ++i) ASSERT_TRUE(None(c.Tick(Load(1, 1000)))) << i;
