@@ -15,7 +15,8 @@
 //   - One record that is not the next of this stream ends it: reads and writes fail with
 //     Unauthenticated (or InvalidArgument, when it is no record at all) and the peer sees a reset.
 //   - Bounds and deadlines are those of the stream below, the bounds counted in plaintext.
-// Identities are known while the handshake runs: see SealOptions::authorize.
+// Identities are known while the handshake runs, see SealOptions::authorize, and told with the
+// stream by SealIdentified.
 //
 // Everything belongs to the loop's thread, except SealLimiter.
 #ifndef PENSTOCK_SEAL_H_
@@ -147,6 +148,19 @@ PENSTOCK_EXPORT Listener::AcceptCallback SealAccepted(CredentialsPtr credentials
                                                       HandshakeOptions handshake,
                                                       SealOptions options,
                                                       SealedAcceptCallback on_sealed);
+
+// A stream that was accepted and sealed, and who has proved to be at its other end.
+struct SealedPeer {
+  StreamPtr stream;
+  PeerIdentity identity;
+};
+using IdentifiedAcceptCallback = absl::AnyInvocable<void(absl::StatusOr<SealedPeer>)>;
+
+// As SealAccepted, and tells who it is besides: for servers whose answers depend on that.
+PENSTOCK_EXPORT Listener::AcceptCallback SealIdentified(CredentialsPtr credentials,
+                                                        HandshakeOptions handshake,
+                                                        SealOptions options,
+                                                        IdentifiedAcceptCallback on_sealed);
 
 PENSTOCK_END_NAMESPACE
 

@@ -68,7 +68,8 @@ class VerdictGiver {
 
 }  // namespace
 
-SealState::SealState(SealLoop& seal_loop, StreamPtr plain, SealOptions options, SealCallback done)
+SealState::SealState(SealLoop& seal_loop, StreamPtr plain, SealOptions options,
+                     SealedPeerCallback done)
     : Deferred([](Deferred* node) { static_cast<SealState*>(node)->Run(); }),
       seal_loop_(seal_loop),
       plain_(std::move(plain)),
@@ -273,6 +274,7 @@ void SealState::Send(std::string bytes) { plain_->Write(HeapBuffer(std::move(byt
 
 void SealState::Finish() {
   HandshakeResult keys = handshaker_->TakeResult();
+  PeerIdentity identity = std::move(keys.peer);
   handshaker_ = nullptr;
   BufferChain first;
   if (!rest_.empty()) {
@@ -283,7 +285,8 @@ void SealState::Finish() {
   // `plain_` stays after an error, which then names the peer.
   absl::StatusOr<StreamPtr> sealed =
       SealedStream::Create(seal_loop_, std::move(plain_), std::move(keys), std::move(first));
-  End(sealed.ok() ? std::move(sealed) : Explain(sealed.status()));
+  if (!sealed.ok()) return End(Explain(sealed.status()));
+  End(SealedPeer{*std::move(sealed), std::move(identity)});
 }
 
 void SealState::Tell(absl::Status error) {
@@ -323,7 +326,7 @@ void SealState::OnDeadline() {
       absl::StrCat("waited ", absl::FormatDuration(options_.deadline), " in vain for ", missing))));
 }
 
-void SealState::End(absl::StatusOr<StreamPtr> result) {
+void SealState::End(absl::StatusOr<SealedPeer> result) {
   const std::shared_ptr<SealState> self = std::move(self_);
   if (phase_ == Phase::kQueued) options_.limiter->queue_->Forget(this);
   phase_ = Phase::kEnded;
@@ -338,8 +341,8 @@ void SealState::End(absl::StatusOr<StreamPtr> result) {
 }
 
 // Once: calling an AnyInvocable does not empty it.
-void SealState::CallDone(absl::StatusOr<StreamPtr> result) {
-  SealCallback done = std::move(done_);
+void SealState::CallDone(absl::StatusOr<SealedPeer> result) {
+  SealedPeerCallback done = std::move(done_);
   std::move(done)(std::move(result));
 }
 
@@ -351,7 +354,7 @@ void SealState::OnLoopGone() {
   Deferred::Cancel();
   handshaker_ = nullptr;
   ticket_ = SealTicket();
-  const SealCallback unrun = std::move(done_);
+  const SealedPeerCallback unrun = std::move(done_);
   anchor_.Lift();
   const StreamPtr plain = std::move(plain_);
 }

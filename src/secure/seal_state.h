@@ -54,11 +54,13 @@ class LoopAnchor final : private Layer {
   Connection* connection_;
 };
 
+using SealedPeerCallback = absl::AnyInvocable<void(absl::StatusOr<SealedPeer>) &&>;
+
 class SealState final : public std::enable_shared_from_this<SealState>,
                         private SealMember,
                         private Deferred {
  public:
-  SealState(SealLoop& seal_loop, StreamPtr plain, SealOptions options, SealCallback done);
+  SealState(SealLoop& seal_loop, StreamPtr plain, SealOptions options, SealedPeerCallback done);
   // Both keep it alive until it has called back. The second makes the handshaker when it is to
   // begin.
   void Start(std::unique_ptr<Handshaker> handshaker);
@@ -107,8 +109,8 @@ class SealState final : public std::enable_shared_from_this<SealState>,
   void ReadAway();
   void OnDeadline();
   // Calls back, and is gone unless its owner on the stack holds it.
-  void End(absl::StatusOr<StreamPtr> result);
-  void CallDone(absl::StatusOr<StreamPtr> result);
+  void End(absl::StatusOr<SealedPeer> result);
+  void CallDone(absl::StatusOr<SealedPeer> result);
   void OnLoopGone() override;
   absl::Status Explain(const absl::Status& status) const;
   LoopHandle loop_handle() const { return seal_loop_.core().handle(); }
@@ -120,7 +122,7 @@ class SealState final : public std::enable_shared_from_this<SealState>,
   std::unique_ptr<Handshaker> handshaker_;
   std::unique_ptr<Making> making_;
   SealOptions options_;
-  SealCallback done_;
+  SealedPeerCallback done_;
   SealTicket ticket_;
   CallbackTimer deadline_;
   Phase phase_ = Phase::kNew;
