@@ -127,6 +127,8 @@ void Connection::BeginMove() {
     const absl::StatusOr<Engine*> to = loop_->EngineFor(parcel.engine);
     if (!to.ok()) {
       CountRefused(RefusalOf(to.status()));
+      // It may have taken the place of the move that was to rescue it.
+      if (engine_->broken()) loop_->LeaveBrokenLater(to.status());
       return FinishMove(MoveError(to.status()));
     }
     if (*to == engine_) return FinishMove(absl::OkStatus());

@@ -50,11 +50,15 @@ struct LoopBalance::Traffic {
 struct LoopBalance::Order {
   // Any thread. True for the first, and for nobody else.
   bool Take() { return !taken_.exchange(true, std::memory_order_acq_rel); }
+  // Any thread. What has not begun by then does not.
+  void Halt() { halted_.store(true, std::memory_order_relaxed); }
+  bool halted() const { return halted_.load(std::memory_order_relaxed); }
 
   bool taken_back = false;  // by the balancer: its thread
 
  private:
   std::atomic<bool> taken_{false};
+  std::atomic<bool> halted_{false};
 };
 
 // Its moves end on any thread.
@@ -105,6 +109,7 @@ struct LoopBalance::Batch : public std::enable_shared_from_this<Batch> {
   };
 
   void BeginSome(LoopCore& loop) {
+    if (order_->halted()) next_ = chosen_.size();
     while (next_ < chosen_.size() && under_way_.load(std::memory_order_relaxed) < kMovesMax) {
       const Traffic::Stream stream = chosen_[next_++];
       Connection* const connection = Traffic::Find(loop, stream.token);
@@ -303,7 +308,9 @@ void LoopBalance::OnEnded(const std::shared_ptr<Order>& order, const MoveCount& 
 }
 
 bool LoopBalance::TakeBack() {
-  if (order_ == nullptr || !order_->Take()) return false;
+  if (order_ == nullptr) return false;
+  order_->Halt();
+  if (!order_->Take()) return false;
   order_->taken_back = true;
   --under_way_;
   return true;

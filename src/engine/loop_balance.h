@@ -65,7 +65,7 @@ class LoopBalance : public std::enable_shared_from_this<LoopBalance> {
   void Observe(const BalanceController::Action& action);
   void Move(const BalanceController::Action& action);
   void OnEnded(const std::shared_ptr<Order>& order, const MoveCount& streams, double part);
-  // True: it had not begun, and never will.
+  // No more of the order begins. True: nothing had.
   bool TakeBack();
   // Goes on without an order that takes too long.
   void GiveUpWhenLate();

@@ -254,7 +254,10 @@ void MoveSweep::Visit(Connection& connection) {
 
 void MoveSweep::Run() {
   uint64_t slice = tally_->Slice();
-  if (sort_ == Sort::kRescue && tally_->count().failed > 0) next_ = nullptr;
+  // One has to wait for the engine that is to take it: so would the others.
+  if (sort_ == Sort::kRescue && tally_->count().failed > 0 && loop_.leaves_broken_later()) {
+    next_ = nullptr;
+  }
   for (int i = 0; i < kLooksMax && slice > 0 && next_ != nullptr; ++i) {
     Connection& connection = *std::exchange(next_, next_->next());
     if (!Concerns(connection) || !tally_->Chooses()) continue;

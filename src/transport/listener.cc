@@ -151,6 +151,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
   }
 
   void OnNotReleased() override {
+    if (stream_engine_ == engine) return BelongTo(*engine, absl::OkStatus());  // called back
     const absl::Status held = PeerStatus(
         absl::StatusCode::kUnavailable, kOperation, &address_,
         "the kernel does not end what it was told to end; its engine keeps the listener");
@@ -232,7 +233,8 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
     hold_ = Hold::kEngine;
     if (engine != &taker) core_->counters().listener_switches.Add(1);
     engine = stream_engine_ = &taker;
-    if (reasons_ == 0) engine->Accept(*this);
+    // Of one that it kept, what is armed accepts on.
+    reasons_ == 0 ? engine->Accept(*this) : engine->StopAccepting(*this);
     Told(refused);
     TakeUpRoom();
   }

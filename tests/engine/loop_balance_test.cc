@@ -323,15 +323,46 @@ TEST_P(LateBalanceTest, StreamsForALoopThatDoesNotRunAreNotWaitedFor) {
   EXPECT_TRUE(Says("have arrived after all"));
 }
 
-TEST_P(LateBalanceTest, FewStreamsAreOnTheirWayAtOnce) {
+TEST_P(LateBalanceTest, FewStreamsAreOnTheirWayAtOnceAndTheOthersFollow) {
   for (int i = 0; i < 32; ++i) Flow(true);  // of these and the others four tenths go
   ASSERT_TRUE(Drive([&] { return Intact(); }));
   ASSERT_TRUE(UntilMoving());
   AlsoDrive(&busy());
-  ASSERT_TRUE(Drive([&] { return Says("after 8 ticks streams are still on their way"); }));
+  ASSERT_TRUE(Drive([&] { return busy().Snapshot().moves_out > 0; }));
   EXPECT_EQ(busy().Snapshot().moves_out, 8u);
   AlsoDrive(&other());
   EXPECT_TRUE(Drive([&] { return other().Snapshot().moves_in > 8; }));
+  EXPECT_TRUE(Drive([&] { return Intact(); }));
+}
+
+TEST_P(LateBalanceTest, WhatHasNotLeftWhenItIsGivenUpStays) {
+  for (int i = 0; i < 32; ++i) Flow(true);
+  ASSERT_TRUE(Drive([&] { return Intact(); }));
+  ASSERT_TRUE(UntilMoving());
+  AlsoDrive(&busy());
+  ASSERT_TRUE(Drive([&] { return Says("after 8 ticks streams are still on their way"); }));
+  Fate stopped;
+  balance_->Stop(stopped.OnEvent());
+  AlsoDrive(&other());
+  ASSERT_TRUE(Drive([&] { return stopped.ended(); }));
+  ASSERT_TRUE(ComesToWhatItHas(busy()));
+  EXPECT_EQ(busy().Snapshot().moves_out, 8u);
+  EXPECT_TRUE(Drive([&] { return Intact(); }));
+}
+
+TEST_P(LateBalanceTest, WhatHasNotLeftWhenItIsStoppedStays) {
+  for (int i = 0; i < 32; ++i) Flow(true);
+  ASSERT_TRUE(Drive([&] { return Intact(); }));
+  ASSERT_TRUE(UntilMoving());
+  AlsoDrive(&busy());
+  ASSERT_TRUE(Drive([&] { return busy().Snapshot().moves_out > 0; }));
+  Fate stopped;
+  balance_->Stop(stopped.OnEvent());
+  AlsoDrive(&other());
+  ASSERT_TRUE(Drive([&] { return stopped.ended(); }));
+  ASSERT_TRUE(ComesToWhatItHas(busy()));
+  EXPECT_EQ(busy().Snapshot().moves_out, 8u);
+  EXPECT_EQ(balance_->controller().moves(), 8u);
   EXPECT_TRUE(Drive([&] { return Intact(); }));
 }
 

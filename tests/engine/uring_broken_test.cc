@@ -347,5 +347,48 @@ TEST_F(UringPatienceTest, WhatEpollDoesNotTakeWaits) {
   EXPECT_EQ(loop_->Snapshot().stranded, 0u);
 }
 
+TEST_F(UringPatienceTest, OneThatEpollRefusesOnceDoesNotKeepTheOthers) {
+  ASSERT_TRUE(loop_->EnableEngine(EngineKind::kEpoll).ok());
+  std::vector<StreamPtr> streams;
+  std::vector<PlainSocket> peers;
+  std::vector<std::string> received(8);
+  for (std::string& text : received) {
+    streams.push_back(Open({}));
+    peers.push_back(peers_.Accept());
+    streams.back()->ReadReady([&text](absl::StatusOr<Buffer> data) {
+      text = data.ok() ? std::string(data->view()) : data.status().ToString();
+    });
+  }
+  for (int i = 0; i < 100; ++i) loop_->Poll();
+  sys_.sockets_refused = 1;  // it is taken when it is to stay, for its old engine is broken
+  Break(EBADF);
+  for (PlainSocket& peer : peers) ASSERT_EQ(peer.Send("here"), 4);
+  for (const std::string& text : received) {
+    EXPECT_TRUE(PollUntil([&] { return text == "here"; })) << text;
+  }
+  EXPECT_EQ(sys_.sockets_refused, 0) << "nothing was refused";
+  EXPECT_EQ(loop_->Snapshot().stranded, 0u);
+}
+
+TEST_F(UringPatienceTest, AMoveThatTakesThePlaceOfTheRescueDoesNotKeepAStreamBack) {
+  ASSERT_TRUE(loop_->EnableEngine(EngineKind::kEpoll).ok());
+  Read();
+  for (int i = 0; i < 100; ++i) loop_->Poll();
+  Break(EBADF);
+  ASSERT_EQ(peer_.Send("here"), 4);
+  // Asked in every turn: one of them falls between the rescue's asking and its beginning.
+  int asked = 0;
+  const bool served = PollUntil([&] {
+    if (stream_->stats().engine == EngineKind::kUring && loop_->engine() == EngineKind::kEpoll &&
+        asked < 4) {
+      ++asked;
+      SwitchEngine(*stream_, EngineKind::kUring, nullptr);
+    }
+    return received_ == "here";
+  });
+  EXPECT_TRUE(served);
+  EXPECT_EQ(stream_->stats().engine, EngineKind::kEpoll);
+}
+
 }  // namespace
 }  // namespace penstock::internal

@@ -12,6 +12,7 @@
 #include <penstock/loop.h>
 #include <poll.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 
 #include <cerrno>
 #include <chrono>
@@ -41,6 +42,10 @@ class NoEpollSys : public FaultSys {
   int EpollCreate() override { return create_error != 0 ? -create_error : FaultSys::EpollCreate(); }
   int EpollControl(int epoll, int op, int fd, epoll_event* event) override {
     if (op == EPOLL_CTL_ADD && add_error != 0) return -add_error;
+    if (op == EPOLL_CTL_ADD && sockets_refused > 0 && IsSocket(fd)) {
+      --sockets_refused;
+      return -ENOMEM;
+    }
     return FaultSys::EpollControl(epoll, op, fd, event);
   }
   int Poll(pollfd* descriptors, size_t count, int64_t timeout_ns) override {
@@ -55,8 +60,16 @@ class NoEpollSys : public FaultSys {
 
   int create_error = 0;
   int add_error = 0;
+  int sockets_refused = 0;  // so many of those to come
   RingOp swallowed = RingOp::kNone;
   int polls = 0;
+
+ private:
+  static bool IsSocket(int fd) {
+    int type;
+    socklen_t size = sizeof type;
+    return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0;
+  }
 };
 
 // A stream by io_uring on a loop whose ring a test breaks.
