@@ -17,7 +17,8 @@ namespace internal {
 
 // Unimplemented when the OpenSSL of this process offers no AES-128-GCM or HMAC-SHA256 (its
 // configuration may restrict providers). The result must outlive the contexts that it made.
-// `nonces_by_init`: gives nonces the longer way even where the provider knows a shorter one.
+// `nonces_by_init`: gives nonces, and bytes, the longer way even where the provider knows a
+// shorter.
 absl::StatusOr<std::unique_ptr<RecordCrypto>> NewOpensslCrypto(bool nonces_by_init = false);
 
 }  // namespace internal

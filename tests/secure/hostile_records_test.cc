@@ -156,25 +156,27 @@ TEST(HostileRecords, AnnouncedLengthsCostNothing) {
 }
 
 // Looks for plaintext in the block around a window that is still held. The two are too large to be
-// put together, so that each is opened where it lies.
+// put together, so that each is opened where it lies: alone, or with more behind it.
 TEST(HostileRecords, WhatFailedIsWiped) {
   RecordKit kit;
   const std::string good = kit.SealOne({}, std::string(600, 'g'));
   const std::string secret(65'000, 's');
   std::string bad = kit.SealOne({.counter = 1}, secret);
   bad.back() = static_cast<char>(bad.back() ^ 1);
-  RecordOpener opener = kit.Opener({});
-  Buffer block = *kit.pool().Copy(good + bad, BufferTag::kReceive);
-  const std::string_view memory = block.view();
-  opener.Feed(std::move(block));
-  Buffer held, out;
-  ASSERT_EQ(opener.Next(held), Result::kData);
-  ASSERT_EQ(held.data(), memory.data() + 8);
-  EXPECT_EQ(opener.Next(out), Result::kError);
-  EXPECT_TRUE(absl::IsUnauthenticated(opener.status())) << opener.status();
-  const std::string_view body = memory.substr(good.size() + 8, secret.size());
-  EXPECT_EQ(body.find_first_not_of('\0'), std::string_view::npos);
-  EXPECT_EQ(held.view(), std::string(600, 'g'));
+  for (const std::string_view more : {"", "m"}) {
+    RecordOpener opener = kit.Opener({});
+    Buffer block = *kit.pool().Copy(good + bad + std::string(more), BufferTag::kReceive);
+    const std::string_view memory = block.view();
+    opener.Feed(std::move(block));
+    Buffer held, out;
+    ASSERT_EQ(opener.Next(held), Result::kData);
+    ASSERT_EQ(held.data(), memory.data() + 8);
+    EXPECT_EQ(opener.Next(out), Result::kError);
+    EXPECT_TRUE(absl::IsUnauthenticated(opener.status())) << opener.status();
+    const std::string_view body = memory.substr(good.size() + 8, secret.size());
+    EXPECT_EQ(body.find_first_not_of('\0'), std::string_view::npos);
+    EXPECT_EQ(held.view(), std::string(600, 'g'));
+  }
 }
 
 // And behind what was good, where records are put together.
