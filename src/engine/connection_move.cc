@@ -128,7 +128,7 @@ void Connection::BeginMove() {
     if (!to.ok()) {
       CountRefused(RefusalOf(to.status()));
       // It may have taken the place of the move that was to rescue it.
-      if (engine_->broken()) loop_->LeaveBrokenLater(to.status());
+      if (engine_->broken()) loop_->LeaveBrokenAgain();
       return FinishMove(MoveError(to.status()));
     }
     if (*to == engine_) return FinishMove(absl::OkStatus());
@@ -179,6 +179,10 @@ void Connection::Proceed() {
 }
 
 void Connection::OnNotReleased() {
+  const absl::StatusOr<Engine*> to = loop_->EngineFor(parcel_->engine);
+  if (!parcel_->target.has_value() && to.ok() && *to == engine_) {
+    return Settled(absl::OkStatus());  // a later move has called it back
+  }
   CountRefused(MoveRefusal::kHeld);
   const absl::Status why =
       MoveError(absl::UnavailableError("the kernel does not end what it was told to end"));

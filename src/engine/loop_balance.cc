@@ -187,6 +187,8 @@ std::vector<LoopBalance::Traffic::Stream> LoopBalance::Traffic::Choose(LoopCore&
   return chosen;
 }
 
+LoopBalance::~LoopBalance() { TakeBack(); }
+
 LoopBalance::LoopBalance(LoopCore& home, std::vector<LoopHandle> loops,
                          const BalanceOptions& options)
     : home_(home),

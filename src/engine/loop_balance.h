@@ -24,6 +24,7 @@ namespace internal {
 class LoopBalance : public std::enable_shared_from_this<LoopBalance> {
  public:
   LoopBalance(LoopCore& home, std::vector<LoopHandle> loops, const BalanceOptions& options);
+  ~LoopBalance();
 
   void Start() { Arm(); }
   void Stop(absl::AnyInvocable<void() &&> stopped);

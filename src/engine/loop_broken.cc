@@ -48,13 +48,18 @@ void LoopCore::LeaveBroken() {
 
 void LoopCore::LeaveBrokenLater(const absl::Status& why) {
   if (leave_retry_.armed()) return;
-  const absl::Duration after =
-      std::min(kRetryMin * (1 << std::min(leave_failures_, 10u)), kRetryMax);
   // It may go on for long.
   if (std::has_single_bit(++leave_failures_)) {
     EngineFault(kRefuge, absl::StrCat("what the failed engine served waits for ",
                                       std::string(EngineKindName(kRefuge)), ": ", why.ToString()));
   }
+  LeaveBrokenAgain();
+}
+
+void LoopCore::LeaveBrokenAgain() {
+  if (leave_retry_.armed()) return;
+  const absl::Duration after =
+      std::min(kRetryMin * (1 << std::min(leave_failures_, 10u)), kRetryMax);
   leave_retry_.Arm(TimerWheel::DeadlineTick(sys_.Now(), after), [this] { LeaveBroken(); });
 }
 

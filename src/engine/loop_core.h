@@ -167,6 +167,8 @@ class LoopCore : private RoomWaiter {
   // The other one could not take something of it: has it try again before long. Otherwise no-one
   // would.
   [[gnu::cold]] void LeaveBrokenLater(const absl::Status& why);
+  // Something was kept from leaving it, by nobody's failure.
+  [[gnu::cold]] void LeaveBrokenAgain();
   bool leaves_broken_later() const { return leave_retry_.armed(); }
   // By a secondary engine that nothing tells of: the next wait asks it.
   void LookAtSecondary() { secondary_ready_ = true; }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -43,8 +44,7 @@ class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
         sort_(sweep.sort_),
         moves_(sweep.left_),
         among_(std::max(core_.counters().open.value(), moves_)),
-        share_(among_ - moves_),
-        paced_at_ns_(leaves_loop() ? core_.sys().Now() : 0) {}
+        share_(among_ - moves_) {}
 
   // Of a move of `connection` that begins: a callback for it. One that is destroyed unrun, for its
   // stream has gone, ends the move as well.
@@ -149,7 +149,7 @@ class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
   // As the next of them are about to begin.
   void Pace() {
     const int64_t now = core_.sys().Now();
-    const bool slow = now - std::exchange(paced_at_ns_, now) > kSlowSliceNs;
+    const bool slow = std::exchange(paced_at_ns_, now) < now - kSlowSliceNs;
     leave_most_.store(slow ? std::min(Most() * 2, kSweepSlice) : kLeaveSlice,
                       std::memory_order_relaxed);
   }
@@ -170,7 +170,7 @@ class MoveSweep::Tally : public std::enable_shared_from_this<Tally> {
   const uint64_t among_;
   uint64_t share_;
   int turns_waited_ = 0;
-  int64_t paced_at_ns_;
+  int64_t paced_at_ns_ = std::numeric_limits<int64_t>::max();  // the first batch is like no other
   // Written by the loop that is left; a stale one has it go on somewhat later.
   std::atomic<uint64_t> leave_most_{kLeaveSlice};
   std::atomic<uint64_t> under_way_{1};

@@ -328,7 +328,7 @@ TEST_P(LateBalanceTest, FewStreamsAreOnTheirWayAtOnceAndTheOthersFollow) {
   ASSERT_TRUE(Drive([&] { return Intact(); }));
   ASSERT_TRUE(UntilMoving());
   AlsoDrive(&busy());
-  ASSERT_TRUE(Drive([&] { return busy().Snapshot().moves_out > 0; }));
+  ASSERT_TRUE(Drive([&] { return busy().Snapshot().moves_out >= 8; }));
   EXPECT_EQ(busy().Snapshot().moves_out, 8u);
   AlsoDrive(&other());
   EXPECT_TRUE(Drive([&] { return other().Snapshot().moves_in > 8; }));
@@ -355,7 +355,7 @@ TEST_P(LateBalanceTest, WhatHasNotLeftWhenItIsStoppedStays) {
   ASSERT_TRUE(Drive([&] { return Intact(); }));
   ASSERT_TRUE(UntilMoving());
   AlsoDrive(&busy());
-  ASSERT_TRUE(Drive([&] { return busy().Snapshot().moves_out > 0; }));
+  ASSERT_TRUE(Drive([&] { return busy().Snapshot().moves_out >= 8; }));
   Fate stopped;
   balance_->Stop(stopped.OnEvent());
   AlsoDrive(&other());
@@ -363,6 +363,21 @@ TEST_P(LateBalanceTest, WhatHasNotLeftWhenItIsStoppedStays) {
   ASSERT_TRUE(ComesToWhatItHas(busy()));
   EXPECT_EQ(busy().Snapshot().moves_out, 8u);
   EXPECT_EQ(balance_->controller().moves(), 8u);
+  EXPECT_TRUE(Drive([&] { return Intact(); }));
+}
+
+TEST_P(LateBalanceTest, WhatHasNotLeftWhenTheBalancerGoesStays) {
+  for (int i = 0; i < 32; ++i) Flow(true);
+  ASSERT_TRUE(Drive([&] { return Intact(); }));
+  ASSERT_TRUE(UntilMoving());
+  AlsoDrive(&busy());
+  ASSERT_TRUE(Drive([&] { return busy().Snapshot().moves_out >= 8; }));
+  balance_ = nullptr;
+  AlsoDrive(&other());
+  ASSERT_TRUE(Drive([&] { return other().Snapshot().moves_in == 8; }));
+  ASSERT_TRUE(ComesToWhatItHas(busy()));
+  ASSERT_TRUE(ComesToWhatItHas(busy()));
+  EXPECT_EQ(busy().Snapshot().moves_out, 8u);
   EXPECT_TRUE(Drive([&] { return Intact(); }));
 }
 

@@ -216,9 +216,13 @@ class Scenario {
     move_at_ = received_ + kBetweenMoves;
     Stream* const peer = peers_.empty() ? nullptr : peers_.front()->stream();
     for (Stream* const stream : {client_.get(), peer}) {
-      if (stream == nullptr) continue;
+      bool& under_way = stream == client_.get() ? client_moves_ : peer_moves_;
+      if (stream == nullptr || under_way) continue;
+      under_way = true;
       const bool switches = (stream == client_.get()) == (++moves_asked_ % 4 < 2);
-      auto counted = [this, mark = fates_.emplace_back().OnDone()](absl::Status status) mutable {
+      auto counted = [this, &under_way,
+                      mark = fates_.emplace_back().OnDone()](absl::Status status) mutable {
+        under_way = false;
         moved_ += status.ok();
         std::move(mark)(std::move(status));
       };
@@ -328,6 +332,8 @@ class Scenario {
   uint64_t received_ = 0;
   uint64_t move_at_ = kEcho;
   uint64_t moves_asked_ = 0;
+  bool client_moves_ = false;  // on its way just now
+  bool peer_moves_ = false;
   uint64_t moved_ = 0;
   uint64_t left_in_pool_ = 0;
   uint64_t left_open_ = 0;
