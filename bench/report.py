@@ -222,6 +222,8 @@ def draw_echo(document, only):
     """File name -> SVG of a run.py document."""
     points = document["points"]
     names = [name for name in document["servers"] if only is None or name in only]
+    if not names:
+        raise ReportError(f"--only: there are {', '.join(document['servers'])}")
     method = (f"median of {document['rounds_line']}, all servers by turns, "
               "server and load generator pinned to one CPU each")
     pictures = {}
