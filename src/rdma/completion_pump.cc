@@ -197,11 +197,13 @@ int CompletionPump::DrainSends(uint32_t max, bool* all) {
     const int count = sends_->cq->Poll(ended_);
     if (count <= 0) return count;
     ended_count_ = static_cast<size_t>(count);
+    ended_due_ = stats_.completions + options_.depth;
   }
-  // What had come before they ended.
+  // What had come before they ended. Nothing else is told meanwhile, so after `depth` all of it is,
+  // though the queue may never be found empty.
   const int taken = DrainOne(max, all);
-  if (taken < 0 || !*all) return taken;
-  *all = ended_count_ < ended_.size();
+  if (taken < 0 || (!*all && stats_.completions < ended_due_)) return taken;
+  *all = *all && ended_count_ < ended_.size();
   const size_t ended = std::exchange(ended_count_, 0);
   for (size_t i = 0; i < ended; ++i) Dispatch(ended_[i]);
   return taken + static_cast<int>(ended);

@@ -13,7 +13,7 @@
 // the peer's device has acknowledged shall wake no one. It is drained along with the other, and
 // armed only while somebody does wait (AwaitSends). What it holds is told after all that had come
 // to the other by the time it was taken: when a queue pair's last send has ended, nothing of its
-// receives is left to be told.
+// receives is left to be told. That is a queue's depth at most, however much comes meanwhile.
 //
 // Work is named by a Tag, which has the number of its Sink; a completion whose sink has gone is
 // counted and dropped, whatever queue pair it came from, because numbers of queue pairs are used
@@ -90,7 +90,7 @@ class CompletionPump final {
   static constexpr uint32_t kTurnMax = 256;
 
   struct Options {
-    uint32_t depth = 4096;
+    uint32_t depth = 4096;    // no more may wait in the queue at once
     uint32_t send_depth = 0;  // of a queue for sends alone; 0: there is none
     absl::Duration spin_max = absl::ZeroDuration();
     // The queue is lost, and its queue pairs with it: told once.
@@ -193,6 +193,7 @@ class CompletionPump final {
   Batch batch_;             // for a call of DrainOne
   Batch ended_;             // of sends: taken
   size_t ended_count_ = 0;  // and not told
+  uint64_t ended_due_ = 0;  // PumpStats::completions by which all that had come is told
 };
 
 // Takes what a device reports, all of it whenever there is something (an event that is left makes

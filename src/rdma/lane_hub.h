@@ -8,10 +8,10 @@
 // which is posted again at once.
 //
 // Receives and sends have a completion queue each, so that what a peer's device acknowledges wakes
-// nobody who does not wait for it. Neither can overflow, however many lanes there are: each work
-// request that is posted has a slot, there are no more slots and receives than the queues have
-// places, and a lane that finds no slot waits for its turn. A slot also keeps what the device reads
-// from or writes to.
+// nobody while no one waits for an end of anything that is out. Neither can overflow, however many
+// lanes there are: each work request that is posted has a slot, there are no more slots and
+// receives than the queues have places, and a lane that finds no slot waits for its turn. A slot
+// also keeps what the device reads from or writes to.
 //
 // A lane that goes leaves its queue pair here, until everything that was posted to it has ended and
 // everything that came by it has been taken. Nothing says when that is, so a marker is sent by it
@@ -159,8 +159,9 @@ class LaneHub final : private CompletionSink {
   Marked PostMarker(FabricQp& qp);
   // Until the next one is taken.
   LaneSlot& slot(uint32_t number) { return slots_[number]; }
-  // Somebody waits for the end of work that is posted, or will be: it is told at once. Otherwise
-  // nobody is woken for it, and it is told with what comes, or some milliseconds later.
+  // Somebody waits for the end of work that is posted, or will be: every end is told at once until
+  // nothing is out. Otherwise nobody is woken for one, and it is told with what comes, or some
+  // milliseconds later.
   void AwaitSends() { pump_->AwaitSends(); }
   uint64_t SendTag(uint32_t slot) const { return CompletionPump::Tag(send_sink_.number, slot); }
   // An empty buffer of registered memory; none when the pool has no room.

@@ -137,6 +137,8 @@ def main(folder, names):
     if not (folder / "tests" / TESTS).exists():
         print(f"skipped: {folder / 'tests' / TESTS} has not been built")
         return 77
+    if unknown := set(names) - {one.name for one in MUTANTS}:
+        sys.exit(f"no such mutants: {', '.join(sorted(unknown))}")
     build = Build(folder)
     mutants = [one for one in MUTANTS if not names or one.name in names]
     with tempfile.TemporaryDirectory() as work:

@@ -1,6 +1,7 @@
 // The completions of a device on a real loop, of either engine, fed by a fake device.
 #include "rdma/completion_pump.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <functional>
 #include <memory>
@@ -123,12 +124,13 @@ class CompletionPumpTest : public ::testing::TestWithParam<EngineKind> {
   // So many messages of the peer, each into a receive that is named by its number.
   void Receive(uint32_t count) {
     ASSERT_TRUE(peer_->Send().ok());
-    for (uint32_t word = 0; word < count; ++word) {
-      ASSERT_EQ(end_->PostReceive(CompletionPump::Tag(sink_, word), 0, 8), 0);
-      ASSERT_EQ(peer_->Post(0, FabricOp::kSend, 0, 8), 0);
-      Deliver();
-      peer_->Poll();
-    }
+    for (uint32_t word = 0; word < count; ++word) ReceiveOne(word);
+  }
+  void ReceiveOne(uint32_t word) {
+    ASSERT_EQ(end_->PostReceive(CompletionPump::Tag(sink_, word), 0, 8), 0);
+    ASSERT_EQ(peer_->Post(0, FabricOp::kSend, 0, 8), 0);
+    Deliver();
+    peer_->Poll();
   }
   void Deliver() { host_.clock.Advance(absl::Milliseconds(1)); }
   // Turns until nothing is left to do; how many.
@@ -268,6 +270,33 @@ TEST_P(CompletionPumpTest, TheEndOfASendIsToldAfterAllThatHadCome) {
   ASSERT_EQ(recorder_.words.size(), kReceives + 1);
   for (uint32_t word = 0; word <= kReceives; ++word) EXPECT_EQ(recorder_.words[word], word);
   EXPECT_GT(pump_->stats().empties, empties);
+}
+
+TEST_P(CompletionPumpTest, TheEndOfASendIsToldThoughThereIsAlwaysMoreToReceive) {
+  constexpr uint32_t kDepth = 2 * CompletionPump::kTurnMax;
+  constexpr uint32_t kSend = UINT32_MAX;
+  CompletionPump::Options options;
+  options.depth = kDepth;
+  options.send_depth = 64;
+  Begin(std::move(options));
+  if (IsSkipped()) return;
+  const uint64_t empties = pump_->stats().empties;
+  Receive(kDepth);
+  // The queue is full whenever it is looked at, also as the send ends.
+  uint32_t next = kDepth;
+  recorder_.then = [&] {
+    if (recorder_.words.back() == kSend) return;
+    ReceiveOne(next++);
+    if (next == 2 * kDepth) Write(kSend);
+    Deliver();
+  };
+  for (int turn = 0; turn < 12; ++turn) loop_->Poll();
+  EXPECT_EQ(pump_->stats().empties, empties);
+  recorder_.then = nullptr;
+  const auto& words = recorder_.words;
+  const auto told = std::find(words.begin(), words.end(), kSend);
+  ASSERT_NE(told, words.end());
+  EXPECT_GE(told - words.begin(), 2 * kDepth);  // what had come goes first
 }
 
 TEST_P(CompletionPumpTest, WhatASpinningTurnFindsIsActedOnBeforeTheLoopLooksElsewhere) {
