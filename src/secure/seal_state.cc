@@ -15,13 +15,16 @@ namespace {
 // How long a peer that was refused may take to read why.
 constexpr absl::Duration kTellMax = absl::Seconds(2);
 
-// One step of a handshake, away from its loop. Says so when it is dropped unrun.
+// One step of a handshake, away from its loop. Says so when it is dropped unrun. It has the place
+// in the limiter meanwhile: what a deadline has ended still takes memory, until the executor comes
+// to it.
 class StepJob {
  public:
   StepJob(std::weak_ptr<SealState> state, LoopHandle loop, std::unique_ptr<Handshaker> handshaker,
-          std::string in)
+          SealTicket ticket, std::string in)
       : state_(std::move(state)),
         loop_(std::move(loop)),
+        ticket_(std::move(ticket)),
         handshaker_(std::move(handshaker)),
         in_(std::move(in)) {}
   StepJob(StepJob&& other) noexcept = default;
@@ -33,11 +36,15 @@ class StepJob {
   }
 
   void operator()() && {
+    if (state_.expired()) {
+      handshaker_ = nullptr;
+      return ticket_.Release();
+    }
     Handshaker::Progress progress = handshaker_->Step(in_);
-    loop_.Post([state = std::move(state_), handshaker = std::move(handshaker_),
-                progress = std::move(progress)]() mutable {
+    loop_.Post([state = std::move(state_), ticket = std::move(ticket_),
+                handshaker = std::move(handshaker_), progress = std::move(progress)]() mutable {
       if (const auto self = state.lock()) {
-        self->OnStepped(std::move(handshaker), std::move(progress));
+        self->OnStepped(std::move(handshaker), std::move(ticket), std::move(progress));
       }
     });
   }
@@ -45,6 +52,7 @@ class StepJob {
  private:
   std::weak_ptr<SealState> state_;
   LoopHandle loop_;
+  SealTicket ticket_;
   std::unique_ptr<Handshaker> handshaker_;
   std::string in_;
 };
@@ -175,14 +183,16 @@ void SealState::Step() {
     return Advance(handshaker_->Step(in));
   }
   phase_ = Phase::kStepping;
-  (*options_.executor)(
-      StepJob(weak_from_this(), loop_handle(), std::move(handshaker_), std::string(in)));
+  (*options_.executor)(StepJob(weak_from_this(), loop_handle(), std::move(handshaker_),
+                               std::move(ticket_), std::string(in)));
 }
 
-void SealState::OnStepped(std::unique_ptr<Handshaker> handshaker, Handshaker::Progress progress) {
+void SealState::OnStepped(std::unique_ptr<Handshaker> handshaker, SealTicket ticket,
+                          Handshaker::Progress progress) {
   if (phase_ != Phase::kStepping) return;
   const std::shared_ptr<SealState> self = shared_from_this();
   handshaker_ = std::move(handshaker);
+  ticket_ = std::move(ticket);
   if (!failure_.ok()) return;  // Run is about to end this
   Advance(std::move(progress));
 }

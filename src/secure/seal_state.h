@@ -68,7 +68,8 @@ class SealState final : public std::enable_shared_from_this<SealState>,
   void Cancel();
 
   // From other threads by way of the loop, and from the caller's authorization.
-  void OnStepped(std::unique_ptr<Handshaker> handshaker, Handshaker::Progress progress);
+  void OnStepped(std::unique_ptr<Handshaker> handshaker, SealTicket ticket,
+                 Handshaker::Progress progress);
   void OnJobDropped();
   void OnVerdict(absl::Status verdict);
   void OnWake();
@@ -79,7 +80,7 @@ class SealState final : public std::enable_shared_from_this<SealState>,
     kSilent,    // waits for the peer's first bytes
     kQueued,    // waits for a ticket
     kAdmitted,  // has one; Begin is next
-    kStepping,  // the Handshaker is on the executor
+    kStepping,  // the Handshaker is on the executor, and the ticket with it
     kReading,
     kAuthorizing,  // the answer may be there, in verdict_
     kWaiting,      // for the Handshaker's service

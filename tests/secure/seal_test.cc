@@ -557,6 +557,43 @@ TEST_P(SealTest, AJobThatTheExecutorDropsEndsTheHandshake) {
   EXPECT_TRUE(IsCancelled(client.status())) << client.status();
 }
 
+// Its memory is there until the executor comes to it: a slow one must not gather more and more.
+TEST_P(SealTest, AStepThatWaitsForTheExecutorKeepsItsPlaceAfterTheDeadline) {
+  std::deque<absl::AnyInvocable<void() &&>> jobs;
+  Executor executor = [&](absl::AnyInvocable<void() &&> job) { jobs.push_back(std::move(job)); };
+  auto limiter = std::make_shared<SealLimiter>(1, 8);
+  SealOptions options;
+  options.executor = &executor;
+  options.limiter = limiter;
+  StreamPair first = Pair(), second = Pair(), third = Pair();
+  for (const StreamPair* pair : {&first, &second, &third}) pair->client->Write(Chain("\x16"));
+  Outcome one, two, three;
+  options.deadline = kShort;
+  SealServer(std::move(first.server), one, options);
+  ASSERT_TRUE(Drive([&] { return one.ended; }));
+  EXPECT_TRUE(IsDeadlineExceeded(one.status())) << one.status();
+  ASSERT_EQ(jobs.size(), 1u);
+  options.deadline = absl::Seconds(30);
+  SealServer(std::move(second.server), two, options);
+  ASSERT_TRUE(Drive([&] { return limiter->stats().waiting == 1; }));
+  Settle();
+  EXPECT_EQ(limiter->stats().running, 1u);
+  EXPECT_EQ(jobs.size(), 1u) << "there is no room for another";
+  std::move(jobs.front())();
+  jobs.pop_front();
+  ASSERT_TRUE(Drive([&] { return jobs.size() == 1; }));
+  EXPECT_EQ(limiter->stats().running, 1u);
+  // The same when it is dropped.
+  SealServer(std::move(third.server), three, options);
+  ASSERT_TRUE(Drive([&] { return limiter->stats().waiting == 1; }));
+  jobs.pop_front();
+  ASSERT_TRUE(Drive([&] { return two.ended && jobs.size() == 1; }));
+  EXPECT_TRUE(IsCancelled(two.status())) << two.status();
+  jobs.clear();
+  ASSERT_TRUE(Drive([&] { return three.ended; }));
+  EXPECT_EQ(limiter->stats().running, 0u);
+}
+
 TEST_P(SealTest, AHandshakeGoesWithItsLoopUnrun) {
   std::deque<absl::AnyInvocable<void() &&>> jobs;
   Executor executor = [&](absl::AnyInvocable<void() &&> job) { jobs.push_back(std::move(job)); };
