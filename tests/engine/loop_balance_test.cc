@@ -240,21 +240,17 @@ TEST_P(LoopBalanceTest, ALoopThatNobodyRunsHoldsNobodyUp) {
 // The test has the two loops run, and sees what the balancer waits for.
 class LateBalanceTest : public LoopBalanceTest {
  protected:
-  void SetUp() override {
-    LoopBalanceTest::SetUp();
-    if (IsSkipped()) return;
-    for (int i = 0; i < 8; ++i) Flow(true);
-    ASSERT_TRUE(Drive([&] { return Intact(); }));
-    balance_ = std::make_shared<LoopBalance>(
-        loop().core(), std::vector<LoopHandle>{busy().handle(), other().handle()}, EagerBalance());
-    balance_->Start();
-  }
   void TearDown() override {
     balance_ = nullptr;
     LoopBalanceTest::TearDown();
   }
-  // Until moves are due. Neither loop runs any more then.
-  bool UntilMoving() {
+  // So many streams on the one loop, until moves are due. Neither loop runs any more then.
+  bool UntilMoving(int streams) {
+    for (int i = 0; i < streams; ++i) Flow(true);
+    if (!Drive([&] { return Intact(); })) return false;
+    balance_ = std::make_shared<LoopBalance>(
+        loop().core(), std::vector<LoopHandle>{busy().handle(), other().handle()}, EagerBalance());
+    balance_->Start();
     StopDriving(&busy());
     StopDriving(&other());
     for (int i = 0; i < 100'000; ++i) {
@@ -282,7 +278,7 @@ class LateBalanceTest : public LoopBalanceTest {
 };
 
 TEST_P(LateBalanceTest, WhatALoopDoesNotBeginIsCalledOff) {
-  ASSERT_TRUE(UntilMoving());
+  ASSERT_TRUE(UntilMoving(8));
   ASSERT_TRUE(Drive([&] { return Says("after 8 ticks the loop has not come to it"); }));
   EXPECT_EQ(balance_->controller().state(), BalanceState::kWatching);
   Fate stopped;
@@ -296,7 +292,7 @@ TEST_P(LateBalanceTest, WhatALoopDoesNotBeginIsCalledOff) {
 }
 
 TEST_P(LateBalanceTest, StopCallsOffWhatHasNotBegun) {
-  ASSERT_TRUE(UntilMoving());
+  ASSERT_TRUE(UntilMoving(8));
   Fate stopped;
   balance_->Stop(stopped.OnEvent());
   EXPECT_TRUE(Drive([&] { return stopped.ended(); }));
@@ -307,7 +303,7 @@ TEST_P(LateBalanceTest, StopCallsOffWhatHasNotBegun) {
 }
 
 TEST_P(LateBalanceTest, StreamsForALoopThatDoesNotRunAreNotWaitedFor) {
-  ASSERT_TRUE(UntilMoving());
+  ASSERT_TRUE(UntilMoving(8));
   AlsoDrive(&busy());
   ASSERT_TRUE(Drive([&] { return Says("after 8 ticks streams are still on their way"); }));
   EXPECT_EQ(balance_->controller().state(), BalanceState::kWatching);
@@ -324,9 +320,7 @@ TEST_P(LateBalanceTest, StreamsForALoopThatDoesNotRunAreNotWaitedFor) {
 }
 
 TEST_P(LateBalanceTest, FewStreamsAreOnTheirWayAtOnceAndTheOthersFollow) {
-  for (int i = 0; i < 32; ++i) Flow(true);  // of these and the others four tenths go
-  ASSERT_TRUE(Drive([&] { return Intact(); }));
-  ASSERT_TRUE(UntilMoving());
+  ASSERT_TRUE(UntilMoving(40));  // of which four tenths go
   AlsoDrive(&busy());
   ASSERT_TRUE(Drive([&] { return busy().Snapshot().moves_out >= 8; }));
   EXPECT_EQ(busy().Snapshot().moves_out, 8u);
@@ -336,9 +330,7 @@ TEST_P(LateBalanceTest, FewStreamsAreOnTheirWayAtOnceAndTheOthersFollow) {
 }
 
 TEST_P(LateBalanceTest, WhatHasNotLeftWhenItIsGivenUpStays) {
-  for (int i = 0; i < 32; ++i) Flow(true);
-  ASSERT_TRUE(Drive([&] { return Intact(); }));
-  ASSERT_TRUE(UntilMoving());
+  ASSERT_TRUE(UntilMoving(40));
   AlsoDrive(&busy());
   ASSERT_TRUE(Drive([&] { return Says("after 8 ticks streams are still on their way"); }));
   Fate stopped;
@@ -351,9 +343,7 @@ TEST_P(LateBalanceTest, WhatHasNotLeftWhenItIsGivenUpStays) {
 }
 
 TEST_P(LateBalanceTest, WhatHasNotLeftWhenItIsStoppedStays) {
-  for (int i = 0; i < 32; ++i) Flow(true);
-  ASSERT_TRUE(Drive([&] { return Intact(); }));
-  ASSERT_TRUE(UntilMoving());
+  ASSERT_TRUE(UntilMoving(40));
   AlsoDrive(&busy());
   ASSERT_TRUE(Drive([&] { return busy().Snapshot().moves_out >= 8; }));
   Fate stopped;
@@ -367,9 +357,7 @@ TEST_P(LateBalanceTest, WhatHasNotLeftWhenItIsStoppedStays) {
 }
 
 TEST_P(LateBalanceTest, WhatHasNotLeftWhenTheBalancerGoesStays) {
-  for (int i = 0; i < 32; ++i) Flow(true);
-  ASSERT_TRUE(Drive([&] { return Intact(); }));
-  ASSERT_TRUE(UntilMoving());
+  ASSERT_TRUE(UntilMoving(40));
   AlsoDrive(&busy());
   ASSERT_TRUE(Drive([&] { return busy().Snapshot().moves_out >= 8; }));
   balance_ = nullptr;
