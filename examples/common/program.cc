@@ -83,7 +83,13 @@ std::vector<std::string> ParseCommandLine(int argc, char** argv, std::string_vie
     std::string& word = words[i];
     if (word == "--") break;
     if (word == "--help" || word == "-h") PrintHelp(usage);
-    if (!absl::StartsWith(word, "--")) continue;
+    if (!absl::StartsWith(word, "--")) {
+      // absl would take it for a flag by its own name of it.
+      if (word.size() > 1 && word[0] == '-') {
+        Fail(absl::StrCat("'", word, "': flags begin with two dashes, see --help"));
+      }
+      continue;
+    }
     const size_t equals = std::min(word.find('='), word.size());
     std::replace(word.begin() + 2, word.begin() + static_cast<std::ptrdiff_t>(equals), '-', '_');
     const std::string name = word.substr(2, equals - 2);

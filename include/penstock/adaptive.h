@@ -34,7 +34,7 @@
 PENSTOCK_BEGIN_NAMESPACE
 
 struct AdaptiveOptions {
-  absl::Duration tick = absl::Seconds(1);
+  absl::Duration tick = absl::Seconds(1);  // an hour at most
   // Reads delivered in a turn of the loop, on average over a tick: from `up` on io_uring may do
   // better, up to `down` epoll may. In between neither is tried.
   double up = 8;

@@ -34,7 +34,7 @@
 PENSTOCK_BEGIN_NAMESPACE
 
 struct BalanceOptions {
-  absl::Duration tick = absl::Seconds(1);
+  absl::Duration tick = absl::Seconds(1);  // an hour at most
   // By how much two loops must differ, in parts of the time that a thread is on a CPU, and for how
   // many ticks in a row.
   double difference = 0.25;

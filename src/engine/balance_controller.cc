@@ -14,7 +14,9 @@ absl::Status BalanceController::Check(const BalanceOptions& o) {
   const auto bad = [](const char* what) {
     return absl::InvalidArgumentError(absl::StrCat("balance options: ", what));
   };
-  if (o.tick <= absl::ZeroDuration()) return bad("tick must be positive");
+  if (o.tick <= absl::ZeroDuration() || o.tick > absl::Hours(1)) {
+    return bad("tick must be positive, and an hour at most");
+  }
   if (!(o.difference > 0 && o.difference < 1)) return bad("difference must be between 0 and 1");
   if (o.sustain < 1) return bad("sustain must be at least 1");
   if (o.streams_max < 1) return bad("streams_max must be at least 1");

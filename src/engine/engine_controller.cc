@@ -39,7 +39,9 @@ absl::Status EngineController::Check(const AdaptiveOptions& o) {
   const auto bad = [](const char* what) {
     return absl::InvalidArgumentError(absl::StrCat("adaptive options: ", what));
   };
-  if (o.tick <= absl::ZeroDuration()) return bad("tick must be positive");
+  if (o.tick <= absl::ZeroDuration() || o.tick > absl::Hours(1)) {
+    return bad("tick must be positive, and an hour at most");
+  }
   if (!(o.down >= 0 && o.down < o.up)) return bad("down must be below up, and not negative");
   if (!(o.up_at_once >= o.up)) return bad("up_at_once must not be below up");
   if (o.sustain < 1) return bad("sustain must be at least 1");

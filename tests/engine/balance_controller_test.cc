@@ -171,6 +171,7 @@ TEST_F(BalanceControllerTest, RefusesOptionsThatMakeNoSense) {
   };
   EXPECT_TRUE(BalanceController::Check({}).ok());
   EXPECT_TRUE(refused([](BalanceOptions& o) { o.tick = absl::ZeroDuration(); }));
+  EXPECT_TRUE(refused([](BalanceOptions& o) { o.tick = absl::InfiniteDuration(); }));
   EXPECT_TRUE(refused([](BalanceOptions& o) { o.difference = 0; }));
   EXPECT_TRUE(refused([](BalanceOptions& o) { o.difference = 1; }));
   EXPECT_TRUE(refused([](BalanceOptions& o) { o.sustain = 0; }));

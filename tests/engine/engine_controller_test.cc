@@ -485,6 +485,7 @@ TEST_F(EngineControllerTest, OptionsThatContradictThemselvesAreNamed) {
     EXPECT_NE(std::string(status.message()).find(word), std::string::npos) << status;
   };
   refused([](AdaptiveOptions& o) { o.tick = absl::ZeroDuration(); }, "tick");
+  refused([](AdaptiveOptions& o) { o.tick = absl::InfiniteDuration(); }, "tick");
   refused([](AdaptiveOptions& o) { o.down = o.up; }, "down");
   refused([](AdaptiveOptions& o) { o.up_at_once = 1; }, "up_at_once");
   refused([](AdaptiveOptions& o) { o.sustain = 0; }, "sustain");

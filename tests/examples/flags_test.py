@@ -124,6 +124,10 @@ class Flags(Case):
         for name in (*SERVERS, "echo_client", "bulk_transfer", "live_migration"):
             self.refuses(name, "--bogus-flag=1", says=["--bogus-flag", "--help"])
 
+    def test_one_dash(self):
+        for word in ("-loops=2", "-bogus", "-max-connections=5"):
+            self.refuses("echo_server", word, says=[f"'{word}'", "two dashes"])
+
     def test_values_of_the_wrong_kind(self):
         self.refuses("echo_server", "--loops=two", says=["--loops", "'two'", "a whole number"])
         self.refuses("echo_server", "--loops", "two", says=["--loops", "'two'"])
