@@ -15,9 +15,11 @@ constexpr int kDescriptors[] = {EMFILE, ENFILE, ENOMEM};
 constexpr int kSocketErrors[] = {EMFILE, ENFILE, ENOMEM, ENOBUFS, EAFNOSUPPORT, EACCES};
 constexpr int kBindErrors[] = {EADDRINUSE, EACCES, EADDRNOTAVAIL, ENOMEM};
 constexpr int kAddressInUse[] = {EADDRINUSE};
-constexpr int kAcceptErrors[] = {ECONNABORTED, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPROTO, EPERM};
-constexpr int kConnectErrors[] = {ECONNREFUSED, ENETUNREACH,   EHOSTUNREACH, ETIMEDOUT,
-                                  EAGAIN,       EADDRNOTAVAIL, EACCES,       EPERM};
+constexpr int kAcceptErrors[] = {ECONNABORTED, EMFILE,      ENFILE,      ENOBUFS,   ENOMEM,
+                                 EPROTO,       EPERM,       ENETDOWN,    EHOSTDOWN, ENONET,
+                                 EHOSTUNREACH, ENETUNREACH, ENOPROTOOPT, EOPNOTSUPP};
+constexpr int kConnectErrors[] = {ECONNREFUSED,  ENETUNREACH, EHOSTUNREACH, ETIMEDOUT, EAGAIN,
+                                  EADDRNOTAVAIL, EACCES,      EPERM,        EADDRINUSE};
 constexpr int kReceiveErrors[] = {ECONNRESET, ETIMEDOUT, EHOSTUNREACH, ECONNREFUSED, ENOMEM};
 constexpr int kSendErrors[] = {ECONNRESET, EPIPE, EHOSTUNREACH, ENOBUFS, ENOMEM, ETIMEDOUT};
 constexpr int kUnlinkErrors[] = {EACCES, EPERM, ENOENT, EROFS};
