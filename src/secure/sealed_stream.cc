@@ -414,8 +414,7 @@ void SealedStream::Settle() {
     WithOpener([](RecordOpener& opener) { opener.Rest(); });
     if (released_) return;
   }
-  if (read_done_ && hungry_ && !wire_ended_ && !reading_below_ && !read_cancelled_ &&
-      read_end_.ok() && read_below_.ok()) {
+  if (read_done_ && read_waits() && !reading_below_) {
     reading_below_ = true;
     below_->ReadReady([this](absl::StatusOr<Buffer>&& data) { OnReadBelow(std::move(data)); });
   }
