@@ -277,6 +277,16 @@ class LateBalanceTest : public LoopBalanceTest {
     EXPECT_EQ(busy().Snapshot().moves_out, left);
     EXPECT_TRUE(Drive([&] { return Intact(); }));
   }
+  // Nothing is under way that it would wait for, and nothing begins when the loops run again.
+  void StopAndExpectNoneBegun() {
+    Fate stopped;
+    balance_->Stop(stopped.OnEvent());
+    EXPECT_TRUE(Drive([&] { return stopped.ended(); }));
+    AlsoDrive(&busy());
+    AlsoDrive(&other());
+    ASSERT_TRUE(ComesToWhatItHas(busy()));
+    EXPECT_EQ(busy().Snapshot().moves_out, 0u) << "begun after all";
+  }
   // Whatever was posted to `loop` has run.
   bool ComesToWhatItHas(Loop& loop) {
     bool ran = false;
@@ -297,25 +307,13 @@ TEST_P(LateBalanceTest, WhatALoopDoesNotBeginIsCalledOff) {
   ASSERT_TRUE(UntilMoving(8));
   ASSERT_TRUE(Drive([&] { return Says("after 8 ticks the loop has not come to it"); }));
   EXPECT_EQ(balance_->controller().state(), BalanceState::kWatching);
-  Fate stopped;
-  balance_->Stop(stopped.OnEvent());
-  EXPECT_TRUE(Drive([&] { return stopped.ended(); }));
-  AlsoDrive(&busy());
-  AlsoDrive(&other());
-  ASSERT_TRUE(ComesToWhatItHas(busy()));
-  EXPECT_EQ(busy().Snapshot().moves_out, 0u) << "begun after all";
+  StopAndExpectNoneBegun();
   EXPECT_EQ(balance_->controller().moves(), 0u);
 }
 
 TEST_P(LateBalanceTest, StopCallsOffWhatHasNotBegun) {
   ASSERT_TRUE(UntilMoving(8));
-  Fate stopped;
-  balance_->Stop(stopped.OnEvent());
-  EXPECT_TRUE(Drive([&] { return stopped.ended(); }));
-  AlsoDrive(&busy());
-  AlsoDrive(&other());
-  ASSERT_TRUE(ComesToWhatItHas(busy()));
-  EXPECT_EQ(busy().Snapshot().moves_out, 0u);
+  StopAndExpectNoneBegun();
 }
 
 TEST_P(LateBalanceTest, StreamsForALoopThatDoesNotRunAreNotWaitedFor) {

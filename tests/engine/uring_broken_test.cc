@@ -81,10 +81,10 @@ TEST_P(UringBrokenTest, WhatItServedGoesOn) {
   ASSERT_TRUE(PollUntil([&] { return stream_->stats().engine == EngineKind::kEpoll; }));
   ASSERT_EQ(peer_.Send(" on"), 3);
   ASSERT_TRUE(PollUntil([&] { return received_ == "goes on"; }));
-  ExpectEcho(*stays, stays_peer);
+  ExpectHears(*stays, stays_peer);
   PlainSocket client = PlainSocket::Connect(listener->address());
   ASSERT_TRUE(PollUntil([&] { return accepted != nullptr; }));
-  ExpectEcho(*accepted, client);
+  ExpectHears(*accepted, client);
   const EngineKind own = GetParam().embedded ? GetParam().primary : EngineKind::kEpoll;
   EXPECT_EQ(loop_->engine(), own);
   bool fired = false, posted = false;
@@ -320,7 +320,7 @@ TEST_F(UringPatienceTest, WithoutADescriptorForEpollWhatItServedWaits) {
   received_.clear();
   ASSERT_EQ(peer_.Send("goes on"), 7);
   ASSERT_TRUE(PollUntil([&] { return received_ == "goes on"; }));
-  ExpectEcho(*accepted, client);
+  ExpectHears(*accepted, client);
   EXPECT_EQ(loop_->Snapshot().stranded, 0u);
 }
 

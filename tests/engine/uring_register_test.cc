@@ -9,19 +9,14 @@
 #include <linux/io_uring.h>
 
 #include <cerrno>
-#include <chrono>
-#include <memory>
-#include <optional>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include <gtest/gtest.h>
 
-#include "absl/functional/function_ref.h"
-#include "engine/loop_core.h"
 #include "testing/environment.h"
 #include "testing/fault_sys.h"
+#include "testing/logged_loop.h"
 #include "testing/plain_socket.h"
 
 namespace penstock::internal {
@@ -48,7 +43,7 @@ class RegisterSys final : public FaultSys {
   int failed = 0;
 };
 
-class UringRegisterTest : public ::testing::Test {
+class UringRegisterTest : public LoggedLoop<RegisterSys> {
  protected:
   static constexpr int kForGood = 1'000'000;
 
@@ -57,35 +52,11 @@ class UringRegisterTest : public ::testing::Test {
       GTEST_SKIP() << why;
     }
   }
-  void TearDown() override {
-    stream_ = nullptr;
-    loop_ = nullptr;
-  }
-
   void Fail(unsigned op, int error, int spared, int failures) {
     sys_.failing_op = op;
     sys_.error = error;
     sys_.spared = spared;
     sys_.failures = failures;
-  }
-  absl::Status Make(EngineKind kind) {
-    LoopOptions options;
-    options.engine = kind;
-    options.log = [this](LogSeverity, const char*, int, std::string_view message) {
-      log_.emplace_back(message);
-    };
-    absl::StatusOr<std::unique_ptr<Loop>> loop =
-        LoopCore::CreateLoop(std::move(options), {.sys = &sys_, .engines = {}});
-    if (loop.ok()) loop_ = *std::move(loop);
-    return loop.status();
-  }
-  bool PollUntil(absl::FunctionRef<bool()> done) {
-    const auto limit = std::chrono::steady_clock::now() + std::chrono::minutes(2);
-    while (!done()) {
-      loop_->Poll();
-      if (std::chrono::steady_clock::now() > limit) return false;
-    }
-    return true;
   }
   // A stream of the loop hears a plain socket.
   void ExpectService() {
@@ -94,25 +65,8 @@ class UringRegisterTest : public ::testing::Test {
             [this](absl::StatusOr<StreamPtr> made) { stream_ = *std::move(made); });
     ASSERT_TRUE(PollUntil([&] { return stream_ != nullptr; }));
     PlainSocket peer = listener.Accept();
-    ASSERT_EQ(peer.Send("heard"), 5);
-    std::optional<std::string> got;
-    stream_->ReadReady([&](absl::StatusOr<Buffer> data) {
-      got = data.ok() ? std::string(data->view()) : data.status().ToString();
-    });
-    ASSERT_TRUE(PollUntil([&] { return got.has_value(); }));
-    EXPECT_EQ(*got, "heard");
+    ExpectHears(*stream_, peer);
   }
-  bool Logged(std::string_view words) const {
-    for (const std::string& line : log_) {
-      if (line.find(words) != std::string::npos) return true;
-    }
-    return false;
-  }
-
-  RegisterSys sys_;
-  std::vector<std::string> log_;
-  std::unique_ptr<Loop> loop_;
-  StreamPtr stream_;
 };
 
 TEST_F(UringRegisterTest, ARingThatCannotBeStartedAtFirstIsStartedLater) {

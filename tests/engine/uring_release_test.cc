@@ -36,7 +36,7 @@ class UringReleaseTest : public BreakingRing {
   void ExpectAccepts(Listener& listener) {
     PlainSocket client = PlainSocket::Connect(listener.address());
     ASSERT_TRUE(PollUntil([&] { return accepted_ != nullptr; }));
-    ExpectEcho(*std::exchange(accepted_, nullptr), client);
+    ExpectHears(*std::exchange(accepted_, nullptr), client);
   }
   uint64_t RefusedToEpoll(MoveRefusal why) const {
     constexpr auto kToEpoll = static_cast<size_t>(MoveDirection::kToEpoll);
@@ -148,7 +148,7 @@ TEST_F(UringReleaseTest, ADroppedCompletionEndsTheRing) {
   EXPECT_TRUE(Logged("the kernel has dropped a completion"));
   ASSERT_TRUE(PollUntil([&] { return !end_.ok(); }));
   EXPECT_TRUE(absl::IsDataLoss(end_)) << "its bytes may have been dropped: " << end_;
-  ExpectEcho(*other, other_peer);
+  ExpectHears(*other, other_peer);
   EXPECT_EQ(other->stats().engine, EngineKind::kEpoll);
 }
 

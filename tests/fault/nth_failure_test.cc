@@ -153,17 +153,8 @@ class Scenario {
   }
 
   bool Begin() {
-    LoopOptions options;
-    options.engine = engine_;
-    options.log = [](LogSeverity, const char*, int, std::string_view) {};
-    LoopCore::Seams seams;
-    seams.sys = &sys_;
-    absl::StatusOr<std::unique_ptr<Loop>> loop =
-        LoopCore::CreateLoop(std::move(options), std::move(seams));
-    made_ = loop.status();
-    if (!loop.ok()) return false;
-    loop_ = *std::move(loop);
-    if (place_ == Place::kMoving && !BeginOther()) return false;
+    if (!Make(loop_, nullptr)) return false;
+    if (place_ == Place::kMoving && !Make(other_, &loop_->pool())) return false;
 
     ListenOptions listening;
     listening.stream = Bounded();
@@ -194,10 +185,10 @@ class Scenario {
 
   bool to_file() const { return place_ == Place::kStaleFile; }
 
-  bool BeginOther() {
+  bool Make(std::unique_ptr<Loop>& made, BufferPool* pool) {
     LoopOptions options;
     options.engine = engine_;
-    options.pool = &loop_->pool();
+    options.pool = pool;
     options.log = [](LogSeverity, const char*, int, std::string_view) {};
     LoopCore::Seams seams;
     seams.sys = &sys_;
@@ -205,7 +196,7 @@ class Scenario {
         LoopCore::CreateLoop(std::move(options), std::move(seams));
     made_ = loop.status();
     if (!loop.ok()) return false;
-    other_ = *std::move(loop);
+    made = *std::move(loop);
     return true;
   }
 

@@ -279,36 +279,6 @@ TEST_P(SealTest, CancelEndsItOnceAndNotInside) {
   Settle();
 }
 
-TEST_P(SealTest, CancelIsNotOvertakenByWhatTheExecutorBrings) {
-  bool over = false;
-  for (int cancel_after = 1; !over; ++cancel_after) {
-    std::deque<absl::AnyInvocable<void() &&>> jobs;
-    Executor executor = [&](absl::AnyInvocable<void() &&> job) { jobs.push_back(std::move(job)); };
-    SealOptions options;
-    options.executor = &executor;
-    StreamPair pair = Pair();
-    Outcome client, server;
-    SealAttempt attempt =
-        Seal(std::move(pair.server), ServerCredentials(), ServerOptions(), options, server.Done());
-    SealClient(std::move(pair.client), client);
-    for (int i = 0; i < cancel_after; ++i) {
-      ASSERT_TRUE(Drive([&] { return !jobs.empty() || server.ended; }));
-      if (jobs.empty()) break;
-      std::move(jobs.front())();  // posts its result, which the loop has yet to run
-      jobs.pop_front();
-    }
-    over = server.ended;
-    attempt.Cancel();
-    ASSERT_TRUE(Drive([&] { return server.ended && client.ended; }));
-    if (over) {
-      EXPECT_TRUE(server.status().ok()) << server.status();
-      EXPECT_GT(cancel_after, 2);
-    } else {
-      EXPECT_TRUE(IsCancelled(server.status())) << cancel_after << ": " << server.status();
-    }
-  }
-}
-
 TEST_P(SealTest, OptionsThatDoNotFitEndItInALaterTurn) {
   StreamPair pair = Pair();
   Outcome outcome;

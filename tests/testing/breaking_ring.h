@@ -15,21 +15,15 @@
 #include <sys/socket.h>
 
 #include <cerrno>
-#include <chrono>
 #include <cstdint>
 #include <cstdlib>
-#include <memory>
-#include <optional>
 #include <string>
-#include <string_view>
 #include <utility>
-#include <vector>
 
 #include <gtest/gtest.h>
 
-#include "absl/functional/function_ref.h"
-#include "engine/loop_core.h"
 #include "testing/fault_sys.h"
+#include "testing/logged_loop.h"
 #include "testing/plain_socket.h"
 
 PENSTOCK_BEGIN_NAMESPACE
@@ -73,22 +67,14 @@ class NoEpollSys : public FaultSys {
 };
 
 // A stream by io_uring on a loop whose ring a test breaks.
-class BreakingRing : public ::testing::Test {
+class BreakingRing : public LoggedLoop<NoEpollSys> {
  protected:
   // Skips where there is no io_uring.
   void Begin(EngineKind primary, const char* without = "") {
     const char* const before = std::getenv(kDisable);
     const std::string kept = before != nullptr ? before : "";
     if (*without != '\0') ::setenv(kDisable, without, 1);
-    LoopOptions options;
-    options.engine = primary;
-    options.log = [this](LogSeverity, const char*, int, std::string_view text) {
-      log_.emplace_back(text);
-    };
-    absl::StatusOr<std::unique_ptr<Loop>> loop =
-        LoopCore::CreateLoop(std::move(options), {.sys = &sys_, .engines = {}});
-    if (loop.ok()) loop_ = *std::move(loop);
-    absl::Status status = loop.status();
+    absl::Status status = Make(primary);
     if (loop_ != nullptr) status.Update(loop_->EnableEngine(EngineKind::kUring));
     before != nullptr ? ::setenv(kDisable, kept.c_str(), 1) : ::unsetenv(kDisable);
     if (absl::IsUnimplemented(status)) GTEST_SKIP() << status;
@@ -98,11 +84,6 @@ class BreakingRing : public ::testing::Test {
     ASSERT_NE(stream_, nullptr);
     peer_ = peers_.Accept();
   }
-  void TearDown() override {
-    stream_ = nullptr;
-    loop_ = nullptr;
-  }
-
   StreamPtr Open(StreamOptions options) {
     StreamPtr stream;
     ConnectOptions connecting;
@@ -112,14 +93,6 @@ class BreakingRing : public ::testing::Test {
             [&](absl::StatusOr<StreamPtr> made) { stream = *std::move(made); });
     EXPECT_TRUE(PollUntil([&] { return stream != nullptr; }));
     return stream;
-  }
-  bool PollUntil(absl::FunctionRef<bool()> done) {
-    const auto limit = std::chrono::steady_clock::now() + std::chrono::minutes(2);
-    while (!done()) {
-      loop_->Poll();
-      if (std::chrono::steady_clock::now() > limit) return false;
-    }
-    return true;
   }
   void Break(int error) {
     sys_.Set({.call = Call::kRingEnter, .error = error, .nth = 1, .persistent = true});
@@ -144,31 +117,11 @@ class BreakingRing : public ::testing::Test {
       Read();
     });
   }
-  void ExpectEcho(Stream& stream, PlainSocket& peer) {
-    ASSERT_EQ(peer.Send("there"), 5);
-    std::optional<std::string> got;
-    stream.ReadReady([&](absl::StatusOr<Buffer> data) {
-      got = data.ok() ? std::string(data->view()) : data.status().ToString();
-    });
-    ASSERT_TRUE(PollUntil([&] { return got.has_value(); }));
-    EXPECT_EQ(*got, "there");
-  }
-
-  bool Logged(std::string_view words) const { return LinesWith(words) > 0; }
-  int LinesWith(std::string_view words) const {
-    int lines = 0;
-    for (const std::string& line : log_) lines += line.find(words) != std::string::npos;
-    return lines;
-  }
 
   static constexpr char kDisable[] = "PENSTOCK_URING_DISABLE";
 
-  NoEpollSys sys_;
-  std::vector<std::string> log_;
-  std::unique_ptr<Loop> loop_;
   PlainSocket peers_;
   PlainSocket peer_;
-  StreamPtr stream_;
   std::string received_;
   absl::Status end_;  // of what was received
 };
