@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "fuzz/replay.h"
 #include "open_stream.h"
 #include "rdma/lane_device.h"
 #include "rdma_peer.h"

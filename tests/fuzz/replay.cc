@@ -10,10 +10,9 @@
 #include <system_error>
 #include <vector>
 
+#include "fuzz/replay.h"
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
-// What is missing once the whole corpus has run, so that inputs that have come to mean nothing are
-// noticed; empty when nothing is. Targets may have it.
-extern "C" __attribute__((weak)) const char* MissedByCorpus();
 
 int main(int argc, char** argv) {
   if (argc != 2) {
