@@ -8,7 +8,8 @@ round*, and of those the median. The server runs on one processor and the load g
 or both on one (points `same-*`, the most sensitive to what a library adds).
 
 Processor time per request is the more trustworthy figure, because the load generator is saturated
-at nearly all points. A run is repeated when the server or the generator had to wait for its
+at nearly all points. At the points `half-*` the server is what limits the rate: it shares its
+processor with a program that never waits, and so has half of it. A run is repeated when the server or the generator had to wait for its
 processor more than 5 % of the time: then somebody else was using the machine.
 
 Python standard library only.
@@ -16,6 +17,7 @@ Python standard library only.
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import statistics
@@ -24,7 +26,7 @@ import sys
 
 import servers
 
-Point = collections.namedtuple("Point", "connections size depth same_cpu")
+Point = collections.namedtuple("Point", "connections size depth same_cpu halved", defaults=[False])
 
 POINTS = {
     "c64-64": Point(64, 64, 1, False),
@@ -35,9 +37,13 @@ POINTS = {
     "c1000-16k": Point(1000, 16384, 1, False),
     "p16-64": Point(64, 64, 16, False),
     "p16-1k": Point(64, 1024, 16, False),
+    "p16-16k": Point(64, 16384, 16, False),
+    "p16-c1000": Point(1000, 64, 16, False),
     "same-64": Point(1, 64, 1, True),
     "same-16k": Point(1, 16384, 1, True),
     "bulk": Point(1, 65536, 16, False),
+    "half-c1000-64": Point(1000, 64, 1, False, halved=True),
+    "half-c1000-1k": Point(1000, 1024, 1, False, halved=True),
 }
 
 DISTURBED_ABOVE = 0.05
@@ -47,7 +53,10 @@ KEPT = ["requests_per_second", "bytes_per_second", "p50_us", "p90_us", "p99_us",
 
 def load_once(name, command, generator, point, args):
     """One measurement: starts the server, loads it, ends it; returns the figures."""
-    with servers.Server(name, command, args.server_cpu) as server:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(servers.Server(name, command, args.server_cpu))
+        if point.halved:
+            stack.enter_context(servers.Spinner(args.server_cpu))
         return load_server(server, generator, point, args)
 
 
@@ -81,6 +90,8 @@ def disturbance(figures, point):
     if point.same_cpu:
         # The two sides delay each other all the time; together they should fill the processor.
         return max(0.0, 1 - (figures["server_cpu_ns"] + figures["client_cpu_ns"]) / window)
+    if point.halved:  # the server is meant to wait half the time
+        return figures["client_delay_ns"] / window
     return max(figures["server_delay_ns"], figures["client_delay_ns"]) / window
 
 

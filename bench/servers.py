@@ -8,6 +8,7 @@ import platform
 import resource
 import selectors
 import subprocess
+import sys
 import time
 
 # Name -> program and its arguments. Peers take PORT as their last argument; Penstock's own example
@@ -164,6 +165,21 @@ class Server:
 
     def __exit__(self, *_):
         self.stop()
+
+
+class Spinner:
+    """A program that never waits, on one processor; a context manager that ends it."""
+
+    def __init__(self, cpu):
+        self.process = subprocess.Popen([sys.executable, "-c", "while True: pass"],
+                                        preexec_fn=pinned(cpu))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
 
 
 def machine():
