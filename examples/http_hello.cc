@@ -2,8 +2,9 @@
 // Try it with curl, or with wrk for its rate.
 //
 // Connections are as cheap as echo_server's: requests are read where they arrived, and the answers
-// to all requests of one read are gathered into one Write. Serving allocates nothing but a request
-// that arrives in parts.
+// to those of one read are gathered into one Write, or several where they would be long: a client
+// that asks and does not listen has that much of the pool and no more. Serving allocates nothing
+// but a request that arrives in parts.
 #include <penstock/loop.h>
 #include <penstock/stream.h>
 
@@ -38,7 +39,8 @@ constexpr auto kIdleDeadline = absl::Seconds(60);
 // would reset the connection and might take the answer away from it (RFC 9112, 9.6).
 constexpr auto kLingerDeadline = absl::Seconds(2);
 constexpr int kLingerReads = 64;
-constexpr size_t kAnswersBlock = 4096;  // bytes
+constexpr size_t kAnswersBlock = 4096;     // bytes
+constexpr size_t kAnswersMax = 16 * 1024;  // bytes of one Write, short of one answer
 
 // The answers of one thread. The usual one is kept ready, and renewed when its Date is a second
 // old.
@@ -109,48 +111,70 @@ class Session {
   static void Read(std::unique_ptr<Session> session) {
     Stream& stream = *session->stream_;
     stream.ReadReady([session = std::move(session)](absl::StatusOr<Buffer> data) mutable {
-      if (data.ok()) Answer(std::move(session), *data);
+      if (!data.ok()) return;
+      session->Take(*std::move(data));
+      Answer(std::move(session));
     });
   }
 
  private:
-  static void Answer(std::unique_ptr<Session> session, const Buffer& data) {
+  void Take(Buffer data) {
+    if (partial_.empty()) {
+      unread_ = std::move(data);
+    } else {
+      partial_.append(data.view());
+    }
+  }
+
+  static void Answer(std::unique_ptr<Session> session) {
     BufferChain answers;
-    if (!session->Consume(data.view(), answers)) return;
+    if (!session->Consume(answers)) return;
     if (answers.empty()) return Read(std::move(session));
     Stream& stream = *session->stream_;
     stream.Write(std::move(answers), [session = std::move(session)](absl::Status sent) mutable {
       if (!sent.ok()) return;
-      session->closing_ ? Linger(std::move(session)) : Read(std::move(session));
+      if (session->closing_) return Linger(std::move(session));
+      session->more_ ? Answer(std::move(session)) : Read(std::move(session));
     });
   }
 
-  // Reads the requests in `bytes` and appends the answers. False when there is no memory for them.
-  bool Consume(std::string_view bytes, BufferChain& answers) {
-    if (!partial_.empty()) {
-      partial_.append(bytes);
-      bytes = partial_;
-    }
-    Loop& loop = stream_->loop();
+  // Reads requests that have come and appends the answers: to all of them, or more_ says that some
+  // are left. False when there is no memory for them.
+  bool Consume(BufferChain& answers) {
     Buffer last;
-    while (!closing_) {
+    const std::string_view before = partial_.empty() ? unread_.view() : partial_;
+    std::string_view bytes = before;
+    more_ = false;
+    while (!closing_ && !more_) {
       const size_t skipped = std::min<uint64_t>(skip_, bytes.size());
       skip_ -= skipped;
       bytes.remove_prefix(skipped);
       if (bytes.empty()) break;
       HttpRequest request = examples::ParseHttpRequest(bytes);
       if (request.head_size == 0) break;
+      Loop& loop = stream_->loop();
       if (loop.draining()) request.keep_alive = false;  // the client shall ask another server
       static thread_local Answers texts;
-      if (!texts.Append(loop, request, answers, last)) return false;
+      if (!texts.Append(loop, request, answers, last)) {
+        if (answers.empty()) return false;
+        more_ = true;  // when what there is has gone out, there may be room
+        break;
+      }
       closing_ = !request.keep_alive;
       bytes.remove_prefix(std::min(request.head_size, bytes.size()));
       skip_ = request.body_size;
+      more_ = answers.size() + last.size() >= kAnswersMax;
     }
     answers.Append(std::move(last));
-    // At most one incomplete head, which ParseHttpRequest bounds.
-    std::string rest(closing_ ? std::string_view() : bytes);
-    partial_ = std::move(rest);
+    if (closing_) bytes = {};
+    if (more_ && partial_.empty()) {
+      unread_.TrimFront(before.size() - bytes.size());
+    } else {
+      // Unless more_, at most one incomplete head, which ParseHttpRequest bounds.
+      std::string rest(bytes);
+      partial_ = std::move(rest);
+      unread_ = Buffer();
+    }
     return true;
   }
 
@@ -170,8 +194,10 @@ class Session {
   }
 
   StreamPtr stream_;
-  std::string partial_;  // the beginning of a request whose rest has not arrived
+  Buffer unread_;        // of one read, while partial_ is empty and more_ holds
+  std::string partial_;  // begins with a request whose rest had not arrived
   uint64_t skip_ = 0;    // bytes of a request's body that are still to come
+  bool more_ = false;    // requests to answer when the Write under way has ended
   bool closing_ = false;
 };
 

@@ -488,6 +488,7 @@ int RunServer(Serve serve, const penstock::StreamOptions& options, MayChangeLoop
   if (config.listen.stream.migratable) config.pool = &pool.emplace(config.pool_options);
   RaiseDescriptorLimit();
   BlockSignals();
+  signal(SIGPIPE, SIG_IGN);  // who reads its first line alone goes on being served
 
   std::vector<ServerLoop> loops(static_cast<size_t>(absl::GetFlag(FLAGS_loops)));
   for (uint32_t i = 0; i < loops.size(); ++i) {

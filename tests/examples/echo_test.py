@@ -81,6 +81,19 @@ class Echo:
             server.wait_for("all gone", connections=0, closed=5)
             server.stop()
 
+    def test_whoever_takes_the_first_line_alone_leaves_it_serving(self):
+        command = [programs.program("echo_server"), "--listen=127.0.0.1:0",
+                   f"--engine={self.engine}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            self.addCleanup(process.kill)
+            address = process.stdout.readline().split()[-1]
+            process.stdout.close()  # as `echo_server | head -1` does
+            process.send_signal(signal.SIGUSR1)
+            done = run("echo_client", f"--connect={address}", "--duration=100ms")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            process.send_signal(signal.SIGTERM)
+            self.assertEqual(process.wait(PATIENCE), 0)
+
     def test_huge_pages_and_busy_polling(self):
         with self.server("--huge-pages", "--busy-poll=1ms") as server:
             figures = self.client(server, "--duration=200ms", "--connections=4", "--size=40000")

@@ -120,6 +120,19 @@ class Http:
                 for _ in range(count):
                     self.assertEqual(answers.next()[::2], (200, GREETING))
 
+    def test_whoever_asks_and_does_not_listen_holds_little(self):
+        with self.server.connect() as peer:
+            peer.setblocking(False)
+            held = []
+            for _ in range(50):
+                try:
+                    while True:
+                        peer.send(GET * 20000)
+                except BlockingIOError:
+                    held.append(self.server.snapshot()["pool_live_bytes"])
+            self.assertGreater(max(held), 0)
+            self.assertLess(max(held), 128 * 1024)
+
     def test_pipelined_requests_are_answered_in_order(self):
         answers = self.ask(GET + b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc" + GET +
                            b"BREW / HTTP/1.1\r\nHost: a\r\n\r\n" +
