@@ -25,7 +25,8 @@ struct ConnectOptions {
   EngineKind engine = EngineKind::kAuto;  // kAuto: the loop's
   // The attempt ends with DEADLINE_EXCEEDED after this long.
   absl::Duration deadline = absl::Seconds(30);
-  // Bind to this address first when it is not empty.
+  // Bind to this address first when it is not empty; of the same family. The file of a Unix path is
+  // the caller's to remove.
   SocketAddress local;
   StreamOptions stream;
 };

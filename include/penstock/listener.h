@@ -42,6 +42,7 @@ struct ListenerStats {
   uint64_t accepted = 0;
   uint64_t open = 0;          // accepted streams not yet closed
   uint64_t fd_exhausted = 0;  // times accept met EMFILE or ENFILE
+  uint64_t refused = 0;       // of these, peers that were taken off the backlog and closed
   uint64_t errors = 0;        // other accept failures
   bool paused = false;        // for whichever reason
 };

@@ -23,9 +23,10 @@ using ResolveCallback = absl::AnyInvocable<void(absl::StatusOr<std::vector<Socke
 
 // Looks `host` up for stream sockets and calls `done` on the loop's thread, in a later turn, with
 // its addresses, each with `port`, in getaddrinfo's order (RFC 6724). NotFound: no such host;
-// Unavailable: try again later; InvalidArgument: an empty name or one with a zero byte;
-// FailedPrecondition: `executor` is empty. A numeric host is answered without the executor, which
-// is used during the call only.
+// Unavailable: try again later; ResourceExhausted: no memory; InvalidArgument: an empty name or one
+// with a zero byte; FailedPrecondition: `executor` is empty; Internal, or what the errno of
+// EAI_SYSTEM stands for: the lookup itself failed. A numeric host is answered without the executor,
+// which is used during the call only.
 //
 // `done` is destroyed unrun when the loop is gone first (then on the executor's thread, if the
 // lookup was still running) or when the executor drops the job.

@@ -73,11 +73,14 @@ struct LoopSnapshot {
   uint64_t ring_exhausted = 0;  // receives the kernel ended with ENOBUFS
 
   // Refusals and ends, by cause.
-  uint64_t accept_errors = 0;  // accept(2) failures other than those below
-  uint64_t fd_exhausted = 0;   // EMFILE or ENFILE on accept
+  uint64_t accept_errors = 0;    // accept(2) failures other than those below
+  uint64_t fd_exhausted = 0;     // EMFILE or ENFILE on accept
+  uint64_t accepts_refused = 0;  // of these, peers that were taken off the backlog and closed
   // Connect and moves at LoopOptions::connections_max, and Connect while the loop is draining.
   uint64_t connections_refused = 0;
   uint64_t writes_refused = 0;  // at StreamOptions::send_queue_max
+  // Connections that ended with IsReset: by their peer, or because it could not be reached any
+  // more.
   uint64_t peer_resets = 0;
   // Deadlines that passed: of reads, writes, idle streams, Connect, Seal and, with wait_max,
   // operations of RDMA endpoints.

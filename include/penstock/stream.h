@@ -24,7 +24,9 @@
 //   reset, not an end of stream, so that it cannot take a part for the whole. To end in order:
 //   ShutdownWrite, read to the end of stream, then destroy. (TCP resets a connection that is closed
 //   while bytes from the peer lie unread in the kernel, and the peer may then lose the tail of
-//   ours.)
+//   ours.) Unix sockets have no reset of their own: their peer sees one only if it had sent bytes
+//   that nobody took, otherwise an end of stream after what came before. Where that could pass for
+//   the whole, tell lengths or seal the stream.
 // Bounds
 //   Beyond StreamOptions::send_queue_max a write is refused (RESOURCE_EXHAUSTED), the stream left
 //   untouched if Write has a `done`. Callbacks are told in the order of their writes, those of
@@ -54,11 +56,12 @@ struct StreamOptions {
   // Socket options (tcp(7), socket(7)); those of TCP are ignored on Unix sockets.
   bool nodelay = true;
   // Zero: no keep-alive. Otherwise probe after this long idle and then every interval, `probes`
-  // times. Whole seconds, at least one.
+  // times. Whole seconds (rounded up), at least one and at most 32,767 (tcp(7)).
   absl::Duration keepalive_idle = absl::ZeroDuration();
   absl::Duration keepalive_interval = absl::Seconds(10);
   int keepalive_probes = 6;
-  // Longest time sent bytes may stay unacknowledged (TCP_USER_TIMEOUT); zero: the kernel's choice.
+  // Longest time sent bytes may stay unacknowledged (TCP_USER_TIMEOUT), at most 2^31 - 1 ms; zero:
+  // the kernel's choice.
   absl::Duration user_timeout = absl::ZeroDuration();
   // SO_RCVBUF and SO_SNDBUF in bytes; zero: the kernel's tuning.
   int receive_buffer = 0;

@@ -171,6 +171,7 @@ void Connection::SetIdleDeadline(absl::Duration after) {
 }
 
 void Connection::SetDeadline(uint32_t& deadline_ms, uint64_t& since, absl::Duration after) {
+  CheckThread();
   if (loop_ == nullptr) return;
   deadline_ms = DeadlineMs(after);
   NoteDeadlines();
@@ -179,6 +180,7 @@ void Connection::SetDeadline(uint32_t& deadline_ms, uint64_t& since, absl::Durat
 }
 
 StreamStats Connection::stats() const {
+  CheckThread();
   StreamStats stats;
   if (engine_ != nullptr) stats.engine = engine_->kind();
   stats.bytes_in = bytes_in_;
@@ -190,6 +192,7 @@ StreamStats Connection::stats() const {
 }
 
 SocketAddress Connection::local() const {
+  CheckThread();
   return fd_ >= 0 && engine_ != nullptr ? engine_->LocalAddress(fd_) : SocketAddress();
 }
 
@@ -250,7 +253,7 @@ void Connection::OnReceiveEnded(int error) {
   }
   read_end_ = ErrnoStatus(error, "read from", &peer_);
   if (IsReset(read_end_)) {
-    loop_->counters().peer_resets.Add(1);
+    if (!IsReset(write_end_)) loop_->counters().peer_resets.Add(1);  // else a send has counted it
   } else if (absl::IsResourceExhausted(read_end_) || absl::IsInternal(read_end_)) {
     loop_->Fault(read_end_.ToString());  // the rest may be the network's doing (icmp(7))
   }
@@ -351,11 +354,11 @@ void Connection::Flush() {
     if (has_deadlines_) write_since_ = active_at_ = loop_->FreshTick();
     loop_->counters().bytes_out.Add(sent_now);
   }
-  if (error != 0) FailSending(error);
+  if (error != 0) FailSending(error, "write to");
 }
 
-void Connection::FailSending(int error) {
-  write_end_ = ErrnoStatus(error, "write to", &peer_);
+void Connection::FailSending(int error, std::string_view operation) {
+  write_end_ = ErrnoStatus(error, operation, &peer_);
   tx_.Clear();
   if (IsReset(write_end_)) {
     loop_->counters().peer_resets.Add(1);
@@ -370,7 +373,7 @@ void Connection::FinishShutdown() {
   write_side_ = WriteSide::kShut;
   if (write_end_.ok() && state_ == ConnectionState::kOpen) {
     if (const int error = engine_->Shutdown(*this, SHUT_WR); error < 0) {
-      write_end_ = ErrnoStatus(-error, "shutdown-write to", &peer_);
+      FailSending(-error, "shutdown-write to");
     }
   }
   if (extras_ != nullptr && extras_->shutdown_done) {

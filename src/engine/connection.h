@@ -277,7 +277,7 @@ class Connection : private TimerNode {
   // The same for one that ends with an error.
   [[gnu::cold]] bool RunWriteFailed();
   [[gnu::cold]] bool RunReadFailed();
-  [[gnu::cold]] void FailSending(int error);
+  [[gnu::cold]] void FailSending(int error, std::string_view operation);
   [[gnu::cold]] void FinishShutdown();
   // Whether `data` may be queued; if not, RefuseWrite says why.
   bool MayWrite(const BufferChain& data) const {

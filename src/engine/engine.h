@@ -110,6 +110,9 @@ class Engine {
   virtual absl::StatusOr<int> OpenConnecting(const SocketAddress& address,
                                              const SocketAddress& local, const SocketSetup& setup,
                                              bool* connected) = 0;
+  // Gives a socket of `address`'s family what `setup` asks for.
+  virtual absl::Status SetOptions(int fd, const SocketAddress& address,
+                                  const SocketSetup& setup) = 0;
   // How the attempt ended: 0, or a positive errno. Valid once the socket is writable.
   virtual int ConnectResult(int fd) = 0;
   virtual SocketAddress LocalAddress(int fd) = 0;
@@ -123,8 +126,8 @@ class Engine {
   virtual void Accept(Acceptor& acceptor) = 0;
   virtual void StopAccepting(Acceptor& acceptor) = 0;
   // Takes one connection off the backlog and closes it, on the descriptor the engine keeps in
-  // reserve, so that a peer is told at once when descriptors have run out.
-  virtual void RefuseOne(Acceptor& acceptor) = 0;
+  // reserve, so that a peer is told at once when descriptors have run out. False: nobody was told.
+  virtual bool RefuseOne(Acceptor& acceptor) = 0;
   // Another thread may have taken the descriptor that was in reserve: takes one if there is any.
   virtual void RestoreReserve() = 0;
   // The acceptor is about to go: closes its socket and frees its slot, now or when the kernel has

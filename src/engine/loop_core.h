@@ -44,7 +44,8 @@ struct LoopCounters {
   Counter pinned_bytes, sealed_pinned_bytes, framed_pinned_bytes;
   Counter accepted, connected, closed, receives, bytes_in, bytes_out, turns, tasks, timers_fired;
   Counter syscalls, sqes, cqes, buffer_waits, ring_exhausted;
-  Counter accept_errors, fd_exhausted, connections_refused, writes_refused, peer_resets, deadlines;
+  Counter accept_errors, fd_exhausted, accepts_refused, connections_refused, writes_refused;
+  Counter peer_resets, deadlines;
   Counter faults, faults_epoll, faults_uring, timers;
   Counter switches_to_epoll, switches_to_uring, moves_in, moves_out, moves_back;
   std::array<std::array<Counter, kMoveRefusals>, kMoveDirections> moves_refused;

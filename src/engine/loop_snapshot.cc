@@ -37,6 +37,7 @@ LoopSnapshot LoopCore::Snapshot() const {
   s.ring_exhausted = c.ring_exhausted.value();
   s.accept_errors = c.accept_errors.value();
   s.fd_exhausted = c.fd_exhausted.value();
+  s.accepts_refused = c.accepts_refused.value();
   s.connections_refused = c.connections_refused.value();
   s.writes_refused = c.writes_refused.value();
   s.peer_resets = c.peer_resets.value();

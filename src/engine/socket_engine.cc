@@ -46,20 +46,20 @@ absl::Status SocketEngine::SetOptions(int fd, const SocketAddress& address,
                                       const SocketSetup& setup) {
   const StreamOptions& o = *setup.stream;
   // Rounded up: 0 means something else to the kernel.
-  const auto seconds = [](absl::Duration d) {
-    const int64_t up = absl::ToInt64Seconds(absl::Ceil(d, absl::Seconds(1)));
-    return static_cast<int>(std::clamp<int64_t>(up, 1, 32767));
+  const auto units = [](absl::Duration d, absl::Duration unit) {
+    return static_cast<int>(absl::Ceil(d, unit) / unit);
   };
   const bool keepalive = o.keepalive_idle > absl::ZeroDuration();
-  const int user_timeout_ms = static_cast<int>(std::clamp<int64_t>(
-      absl::ToInt64Milliseconds(absl::Ceil(o.user_timeout, absl::Milliseconds(1))), 0, INT32_MAX));
+  const int keepalive_idle_s = units(o.keepalive_idle, absl::Seconds(1));
+  const int keepalive_interval_s = units(o.keepalive_interval, absl::Seconds(1));
+  const int user_timeout_ms = units(o.user_timeout, absl::Milliseconds(1));
   const OptionRow rows[] = {
       {SOL_SOCKET, SO_REUSEPORT, "SO_REUSEPORT", 1, setup.reuse_port, true},
       {SOL_SOCKET, SO_RCVBUF, "SO_RCVBUF", o.receive_buffer, o.receive_buffer > 0, false},
       {SOL_SOCKET, SO_SNDBUF, "SO_SNDBUF", o.send_buffer, o.send_buffer > 0, false},
       {SOL_SOCKET, SO_KEEPALIVE, "SO_KEEPALIVE", 1, keepalive, true},
-      {IPPROTO_TCP, TCP_KEEPIDLE, "TCP_KEEPIDLE", seconds(o.keepalive_idle), keepalive, true},
-      {IPPROTO_TCP, TCP_KEEPINTVL, "TCP_KEEPINTVL", seconds(o.keepalive_interval), keepalive, true},
+      {IPPROTO_TCP, TCP_KEEPIDLE, "TCP_KEEPIDLE", keepalive_idle_s, keepalive, true},
+      {IPPROTO_TCP, TCP_KEEPINTVL, "TCP_KEEPINTVL", keepalive_interval_s, keepalive, true},
       {IPPROTO_TCP, TCP_KEEPCNT, "TCP_KEEPCNT", o.keepalive_probes, keepalive, true},
       {IPPROTO_TCP, TCP_USER_TIMEOUT, "TCP_USER_TIMEOUT", user_timeout_ms, user_timeout_ms > 0,
        true},
@@ -83,6 +83,10 @@ absl::StatusOr<int> SocketEngine::OpenListener(const SocketAddress& address,
         "unix:/run/service.sock");
   }
   const int fd = sys_.Socket(address.family(), SOCK_STREAM, 0);
+  if (fd == -EAFNOSUPPORT && address.family() == AF_INET6) {
+    return PeerStatus(absl::StatusCode::kUnimplemented, "open a socket to listen on", &address,
+                      "this host has no IPv6 (EAFNOSUPPORT); 0.0.0.0:PORT is all of IPv4");
+  }
   if (fd < 0) return ErrnoStatus(-fd, "open a socket to listen on", &address);
   const auto fail = [&](absl::Status status) {
     sys_.Close(fd);
@@ -96,6 +100,13 @@ absl::StatusOr<int> SocketEngine::OpenListener(const SocketAddress& address,
   if (IsTcp(address.family())) {
     if (const int r = sys_.SetOption(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on); r < 0) {
       return fail(ErrnoStatus(-r, "set SO_REUSEADDR on", &address));
+    }
+  }
+  if (address.family() == AF_INET6) {
+    // Whatever net.ipv6.bindv6only says: `*` is both families.
+    const int off = 0;
+    if (const int r = sys_.SetOption(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off); r < 0) {
+      return fail(ErrnoStatus(-r, "set IPV6_V6ONLY=0 for", &address));
     }
   }
   if (const int r = Bind(fd, address, setup.unlink_stale); r < 0) {
@@ -147,7 +158,8 @@ absl::StatusOr<int> SocketEngine::OpenConnecting(const SocketAddress& address,
   if (local.family() != AF_UNSPEC) {
     const socklen_t length = local.ToSockaddr(storage);
     if (const int r = sys_.Bind(fd, reinterpret_cast<sockaddr*>(&storage), length); r < 0) {
-      return fail(ErrnoStatus(-r, "bind to", &local));
+      return fail(ErrnoStatus(
+          -r, absl::StrCat("bind to ", local.ToString(), " in order to connect to"), &address));
     }
   }
   const socklen_t length = address.ToSockaddr(storage);
@@ -280,11 +292,12 @@ SocketEngine::Received SocketEngine::ReceivePinned(Connection& connection) {
   return received < size && connection.over_tcp() ? Received::kDrained : Received::kSome;
 }
 
-void SocketEngine::RefuseOne(Acceptor& acceptor) {
+bool SocketEngine::RefuseOne(Acceptor& acceptor) {
   if (reserve_ >= 0) sys_.Close(reserve_);
   const int fd = sys_.Accept(acceptor.fd, nullptr, nullptr);
   if (fd >= 0) sys_.Close(fd);
   reserve_ = sys_.OpenReserve();
+  return fd >= 0;
 }
 
 void SocketEngine::RestoreReserve() {

@@ -26,12 +26,13 @@ class SocketEngine : public Engine {
   absl::StatusOr<int> OpenListener(const SocketAddress& address, const SocketSetup& setup) override;
   absl::StatusOr<int> OpenConnecting(const SocketAddress& address, const SocketAddress& local,
                                      const SocketSetup& setup, bool* connected) override;
+  absl::Status SetOptions(int fd, const SocketAddress& address, const SocketSetup& setup) override;
   int ConnectResult(int fd) override;
   SocketAddress LocalAddress(int fd) override;
   void CloseSocket(int fd, bool reset) override;
   int64_t Send(Connection& connection, std::span<const iovec> parts) override;
   int Shutdown(Connection& connection, int how) override;
-  void RefuseOne(Acceptor& acceptor) override;
+  bool RefuseOne(Acceptor& acceptor) override;
   void RestoreReserve() override;
 
  protected:
@@ -69,7 +70,6 @@ class SocketEngine : public Engine {
   const bool direct_;
 
  private:
-  absl::Status SetOptions(int fd, const SocketAddress& address, const SocketSetup& setup);
   // Binds; a Unix path that is taken but not listened on is removed first when `unlink_stale`.
   int Bind(int fd, const SocketAddress& address, bool unlink_stale);
 

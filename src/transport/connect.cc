@@ -1,4 +1,5 @@
 #include <penstock/connect.h>
+#include <sys/socket.h>
 
 #include <utility>
 
@@ -74,6 +75,12 @@ absl::StatusOr<Connection*> Start(LoopCore& core, const SocketAddress& address,
   if (options.deadline < absl::ZeroDuration()) {
     return PeerStatus(absl::StatusCode::kInvalidArgument, kOperation, &address,
                       "deadline must not be negative");
+  }
+  const int local_family = options.local.family();
+  if (local_family != AF_UNSPEC && local_family != address.family()) {
+    return PeerStatus(absl::StatusCode::kInvalidArgument, kOperation, &address,
+                      absl::StrCat("the local address ", options.local.ToString(),
+                                   " must be of the same family"));
   }
   absl::StatusOr<Engine*> engine = core.EngineFor(options.engine);
   if (!engine.ok()) return Explain(engine.status(), kOperation, address);

@@ -179,7 +179,10 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
       case ENFILE:
         ++stats_.fd_exhausted;
         core_->counters().fd_exhausted.Add(1);
-        engine->RefuseOne(*this);
+        if (engine->RefuseOne(*this)) {
+          ++stats_.refused;
+          core_->counters().accepts_refused.Add(1);
+        }
         return WaitFor(kExhausted, "out of descriptors");
       case ENOBUFS:
       case ENOMEM:
@@ -265,17 +268,31 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
 
   // Makes a stream of `accepted`; the listener may be gone afterwards.
   void Admit(int accepted, const SocketAddress& peer) {
+    if (absl::Status status = Prepare(accepted); !status.ok()) {
+      stream_engine_->CloseSocket(accepted, true);
+      return NotAdmitted(status);
+    }
     ++count_->open;
     absl::StatusOr<Connection*> connection =
         core_->NewConnection(*stream_engine_, accepted, peer, options_.stream, true, count_);
     if (!connection.ok()) {
       --count_->open;
-      ++stats_.errors;
-      core_->counters().accept_errors.Add(1);
-      return core_->Fault(connection.status().ToString());
+      return NotAdmitted(connection.status());
     }
     if (!HasRoom()) SetReason(kAtLimit, true);
     Deliver(SocketStream::Adopt(*connection));
+  }
+
+  // Sockets of TCP inherit their options from the one that listens, those of Unix none.
+  absl::Status Prepare(int accepted) {
+    if (address_.family() != AF_UNIX) return absl::OkStatus();
+    return stream_engine_->SetOptions(accepted, address_, {.stream = &options_.stream});
+  }
+
+  void NotAdmitted(const absl::Status& why) {
+    ++stats_.errors;
+    core_->counters().accept_errors.Add(1);
+    core_->Fault(why.ToString());
   }
 
   // The callback may destroy the listener, and with it the callable that is running.

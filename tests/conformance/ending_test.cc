@@ -73,6 +73,22 @@ TEST_P(EndingTest, DestroyingWithQueuedBytesIsAResetToThePeerAndNeverTheWhole) {
   EXPECT_TRUE(IsAbortive(received.end)) << received.end;
 }
 
+// stream.h, "Destroying": where the peer has sent nothing that lies unread, a Unix socket cannot
+// say that it was cut short; a sealed stream's reader knows.
+TEST_P(EndingTest, DestroyingAUnixStreamWithQueuedBytesLeavesItsPeerAPrefix) {
+  if (!environment().has_kernel() || !is_unix()) GTEST_SKIP() << "about Unix sockets";
+  StreamPair pair = Pair(SmallBuffers(), SmallBuffers());
+  pair.client->Write(Chain(PatternBytes(2, 0, 1 << 20)));
+  Settle();
+  ASSERT_GT(pair.client->stats().queued_bytes, 0u);
+  pair.client.reset();
+  const Received received = ReadToEnd(*pair.server);
+  EXPECT_GT(received.data.size(), 0u);
+  EXPECT_LT(received.data.size(), 1u << 20);
+  EXPECT_FALSE(FirstMismatch(received.data, 2, 0).has_value());
+  EXPECT_TRUE(IsEof(received.end) || absl::IsDataLoss(received.end)) << received.end;
+}
+
 TEST_P(EndingTest, AbortIsAResetToThePeer) {
   StreamPair pair = Pair();
   Fate read;

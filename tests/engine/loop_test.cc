@@ -471,11 +471,20 @@ TEST_P(LoopTest, BusyPollHearsTasksAndTimers) {
   options.idle_trim = absl::Hours(24 * 365 * 1000);
   RemakeLoop(std::move(options));
   std::thread poster;
+  uint64_t wakeups = 0;
   Timer timer(loop());
-  timer.Arm(absl::Milliseconds(2),
-            [&] { poster = std::thread([&] { loop().Post([&] { loop().Stop(); }); }); });
+  timer.Arm(absl::Milliseconds(2), [&] {
+    const LoopSnapshot before = loop().Snapshot();
+    wakeups = before.wakeups;
+    poster = std::thread([this, before] {
+      // One that sleeps makes no call, and this would go on until the test's time is up.
+      while (loop().Snapshot().syscalls < before.syscalls + 100) std::this_thread::yield();
+      loop().Post([this] { loop().Stop(); });
+    });
+  });
   loop().Run();
   poster.join();
+  EXPECT_EQ(loop().Snapshot().wakeups, wakeups) << "who polls need not be woken";
 }
 
 // --- Engines ---

@@ -86,6 +86,8 @@ void ServeWithFewDescriptors(EngineKind engine) {
     });
   };
   ASSERT_TRUE(DriveLoops(loops, [&] { return told() >= 2; }));
+  EXPECT_GE((*listener)->stats().refused, 2u);
+  EXPECT_EQ((*loop)->Snapshot().accepts_refused, (*listener)->stats().refused);
   EXPECT_EQ(accepted.size(), served) << "nothing could be accepted meanwhile";
   // Streams that go make room, and the listener goes on by itself.
   accepted.clear();

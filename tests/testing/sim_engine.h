@@ -48,13 +48,16 @@ class SimEngine final : public internal::Engine, public SimWatcher {
                                    const internal::SocketSetup& setup) override;
   absl::StatusOr<int> OpenConnecting(const SocketAddress& address, const SocketAddress& local,
                                      const internal::SocketSetup& setup, bool* connected) override;
+  absl::Status SetOptions(int, const SocketAddress&, const internal::SocketSetup&) override {
+    return absl::OkStatus();
+  }
   int ConnectResult(int fd) override;
   SocketAddress LocalAddress(int fd) override;
   void CloseSocket(int fd, bool reset) override;
   absl::Status Add(internal::Acceptor& acceptor) override;
   void Accept(internal::Acceptor& acceptor) override;
   void StopAccepting(internal::Acceptor& acceptor) override;
-  void RefuseOne(internal::Acceptor& acceptor) override;
+  bool RefuseOne(internal::Acceptor& acceptor) override;
   void RestoreReserve() override;
   void Forget(internal::Acceptor& acceptor) override;
   bool Release(internal::Acceptor& acceptor) override;

@@ -59,12 +59,13 @@ void SimEngine::AcceptBurst(Token token) {
   QueueReady(token, world_.wire().Ready(static_cast<Acceptor*>(slot->object)->fd));
 }
 
-void SimEngine::RefuseOne(Acceptor& acceptor) {
+bool SimEngine::RefuseOne(Acceptor& acceptor) {
   if (reserve_ >= 0) world_.CloseFd(reserve_);
   SocketAddress peer;
   const int fd = world_.wire().Accept(acceptor.fd, &peer);
   if (fd >= 0) world_.wire().Close(fd, false);
   reserve_ = world_.OpenFd();
+  return fd >= 0;
 }
 
 void SimEngine::RestoreReserve() {

@@ -188,6 +188,20 @@ TEST_P(ConnectTest, ALocalAddressThatIsTakenOrForeignIsAnError) {
   const absl::Status status = ConnectTo(listener->address(), options).status();
   EXPECT_TRUE(absl::IsUnavailable(status)) << status;
   EXPECT_NE(status.message().find(options.local.ToString()), std::string::npos) << status;
+  const SocketAddress peer = environment().NewAddress();
+  const absl::Status both = ConnectTo(peer, options).status();
+  EXPECT_NE(both.message().find(options.local.ToString()), std::string::npos) << both;
+  EXPECT_NE(both.message().find(peer.ToString()), std::string::npos) << both;
+}
+
+TEST_P(ConnectTest, ALocalAddressOfAnotherFamilyIsAnErrorThatNamesBoth) {
+  std::unique_ptr<Listener> listener = Listen();
+  ConnectOptions options = Connecting();
+  options.local = SocketAddress::Parse(is_unix() ? "127.0.0.1:0" : "unix:@elsewhere").value();
+  const absl::Status status = ConnectTo(listener->address(), options).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+  EXPECT_NE(status.message().find(options.local.ToString()), std::string::npos) << status;
+  EXPECT_NE(status.message().find(listener->address().ToString()), std::string::npos) << status;
 }
 
 TEST_P(ConnectTest, PendingAttemptsGoWithTheLoopUnrun) {
