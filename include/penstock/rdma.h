@@ -376,13 +376,14 @@ class PENSTOCK_EXPORT RdmaDial {
   std::shared_ptr<internal::DialCore> core_;
 };
 
-// A byte stream over `endpoint`, whose messages are all its own from then on; the peer's program
-// does the same. It may be used before the endpoint is open. The contract is Stream's, and what
-// differs from a socket stream:
+// A byte stream over `endpoint`, whose messages are all its own from then on, and on which nothing
+// is queued; the peer's program does the same. It may be used before the endpoint is open. The
+// contract is Stream's, and what differs from a socket stream:
 //   - A write ends OK when the peer's endpoint has its last byte.
 //   - Destroying it with everything sent tells the peer's stream that this was all, and stays up to
 //     5 s for that. The end of the endpoint without it is a reset.
-//   - Of `options` the deadlines and bounds count, the deadlines for the stream's own bytes.
+//   - Of `options` the deadlines and bounds count, the deadlines for the stream's own bytes. What
+//     is written waits here as long as the endpoint's own queue has no room for it.
 //   - Unread bytes are kept in memory, bounded by RdmaOptions::receive_depth; LoopSnapshot counts
 //     what the stream below `endpoint` holds, and not this.
 //   - It stays on its loop; connection() is null.

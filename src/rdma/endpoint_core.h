@@ -177,6 +177,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   void Watch(RdmaEndpoint::DoneCallback done);
   // `alive` runs when the peer has answered, if it does; of an open endpoint. As Watch.
   void Probe(absl::AnyInvocable<void() &&> alive);
+  const RdmaOptions& options() const { return options_; }
   // Known from HELLO, or ACCEPT, on. The name is HELLO's.
   const AttemptId& peer_attempt() const { return gate_.peer(); }
   const std::string& peer_name() const { return gate_.peer_name(); }

@@ -8,6 +8,7 @@
 #include "base/timer_wheel.h"
 #include "engine/send_bounds.h"
 #include "rdma/message_header.h"
+#include "rdma/peer_link.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -17,7 +18,7 @@ namespace {
 constexpr int kStreamSteps = 32;
 // Bytes given to the endpoint and not yet taken by the peer's.
 constexpr uint64_t kPostedMax = 512 * 1024;
-constexpr int kSendsMax = 16;
+constexpr uint32_t kSendsMax = 16;
 // How long the end of a stream that was destroyed may take to leave.
 constexpr absl::Duration kEndMax = absl::Seconds(5);
 
@@ -30,6 +31,10 @@ StreamOverEndpoint::StreamOverEndpoint(std::unique_ptr<RdmaEndpoint> endpoint,
       endpoint_(std::move(endpoint)),
       options_(options),
       loop_end_([](Deferred* node) { static_cast<LoopEnd*>(node)->stream.OnLoopEnd(); }, *this) {
+  // Of an endpoint whose queue takes nothing the first message says so.
+  const RdmaOptions& queue = PeerEndpoints::CoreOf(*endpoint_).options();
+  posted_max_ = std::clamp<uint64_t>(queue.queue_bytes_max, 1, kPostedMax);
+  sends_max_ = std::clamp<uint32_t>(queue.queue_operations_max, 1, kSendsMax);
   const SendBounds bounds = SendBoundsOf(options);
   options_.send_queue_low = bounds.low;
   options_.send_queue_high = bounds.high;
@@ -309,14 +314,15 @@ void StreamOverEndpoint::Settle() {
 void StreamOverEndpoint::Pump() {
   if (!write_end_.ok()) return;
   // Few at a time: what is written meanwhile goes together, and no queue of the endpoint fills.
-  while (!unsent_.empty() && posted_ - bytes_out_ < kPostedMax && sends_out_ < kSendsMax) {
-    BufferChain piece = unsent_.SplitFront(std::min(unsent_.size(), kStreamPieceMax));
-    const uint64_t size = piece.size();
+  while (!unsent_.empty() && sends_out_ < sends_max_) {
+    const uint64_t size = std::min<uint64_t>({unsent_.size(), kStreamPieceMax, posted_max_});
+    if (posted_ - bytes_out_ + size > posted_max_) break;
+    BufferChain piece = unsent_.SplitFront(size);
     posted_ += size;
     ++sends_out_;
     endpoint_->Send(std::move(piece), [this, size](absl::Status status) { OnSent(size, status); });
   }
-  if (write_side_ == WriteSide::kShutdownQueued && unsent_.empty()) {
+  if (write_side_ == WriteSide::kShutdownQueued && unsent_.empty() && sends_out_ < sends_max_) {
     write_side_ = WriteSide::kEndSent;
     endpoint_->Send(BufferChain(), [this](absl::Status status) { OnEndSent(status); });
   }

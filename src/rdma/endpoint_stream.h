@@ -124,8 +124,10 @@ class StreamOverEndpoint final : public std::enable_shared_from_this<StreamOverE
   BufferChain unsent_;  // written and not yet posted
   BufferChain unread_;  // received and not yet delivered
   uint64_t written_ = 0;
-  uint64_t posted_ = 0;     // of it
-  int sends_out_ = 0;       // that carry it, and have not ended
+  uint64_t posted_ = 0;      // of it
+  uint64_t posted_max_ = 0;  // more than what has been taken
+  uint32_t sends_out_ = 0;   // that carry it, and have not ended
+  uint32_t sends_max_ = 0;
   uint64_t bytes_out_ = 0;  // of that, taken by the peer's endpoint
   uint64_t bytes_in_ = 0;
   Stream::ReadCallback read_done_;

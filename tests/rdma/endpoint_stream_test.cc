@@ -90,6 +90,34 @@ TEST_P(EndpointStreamTest, SmallWritesToASlowReaderWaitTogether) {
   EXPECT_TRUE(received.data == PatternBytes(3, 0, kWrites * kSize));
 }
 
+// A refusal would end it, with the rest of what was written.
+TEST_P(EndpointStreamTest, ItAsksNoMoreOfTheEndpointsQueueThanThatHolds) {
+  RdmaOptions bytes = Quiet();
+  RdmaOptions operations = Quiet();
+  bytes.queue_bytes_max = 100'000;
+  operations.queue_operations_max = 8;
+  for (RdmaOptions options : {bytes, operations}) {
+    options.receive_depth = 2;
+    RdmaEndpoints both = OpenEndpoints(options, options);
+    StreamPair pair = {AsStream(std::move(both.active)), AsStream(std::move(both.passive))};
+    const std::string content = PatternBytes(7, 0, 1 << 20);
+    // Each is a message of its own while there is room for it; the peer reads none.
+    constexpr size_t kSmall = 12;
+    for (size_t i = 0; i < kSmall; ++i) {
+      pair.client->Write(Chain(content.substr(i, 1)));
+      Settle();
+    }
+    pair.client->Write(Chain(content.substr(kSmall)));
+    Fate shut;
+    pair.client->ShutdownWrite(shut.OnDone());
+    Settle();
+    const Received received = ReadToEnd(*pair.server);
+    EXPECT_TRUE(IsEof(received.end)) << received.end;
+    EXPECT_TRUE(received.data == content);
+    EXPECT_TRUE(Await(shut).ok()) << shut.status();
+  }
+}
+
 TEST_P(EndpointStreamTest, ItMayBeUsedBeforeTheEndpointIsOpen) {
   RdmaEndpoints both = Endpoints();
   StreamPair pair = {AsStream(std::move(both.active)), AsStream(std::move(both.passive))};
