@@ -159,7 +159,8 @@ struct RdmaOptions {
   absl::Duration open_deadline = absl::Seconds(5);
   absl::Duration ready_deadline = absl::Seconds(3);
   // An open endpoint that has heard nothing for this long asks whether the peer is still there, and
-  // ends with DEADLINE_EXCEEDED when `pings_missed_max` questions in a row stay unanswered.
+  // ends with DEADLINE_EXCEEDED when `pings_missed_max` questions in a row stay unanswered. Both
+  // positive.
   // Infinite: it does not ask, so an idle endpoint may not notice a peer that is gone without a
   // word, and gives none of its receives back (RdmaDeviceOptions::endpoint_receives).
   absl::Duration ping_interval = absl::Seconds(2);

@@ -45,7 +45,16 @@ GateOptions OptionsOfGate(GateRole role, const RdmaOptions& options, const Socke
 // Reads of one side that are not answered yet, whatever the other would take.
 constexpr uint32_t kReadDepthMax = 1024;
 
-absl::Status CheckOptions(const RdmaOptions& options) {
+uint32_t ReceiveDepth(const RdmaOptions& options) {
+  const uint32_t depth = std::min(std::max(options.receive_depth, 1u), CreditWindow::kDepthMax);
+  if (options.device == nullptr) return depth;
+  return std::min(depth,
+                  static_cast<const LaneDevice&>(*options.device).options().endpoint_receives);
+}
+
+}  // namespace
+
+absl::Status CheckRdmaOptions(const RdmaOptions& options) {
   if (options.receive_depth < 2 || options.receive_depth > CreditWindow::kDepthMax) {
     return absl::InvalidArgumentError(absl::StrCat("receive_depth is ", options.receive_depth,
                                                    ", must be 2 to ", CreditWindow::kDepthMax));
@@ -58,17 +67,13 @@ absl::Status CheckOptions(const RdmaOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("lanes is ", options.lanes, ", must be 1 to ", kLanesMax));
   }
+  if (options.ping_interval <= absl::ZeroDuration() || options.pings_missed_max < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("ping_interval is ", absl::FormatDuration(options.ping_interval),
+                     ", pings_missed_max ", options.pings_missed_max, ": both must be positive"));
+  }
   return absl::OkStatus();
 }
-
-uint32_t ReceiveDepth(const RdmaOptions& options) {
-  const uint32_t depth = std::min(std::max(options.receive_depth, 1u), CreditWindow::kDepthMax);
-  if (options.device == nullptr) return depth;
-  return std::min(depth,
-                  static_cast<const LaneDevice&>(*options.device).options().endpoint_receives);
-}
-
-}  // namespace
 
 Bytes16 RandomBytes() {
   Bytes16 bytes;
@@ -107,7 +112,9 @@ EndpointCore::~EndpointCore() { DropChannel(); }
 // --- Opening ---
 
 void EndpointCore::Start() {
-  if (const absl::Status problem = CheckOptions(options_); !problem.ok()) {
+  if (const absl::Status problem = CheckRdmaOptions(options_); !problem.ok()) {
+    // Nothing the peer has done: it may come again.
+    gate_.Close(absl::UnavailableError("the options of this side are none"));
     return End(Explain(problem.code(), "open RDMA endpoint to", MessageOf(problem)));
   }
   // Its own pings, and its operations' limits, say how long to wait.

@@ -471,6 +471,9 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
 
 Bytes16 RandomBytes();
 
+// InvalidArgument names the first that is none.
+absl::Status CheckRdmaOptions(const RdmaOptions& options);
+
 // The status of an operation that failed.
 absl::Status WithOutcome(absl::Status status, RdmaOutcome outcome);
 

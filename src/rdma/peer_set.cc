@@ -36,7 +36,7 @@ absl::Status CheckSetOptions(const RdmaPeerSetOptions& options) {
   if (options.retry_after < absl::ZeroDuration() || options.retry_after > kRetryAfterMax) {
     return absl::InvalidArgumentError("retry_after must not be negative, nor above an hour");
   }
-  return absl::OkStatus();
+  return CheckRdmaOptions(options.endpoint);
 }
 
 // Of a peer that says none.

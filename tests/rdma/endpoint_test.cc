@@ -2,6 +2,7 @@
 #include <penstock/rdma.h>
 
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -10,6 +11,7 @@
 
 #include <gtest/gtest.h>
 
+#include "absl/strings/match.h"
 #include "rdma/endpoint_core.h"
 #include "testing/pattern.h"
 #include "testing/rdma_pair.h"
@@ -179,11 +181,35 @@ TEST_P(EndpointTest, APeerThatNeverAnswersEndsTheOpeningInTime) {
 }
 
 TEST_P(EndpointTest, BadOptionsEndIt) {
-  for (const bool depth : {true, false}) {
+  struct Bad {
+    const char* field;
+    std::function<void(RdmaOptions&)> set;
+  };
+  const Bad bad[] = {
+      {"receive_depth", [](RdmaOptions& options) { options.receive_depth = 1; }},
+      {"receive_depth", [](RdmaOptions& options) { options.receive_depth = 32'769; }},
+      {"read_depth", [](RdmaOptions& options) { options.read_depth = 0; }},
+      {"read_depth", [](RdmaOptions& options) { options.read_depth = 1025; }},
+      {"lanes", [](RdmaOptions& options) { options.lanes = 0; }},
+      {"lanes", [](RdmaOptions& options) { options.lanes = 9; }},
+      {"ping_interval", [](RdmaOptions& options) { options.ping_interval = {}; }},
+      {"ping_interval",
+       [](RdmaOptions& options) { options.ping_interval = -absl::InfiniteDuration(); }},
+      {"pings_missed_max", [](RdmaOptions& options) { options.pings_missed_max = 0; }},
+  };
+  for (const Bad& each : bad) {
+    SCOPED_TRACE(each.field);
     RdmaOptions options = Quiet();
-    (depth ? options.receive_depth : options.read_depth) = 0;
-    RdmaEndpoints both = Endpoints(options);
-    EXPECT_TRUE(absl::IsInvalidArgument(Open(*both.active)));
+    each.set(options);
+    for (const bool active : {true, false}) {
+      RdmaEndpoints both = active ? Endpoints(options) : Endpoints(Quiet(), options);
+      const absl::Status own = Open(active ? *both.active : *both.passive);
+      EXPECT_TRUE(absl::IsInvalidArgument(own)) << own;
+      EXPECT_TRUE(absl::StrContains(own.message(), each.field)) << own;
+      // Who has done nothing wrong may try again.
+      const absl::Status other = Open(active ? *both.passive : *both.active);
+      EXPECT_TRUE(absl::IsUnavailable(other)) << other;
+    }
   }
 }
 

@@ -340,14 +340,18 @@ TEST_P(PeerSetTest, PeersAndStreamsAreBounded) {
 }
 
 TEST_P(PeerSetTest, OptionsThatAreNoneRefuseEverything) {
-  RdmaPeerSetOptions options = Named("a");
-  options.pause_min = absl::ZeroDuration();
-  a_ = std::make_unique<Site>(loop(), options, 0x10);
-  const absl::Status status = a_->set().Dial("b", To(b_));
-  EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
-  Fate sent;
-  SendTo(*a_, "b", "x", sent);
-  EXPECT_TRUE(absl::IsInvalidArgument(Await(sent))) << sent.status();
+  RdmaPeerSetOptions pause = Named("a");
+  pause.pause_min = absl::ZeroDuration();
+  RdmaPeerSetOptions of_endpoints = Named("a");
+  of_endpoints.endpoint.lanes = 9;
+  for (const RdmaPeerSetOptions& options : {pause, of_endpoints}) {
+    a_ = std::make_unique<Site>(loop(), options, 0x10);
+    const absl::Status status = a_->set().Dial("b", To(b_));
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+    Fate sent;
+    SendTo(*a_, "b", "x", sent);
+    EXPECT_TRUE(absl::IsInvalidArgument(Await(sent))) << sent.status();
+  }
 }
 
 TEST_P(PeerSetTest, ForgettingEndsTheEndpointAndTheDialling) {
