@@ -181,10 +181,12 @@ void LaneHub::OnEvent(const FabricEvent& event) {
     case FabricEventKind::kDeviceFatal:
     case FabricEventKind::kSrqError:
       return Lose("device", FabricEventKindName(event.kind));
-    // What a port that is down loses is sent again, or fails in time.
+    // For lanes that are made from now on. While the port has none the last one stays.
     case FabricEventKind::kPortActive:
-    case FabricEventKind::kPortError:
     case FabricEventKind::kGidChange:
+      return FindAddress().IgnoreError();
+    // What a port that is down loses is sent again, or fails in time.
+    case FabricEventKind::kPortError:
     case FabricEventKind::kQpEstablished:
     case FabricEventKind::kQpLastReceive:
     case FabricEventKind::kSrqLimit:

@@ -86,6 +86,11 @@ void FakeFabric::SetLink(std::string_view device, bool up) {
                      .port = 1});
 }
 
+void FakeFabric::SetGid(std::string_view device, FabricGid gid) {
+  FindNic(device)->gid = gid;
+  PushEvent(device, {.kind = FabricEventKind::kGidChange, .owner = 0, .port = 1});
+}
+
 void FakeFabric::PushEvent(std::string_view device, FabricEvent event) {
   for (FakeDevice* open : FindNic(device)->devices) open->PushEvent(event);
 }

@@ -1,0 +1,98 @@
+// An open device as a program sees it: what it can be opened with, what it tells of itself, and
+// what its port may do meanwhile.
+#include "rdma/lane_device.h"
+
+#include <cerrno>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include <gtest/gtest.h>
+
+#include "testing/rdma_flow.h"
+
+namespace penstock::internal {
+namespace {
+
+using testing::FakeCall;
+
+class LaneDeviceTest : public FlowHarness {
+ protected:
+  absl::Status TryOpen(const RdmaDeviceOptions& options) {
+    return LaneDevice::Open(loop().core(), lanes().fabric(), options).status();
+  }
+  // By the device, to a peer that knows where it is.
+  void ExpectTraffic(RdmaEndpoints& both) {
+    Flow there(*both.active, *both.passive);
+    Flow back(*both.passive, *both.active);
+    for (int i = 0; i < 20; ++i) {
+      Start(there, std::to_string(i));
+      Start(back, std::to_string(i));
+    }
+    ExpectDone(there);
+    ExpectDone(back);
+    EXPECT_TRUE(both.active->stats().over_device) << both.active->stats().fallback;
+    EXPECT_TRUE(both.passive->stats().over_device) << both.passive->stats().fallback;
+    both.active->CancelReceive();
+    both.passive->CancelReceive();
+    Settle();
+  }
+};
+
+TEST_P(LaneDeviceTest, OpeningsThatCannotBeAreRefused) {
+  RdmaDeviceOptions none;
+  none.openings_max = 0;
+  RdmaDeviceOptions negative;
+  negative.retry_after = -absl::Milliseconds(1);
+  RdmaDeviceOptions long_after;
+  long_after.retry_after = absl::Hours(1) + absl::Milliseconds(1);
+  for (const RdmaDeviceOptions& options : {none, negative, long_after}) {
+    const absl::Status status = TryOpen(options);
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+  }
+}
+
+TEST_P(LaneDeviceTest, APortWithoutALinkOrAnAddressIsNone) {
+  RdmaDeviceOptions beyond;
+  beyond.gid_index = 7;
+  absl::Status status = TryOpen(beyond);
+  EXPECT_TRUE(absl::IsNotFound(status)) << status;
+  lanes().fabric().SetLink("fake1", false);
+  RdmaDeviceOptions down;
+  down.name = "fake1";
+  status = TryOpen(down);
+  EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+  lanes().fabric().SetLink("fake1", true);
+  EXPECT_TRUE(TryOpen(down).ok());
+}
+
+TEST_P(LaneDeviceTest, EndpointsThatOpenLaterGoToTheAddressThatThePortHasThen) {
+  RdmaEndpoints before = OpenEndpoints();
+  ExpectTraffic(before);
+  before = {};
+  FabricGid other = lanes().fabric().gid("fake0");
+  other[15] = 0x77;
+  lanes().fabric().SetGid("fake0", other);
+  Settle();
+  RdmaEndpoints after = OpenEndpoints();
+  ExpectTraffic(after);
+}
+
+// It may have changed while the port was down, unheard.
+TEST_P(LaneDeviceTest, APortThatComesBackIsAskedForItsAddress) {
+  lanes().fabric().SetLink("fake0", false);
+  FabricGid other = lanes().fabric().gid("fake0");
+  other[15] = 0x77;
+  lanes().fabric().SetGid("fake0", other);
+  Settle();
+  lanes().fabric().SetLink("fake0", true);
+  Settle();
+  RdmaEndpoints both = OpenEndpoints();
+  ExpectTraffic(both);
+}
+
+INSTANTIATE_TEST_SUITE_P(Lanes, LaneDeviceTest, ::testing::ValuesIn(SimulatedLaneEnvironments()),
+                         EnvironmentName);
+
+}  // namespace
+}  // namespace penstock::internal
