@@ -117,6 +117,10 @@ struct RdmaDeviceStats {
   uint32_t openings_waiting = 0;  // that wait in line for it
   uint64_t openings_admitted = 0;
   uint64_t openings_refused = 0;
+  uint64_t spins = 0;          // turns that looked for more instead of sleeping
+  absl::Duration spin_budget;  // that the next one may look for; zero when traffic is not brisk
+  // Why it serves nobody any more: it has failed, or lost a queue. Empty while it serves.
+  std::string lost;
 };
 
 // An RDMA device, open for the endpoints of one loop; share it among all of them. Loop's thread;
@@ -257,6 +261,7 @@ struct RdmaStats {
   uint64_t expired = 0;            // operations, before they were posted
   uint64_t pings = 0;              // sent
   uint64_t offers = 0;             // parts of messages, of up to 8 blocks, for the peer to read
+  uint32_t unregistered = 0;       // regions exposed that the device has refused to register
   uint32_t late = 0;               // messages of an attempt to open that came too late to matter
 };
 
@@ -301,6 +306,8 @@ class PENSTOCK_EXPORT RdmaEndpoint {
 
   // Lets the peer read or write `memory`, until the region goes. FailedPrecondition when the
   // endpoint has ended, InvalidArgument for empty memory, ResourceExhausted beyond 1,024 regions.
+  // What the device does not register (RdmaStats::unregistered) this side's loop reads and writes
+  // for the peer, as over a stream.
   absl::StatusOr<RdmaRegion> Expose(std::span<char> memory, RdmaAccess access);
   // Calls `done` with the next region that the peer exposes, or has exposed and nobody has asked
   // for, or with how the endpoint ended. FailedPrecondition when one is pending.

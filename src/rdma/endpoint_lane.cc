@@ -111,7 +111,9 @@ ExposedMemory EndpointCore::Register(std::span<char> memory, RdmaAccess access) 
   const absl::StatusOr<LaneHub*> hub = Device()->HubFor(*core_);
   if (!hub.ok()) return {};
   absl::StatusOr<ExposedMemory> exposed = (*hub)->Expose(memory, access);
-  return exposed.ok() ? *std::move(exposed) : ExposedMemory();
+  if (exposed.ok()) return *std::move(exposed);
+  ++stats_.unregistered;
+  return {};
 }
 
 // --- Traffic ---

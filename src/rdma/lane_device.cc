@@ -76,11 +76,17 @@ absl::Status LaneDevice::Start() {
 LaneDevice::~LaneDevice() = default;
 
 RdmaDeviceStats LaneDevice::stats() const {
-  const AdmissionStats stats = admission_.stats();
-  return {.openings = static_cast<uint32_t>(stats.running),
-          .openings_waiting = static_cast<uint32_t>(stats.waiting),
-          .openings_admitted = stats.admitted,
-          .openings_refused = stats.refused};
+  const AdmissionStats openings = admission_.stats();
+  RdmaDeviceStats stats;
+  stats.openings = static_cast<uint32_t>(openings.running);
+  stats.openings_waiting = static_cast<uint32_t>(openings.waiting);
+  stats.openings_admitted = openings.admitted;
+  stats.openings_refused = openings.refused;
+  if (hub_ == nullptr) return stats;
+  stats.spins = hub_->pump().stats().spins;
+  stats.spin_budget = hub_->pump().stats().spin_budget;
+  stats.lost = std::string(hub_->lost().message());
+  return stats;
 }
 
 absl::StatusOr<LaneHub*> LaneDevice::HubFor(const LoopCore& loop) const {

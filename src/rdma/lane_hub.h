@@ -129,6 +129,8 @@ class LaneHub final : private CompletionSink {
     offered_.bytes -= less.bytes;
   }
   CompletionPump& pump() { return *pump_; }
+  // Not OK: why there are no new lanes.
+  const absl::Status& lost() const { return lost_; }
 
   // --- For lanes ---
   // Takes `count` receives of the bank for one peer: false when not so many are left.
@@ -253,7 +255,7 @@ class LaneHub final : private CompletionSink {
   FabricMemory bank_memory_;
   std::vector<Kept> kept_;  // until there are no queue pairs
   OfferedMemory offered_;
-  absl::Status lost_;  // not OK: there are no new lanes
+  absl::Status lost_;
   uint32_t posted_ = 0;
   uint32_t granted_ = 0;
   uint32_t read_depth_ = 0;

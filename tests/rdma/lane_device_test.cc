@@ -91,6 +91,50 @@ TEST_P(LaneDeviceTest, APortThatComesBackIsAskedForItsAddress) {
   ExpectTraffic(both);
 }
 
+// A simulated clock stands while a loop spins, so nothing is sent here.
+TEST_P(LaneDeviceTest, ItSpinsAsLongAsItWasTold) {
+  const auto spin_max = [this](RdmaDevice& device) {
+    const auto hub = static_cast<LaneDevice&>(device).HubFor(loop().core());
+    return hub.ok() ? (*hub)->options().spin_max : absl::InfiniteDuration();
+  };
+  RdmaDeviceOptions options;
+  options.spin_max = absl::Microseconds(300);
+  const std::shared_ptr<RdmaDevice> spinning = lanes().NewDevice(options);
+  EXPECT_EQ(spin_max(*spinning), absl::Microseconds(300));
+  EXPECT_EQ(spin_max(*lanes().device()), absl::ZeroDuration());
+  RdmaEndpoints sleeping = OpenEndpoints();
+  ExpectTraffic(sleeping);
+  EXPECT_EQ(lanes().device()->stats().spins, 0u);
+  EXPECT_EQ(lanes().device()->stats().spin_budget, absl::ZeroDuration());
+}
+
+TEST_P(LaneDeviceTest, ADeviceThatHasFailedSaysSo) {
+  RdmaEndpoints both = OpenEndpoints();
+  EXPECT_EQ(lanes().device()->stats().lost, "");
+  lanes().fabric().PushEvent("fake0",
+                             {.kind = FabricEventKind::kDeviceFatal, .owner = 0, .port = 0});
+  ASSERT_TRUE(Drive([&] { return !both.active->stats().over_device; }));
+  const std::string lost = lanes().device()->stats().lost;
+  EXPECT_NE(lost.find("fake0"), std::string::npos) << lost;
+}
+
+TEST_P(LaneDeviceTest, MemoryThatTheDeviceDoesNotTakeIsCountedAndServedByTheLoop) {
+  RdmaEndpoints both = OpenEndpoints();
+  std::string memory(1000, '.');
+  lanes().fabric().FailNth(FakeCall::kRegister, 1, ENOMEM);
+  const auto region = both.passive->Expose(memory, RdmaAccess::kReadWrite);
+  ASSERT_TRUE(region.ok()) << region.status();
+  EXPECT_EQ(both.passive->stats().unregistered, 1u);
+  const auto there = AwaitRegion(*both.active);
+  ASSERT_TRUE(there.ok()) << there.status();
+  EXPECT_TRUE(Write(*both.active, *there, 5, "written").ok());
+  EXPECT_EQ(memory.substr(5, 7), "written");
+  std::string other(1000, '.');
+  const auto taken = both.passive->Expose(other, RdmaAccess::kReadWrite);
+  EXPECT_EQ(both.passive->stats().unregistered, 1u);
+  EXPECT_TRUE(both.active->stats().over_device);
+}
+
 INSTANTIATE_TEST_SUITE_P(Lanes, LaneDeviceTest, ::testing::ValuesIn(SimulatedLaneEnvironments()),
                          EnvironmentName);
 
