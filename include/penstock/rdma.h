@@ -178,8 +178,8 @@ struct RdmaOptions {
   // Operations that wait to be posted, and their bytes.
   uint32_t queue_operations_max = 4096;
   uint64_t queue_bytes_max = 64 * 1024 * 1024;
-  // Largest message that is received, and largest single read, in bytes; a peer that sends a larger
-  // message ends the endpoint.
+  // Largest message that is received, and largest single read, in bytes. The peer is told, and has
+  // larger messages refused at its own side; one that sends one nevertheless ends the endpoint.
   uint32_t message_max = 16 * 1024 * 1024;
   // Pieces of messages (of 64 KiB at most) that the peer may have on the way or unread here; 2 to
   // 32,768. With a device not more than RdmaDeviceOptions::endpoint_receives count.
@@ -295,7 +295,9 @@ class PENSTOCK_EXPORT RdmaEndpoint {
   // Sends one message, which may be empty. `done` runs with OK when the peer's endpoint has it,
   // which does not mean that the peer's program has received it. An operation that has waited for
   // `wait_max` without being posted ends with DEADLINE_EXCEEDED and kNeverPosted; once posted it
-  // cannot be called back. So for all operations.
+  // cannot be called back. So for all operations. INVALID_ARGUMENT and kNeverPosted, at once or
+  // when the endpoint opens, for a message larger than the peer takes (its RdmaOptions::
+  // message_max), that of a WriteThenSend included.
   void Send(BufferChain message, DoneCallback done = nullptr,
             absl::Duration wait_max = absl::InfiniteDuration());
   // Calls `done` with the next message, or with how the endpoint ended, after the last message:

@@ -52,6 +52,7 @@ enum Field : uint16_t {
   kAttempt = 20,
   kName = 21,
   kReceives = 22,
+  kMessageMax = 23,
 };
 
 bool IsPrintable(char c) { return c >= ' ' && c <= '~'; }
@@ -163,6 +164,7 @@ void Walkthrough(auto& m, Walk& walk, const ControlHello*) {
   walk.Lanes(m.lanes);
   walk(kTerms, true, m.terms.depth, m.terms.size, m.terms.read_depth);
   walk.Name(m.name);
+  walk(kMessageMax, false, m.terms.message_max);
 }
 
 template <class Walk>
@@ -174,6 +176,7 @@ void Walkthrough(auto& m, Walk& walk, const ControlAccept*) {
   walk(kNonce, true, m.nonce);
   walk.Lanes(m.lanes);
   walk(kTerms, true, m.terms.depth, m.terms.size, m.terms.read_depth);
+  walk(kMessageMax, false, m.terms.message_max);
 }
 
 template <class Walk>
@@ -330,10 +333,11 @@ struct RawField {
 
 std::string FieldName(uint16_t number) {
   static constexpr std::string_view kNames[] = {
-      "",           "versions", "features", "from",         "to",          "nonce",    "deadline",
-      "lanes",      "terms",    "code",     "retry",        "text",        "attempts", "nonces",
-      "transcript", "sequence", "credits",  "region grant", "region name", "token",    "attempt",
-      "name",       "receives",
+      "",         "versions", "features",     "from",        "to",
+      "nonce",    "deadline", "lanes",        "terms",       "code",
+      "retry",    "text",     "attempts",     "nonces",      "transcript",
+      "sequence", "credits",  "region grant", "region name", "token",
+      "attempt",  "name",     "receives",     "message max",
   };
   if (number == 0 || number >= std::size(kNames)) return absl::StrCat("field ", number);
   return std::string(kNames[number]);

@@ -87,6 +87,8 @@ struct ReceiveTerms {
   uint32_t depth = 0;       // messages
   uint32_t size = 0;        // of a message, in bytes
   uint32_t read_depth = 0;  // READs that the peer may have outstanding on a lane
+  // Of a message of the endpoint, which may be many of the above, in bytes; 0: nothing is told.
+  uint32_t message_max = 0;
 
   bool operator==(const ReceiveTerms&) const = default;
 };

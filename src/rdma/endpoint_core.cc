@@ -133,7 +133,8 @@ GateOffer EndpointCore::Offer() const {
   GateOffer offer{.lanes = {},
                   .terms = {.depth = window_.depth(),
                             .size = static_cast<uint32_t>(kStreamPieceMax),
-                            .read_depth = options_.read_depth}};
+                            .read_depth = options_.read_depth,
+                            .message_max = options_.message_max}};
   if (lanes_ != nullptr) {
     offer.lanes = lanes_->addresses();
     offer.terms.size = Device()->options().receive_size;
@@ -201,6 +202,8 @@ void EndpointCore::OnOpen() {
     piece_max_ = std::min(payload, kStreamPieceMax);
   }
   peer_read_depth_ = std::min(terms.read_depth, kReadDepthMax);
+  if (terms.message_max != 0) peer_message_max_ = terms.message_max;
+  RefuseTooLarge();
   for (const ControlRegion& region : regions_.All()) channel_->Send(EncodeControl(region));
   while (!open_waiters_.empty()) {
     calls_.push([done = open_waiters_.pop()]() mutable { std::move(done)(absl::OkStatus()); });

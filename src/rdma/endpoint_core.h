@@ -178,6 +178,8 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   // `alive` runs when the peer has answered, if it does; of an open endpoint. As Watch.
   void Probe(absl::AnyInvocable<void() &&> alive);
   const RdmaOptions& options() const { return options_; }
+  // In bytes; known once it is open.
+  uint32_t peer_message_max() const { return peer_message_max_; }
   // Known from HELLO, or ACCEPT, on. The name is HELLO's.
   const AttemptId& peer_attempt() const { return gate_.peer(); }
   const std::string& peer_name() const { return gate_.peer_name(); }
@@ -297,6 +299,10 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   MessageHeader Header(MessageType type, uint32_t sequence, bool last);
   void Finish(WorkList work, absl::Status status, RdmaOutcome outcome);
   void Refuse(WorkList work, absl::Status status);
+  // OK: the peer takes its message, as far as that is known.
+  absl::Status CheckMessage(const Work& work) const;
+  // Of what has waited for the gate.
+  void RefuseTooLarge();
   void TellRevoked(RegionTable::Revoked revoked);
 
   // --- endpoint_receive.cc: what the peer sends ---
@@ -431,6 +437,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   CreditWindow window_;
   size_t piece_max_ = kStreamPieceMax;
   uint32_t peer_read_depth_ = 0;
+  uint32_t peer_message_max_ = UINT32_MAX;
   uint32_t writes_begun_ = 0;
   uint32_t writes_done_ = 0;
   uint32_t reads_begun_ = 0;

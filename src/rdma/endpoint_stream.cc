@@ -35,6 +35,8 @@ StreamOverEndpoint::StreamOverEndpoint(std::unique_ptr<RdmaEndpoint> endpoint,
   const RdmaOptions& queue = PeerEndpoints::CoreOf(*endpoint_).options();
   posted_max_ = std::clamp<uint64_t>(queue.queue_bytes_max, 1, kPostedMax);
   sends_max_ = std::clamp<uint32_t>(queue.queue_operations_max, 1, kSendsMax);
+  // Not before it is known how large a message the peer takes.
+  endpoint_->NotifyOpen([this](absl::Status status) { OnOpened(status); });
   const SendBounds bounds = SendBoundsOf(options);
   options_.send_queue_low = bounds.low;
   options_.send_queue_high = bounds.high;
@@ -312,10 +314,10 @@ void StreamOverEndpoint::Settle() {
 // --- The endpoint ---
 
 void StreamOverEndpoint::Pump() {
-  if (!write_end_.ok()) return;
+  if (!write_end_.ok() || piece_max_ == 0) return;
   // Few at a time: what is written meanwhile goes together, and no queue of the endpoint fills.
   while (!unsent_.empty() && sends_out_ < sends_max_) {
-    const uint64_t size = std::min<uint64_t>({unsent_.size(), kStreamPieceMax, posted_max_});
+    const uint64_t size = std::min<uint64_t>({unsent_.size(), piece_max_, posted_max_});
     if (posted_ - bytes_out_ + size > posted_max_) break;
     BufferChain piece = unsent_.SplitFront(size);
     posted_ += size;
@@ -328,17 +330,27 @@ void StreamOverEndpoint::Pump() {
   }
 }
 
+void StreamOverEndpoint::OnOpened(const absl::Status& status) {
+  if (!status.ok()) return EndWrites(status);
+  const uint32_t peers = PeerEndpoints::CoreOf(*endpoint_).peer_message_max();
+  piece_max_ = std::min<uint64_t>(peers, kStreamPieceMax);
+  if (released_) return Pump();
+  Service();
+}
+
 void StreamOverEndpoint::OnSent(uint64_t size, const absl::Status& status) {
   --sends_out_;
-  if (!status.ok()) {
-    if (write_end_.ok()) write_end_ = status;
-    const BufferChain unsent = std::exchange(unsent_, {});
-    if (released_) return FinishLinger();
-  } else {
-    bytes_out_ += size;
-    Restart(Limit::kIdle);
-    Restart(Limit::kWrite);
-  }
+  if (!status.ok()) return EndWrites(status);
+  bytes_out_ += size;
+  Restart(Limit::kIdle);
+  Restart(Limit::kWrite);
+  Service();
+}
+
+void StreamOverEndpoint::EndWrites(const absl::Status& status) {
+  if (write_end_.ok()) write_end_ = status;
+  const BufferChain unsent = std::exchange(unsent_, {});
+  if (released_) return FinishLinger();
   Service();
 }
 

@@ -82,7 +82,9 @@ class StreamOverEndpoint final : public std::enable_shared_from_this<StreamOverE
   // Posts, receives, and sets the timer.
   void Settle();
   void Pump();
+  void OnOpened(const absl::Status& status);
   void OnSent(uint64_t size, const absl::Status& status);
+  void EndWrites(const absl::Status& status);
   void OnEndSent(const absl::Status& status);
   void OnReceived(absl::StatusOr<BufferChain> message);
   void Fail(absl::Status status);
@@ -121,13 +123,14 @@ class StreamOverEndpoint final : public std::enable_shared_from_this<StreamOverE
   bool read_timed_out_ = false;
   bool read_shut_ = false;
 
+  uint64_t piece_max_ = 0;   // of one message; 0: the endpoint is not open
+  uint64_t posted_max_ = 0;  // bytes that are posted and not taken
+  uint32_t sends_max_ = 0;
   BufferChain unsent_;  // written and not yet posted
   BufferChain unread_;  // received and not yet delivered
   uint64_t written_ = 0;
-  uint64_t posted_ = 0;      // of it
-  uint64_t posted_max_ = 0;  // more than what has been taken
-  uint32_t sends_out_ = 0;   // that carry it, and have not ended
-  uint32_t sends_max_ = 0;
+  uint64_t posted_ = 0;     // of it
+  uint32_t sends_out_ = 0;  // that carry it, and have not ended
   uint64_t bytes_out_ = 0;  // of that, taken by the peer's endpoint
   uint64_t bytes_in_ = 0;
   Stream::ReadCallback read_done_;

@@ -358,7 +358,7 @@ void EndpointCore::Add(WorkList one, absl::Duration wait_max) {
   } else if (read && work.size > options_.message_max) {
     problem = absl::InvalidArgumentError(
         absl::StrCat("a read of ", work.size, " bytes, message_max is ", options_.message_max));
-  } else {
+  } else if (problem = CheckMessage(work); problem.ok()) {
     problem = queue_.Admit(size);
     if (!problem.ok()) ++stats_.refused;
   }
@@ -372,6 +372,24 @@ void EndpointCore::Add(WorkList one, absl::Duration wait_max) {
   }
   queue_.Push(std::move(one));
   MarkReady();
+}
+
+absl::Status EndpointCore::CheckMessage(const Work& work) const {
+  uint64_t size = work.kind == Work::Kind::kSend ? work.data.size() : 0;
+  if (work.then.has_value()) size = work.then->size();
+  if (size <= peer_message_max_) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("a message of ", size, " bytes, the peer takes ", peer_message_max_));
+}
+
+void EndpointCore::RefuseTooLarge() {
+  WorkList refused = queue_.TakeIf([this](const Work& work) { return !CheckMessage(work).ok(); });
+  while (!refused.empty()) {
+    WorkList one;
+    one.splice(one.end(), refused, refused.begin());
+    absl::Status problem = CheckMessage(one.front());
+    Refuse(std::move(one), std::move(problem));
+  }
 }
 
 void EndpointCore::Refuse(WorkList one, absl::Status status) {

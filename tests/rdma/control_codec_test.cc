@@ -34,7 +34,7 @@ ControlHello Hello() {
           .nonce = Filled(0x70),
           .deadline_ms = 5000,
           .lanes = {LaneNumber(0x010203), LaneNumber(0x040506)},
-          .terms = {.depth = 64, .size = 8192, .read_depth = 16}};
+          .terms = {.depth = 64, .size = 8192, .read_depth = 16, .message_max = 0x01020304}};
 }
 
 // Of a set of peers, without a device.
@@ -53,7 +53,7 @@ ControlAccept Accept() {
           .to = kActive,
           .nonce = Filled(0x90),
           .lanes = {LaneNumber(0x0708)},
-          .terms = {.depth = 32, .size = 4096, .read_depth = 8}};
+          .terms = {.depth = 32, .size = 4096, .read_depth = 8, .message_max = 100'000}};
 }
 
 // One of each, with the bytes of version 1, which may never change.
@@ -70,23 +70,23 @@ const char kGid[] = "505152535455565758595a5b5c5d5e5f";
 
 std::vector<std::pair<ControlMessage, std::string>> Goldens() {
   return {
-      {Hello(), absl::StrCat("506e7352010100009e000000",  //
+      {Hello(), absl::StrCat("506e735201010000a6000000",  //
                              "010002000101", "020008000500000000000000", "03002000", kTripleActive,
                              "05001000707172737475767778797a7b7c7d7e7f", "0600040088130000",
                              "07003800",                        //
                              "03020100efcdab0034120300", kGid,  //
                              "06050400efcdab0034120300", kGid,  //
-                             "08000c00400000000020000010000000")},
+                             "08000c00400000000020000010000000", "1700040004030201")},
       {NamedHello(),
-       absl::StrCat("506e7352010100006b000000",  //
+       absl::StrCat("506e73520101000073000000",  //
                     "010002000101", "020008000300000000000000", "03002000", kTripleActive,
                     "05001000707172737475767778797a7b7c7d7e7f", "0600040000000000",
-                    "08000c00400000000020000010000000", "15000500623a313233")},
-      {Accept(), absl::StrCat("506e7352010200009d000000",  //
+                    "08000c00400000000020000010000000", "15000500623a313233", "1700040004030201")},
+      {Accept(), absl::StrCat("506e735201020000a5000000",  //
                               "0100010001", "020008000100000000000000", "03002000", kTriplePassive,
                               "04002000", kTripleActive, "05001000909192939495969798999a9b9c9d9e9f",
                               "07001c00", "08070000efcdab0034120300", kGid,
-                              "08000c00200000000010000008000000")},
+                              "08000c00200000000010000008000000", "17000400a0860100")},
       {ControlReject{.code = RejectCode::kBusy,
                      .retry_after_ms = 250,
                      .attempt = 0x1112131415161718,
@@ -318,8 +318,9 @@ TEST(ControlCodecTest, RefusesAnOpeningThatCannotBe) {
             at + "name of 5 bytes, or not of ASCII");
   ControlHello nameless = NamedHello();
   nameless.name.clear();
-  const std::string body = EncodeControl(nameless).substr(kControlHeaderSize);
-  EXPECT_EQ(ProblemOf(Message(ControlType::kHello, body + RawField(21, std::string(257, 'n')))),
+  std::string body = EncodeControl(nameless).substr(kControlHeaderSize);
+  body.insert(body.size() - RawField(23, "1234").size(), RawField(21, std::string(257, 'n')));
+  EXPECT_EQ(ProblemOf(Message(ControlType::kHello, body)),
             at + "name of 257 bytes, or not of ASCII");
 }
 

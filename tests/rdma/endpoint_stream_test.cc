@@ -118,6 +118,22 @@ TEST_P(EndpointStreamTest, ItAsksNoMoreOfTheEndpointsQueueThanThatHolds) {
   }
 }
 
+TEST_P(EndpointStreamTest, ItSendsMessagesNoLargerThanThePeerTakes) {
+  RdmaOptions small = Quiet();
+  small.message_max = 5000;
+  RdmaEndpoints both = Endpoints(Quiet(), small);
+  StreamPair pair = {AsStream(std::move(both.active)), AsStream(std::move(both.passive))};
+  const std::string content = PatternBytes(8, 0, 200'000);
+  pair.client->Write(Chain(content));
+  Fate shut;
+  pair.client->ShutdownWrite(shut.OnDone());
+  const Received received = ReadToEnd(*pair.server);
+  EXPECT_TRUE(IsEof(received.end)) << received.end;
+  EXPECT_TRUE(received.data == content);
+  EXPECT_TRUE(Await(shut).ok()) << shut.status();
+  Exchange(*pair.server, *pair.client, PatternBytes(9, 0, 200'000));
+}
+
 TEST_P(EndpointStreamTest, ItMayBeUsedBeforeTheEndpointIsOpen) {
   RdmaEndpoints both = Endpoints();
   StreamPair pair = {AsStream(std::move(both.active)), AsStream(std::move(both.passive))};

@@ -213,6 +213,36 @@ TEST_P(EndpointTest, BadOptionsEndIt) {
   }
 }
 
+// It would end the endpoint, with all that is on the way.
+TEST_P(EndpointTest, MessagesThatThePeerDoesNotTakeAreRefusedHere) {
+  RdmaOptions small = Quiet();
+  small.message_max = 1000;
+  RdmaEndpoints both = Endpoints(Quiet(), small);
+  const std::string most(1000, 'm');
+  const std::string more(1001, 'n');
+  std::deque<Fate> refused;
+  Fate taken;
+  both.active->Send(Chain(more), refused.emplace_back().OnDone());
+  both.active->Send(Chain(most), taken.OnDone());
+  EXPECT_EQ(*Receive(*both.passive), most);
+  EXPECT_TRUE(Await(taken).ok()) << taken.status();
+  std::string memory(2000, '.');
+  const auto exposed = both.passive->Expose(memory, RdmaAccess::kWrite);
+  const absl::StatusOr<RdmaRemoteRegion> region = AwaitRegion(*both.active);
+  ASSERT_TRUE(region.ok()) << region.status();
+  both.active->Send(Chain(more), refused.emplace_back().OnDone());
+  both.active->WriteThenSend(*region, 0, Chain("x"), Chain(more), refused.emplace_back().OnDone());
+  for (Fate& fate : refused) {
+    EXPECT_TRUE(absl::IsInvalidArgument(Await(fate))) << fate.status();
+    EXPECT_EQ(OutcomeOf(fate.status()), RdmaOutcome::kNeverPosted);
+  }
+  EXPECT_EQ(memory, std::string(2000, '.'));
+  // Of messages alone, and to that side.
+  EXPECT_TRUE(Write(*both.active, *region, 0, std::string(2000, 'w')).ok());
+  both.passive->Send(Chain(more));
+  EXPECT_EQ(*Receive(*both.active), more);
+}
+
 TEST_P(EndpointTest, AStreamWithLittleRoomWillDo) {
   StreamOptions tight = SmallBuffers();
   tight.send_queue_max = 1000;
