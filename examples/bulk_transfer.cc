@@ -73,6 +73,7 @@ struct Outcome {
   uint64_t bytes = 0;
   absl::Duration elapsed;
   Sha256 digest{};
+  examples::Transport::Carrier carrier;
 };
 
 class Hasher {
@@ -248,6 +249,7 @@ coro::Task<absl::Status> Send(Loop& loop, const Transfer& transfer, Outcome& out
   std::array<char, examples::kAckSize> bytes;
   const absl::Status answered = co_await reader.Fill(bytes.data(), bytes.size());
   outcome.elapsed = watch.elapsed();
+  outcome.carrier = transfer.transport.carrier();
   if (!answered.ok()) co_return sent.ok() ? answered : sent;
   const absl::StatusOr<Ack> ack = examples::DecodeAck(bytes);
   if (!ack.ok()) co_return ack.status();
@@ -369,6 +371,7 @@ coro::Task<absl::Status> Receive(Loop& loop, const Transfer& transfer, coro::Can
   Verdict verdict = Verdict::kRefused;
   const absl::Status received = co_await ReceiveContent(*sender, transfer, *file, outcome, verdict);
   outcome.elapsed = watch.elapsed();
+  outcome.carrier = transfer.transport.carrier();
   const Ack ack{verdict, outcome.digest};
   const absl::Status answered = co_await Answer(loop, *sender->stream, ack);
   co_return received.ok() ? answered : received;
@@ -401,6 +404,7 @@ int Run(bool sends, const Transfer& transfer) {
   absl::StatusOr<std::unique_ptr<Loop>> loop = Loop::Create(std::move(options));
   if (!loop.ok()) examples::Fail(std::string(loop.status().message()));
 
+  transfer.transport.Prepare(**loop);
   if (!sends) CancelOnSignal(source, (*loop)->handle());
   Outcome outcome;
   absl::Status result;
@@ -416,6 +420,8 @@ int Run(bool sends, const Transfer& transfer) {
   }
   const double seconds = absl::ToDoubleSeconds(outcome.elapsed);
   examples::JsonLine()
+      .Add("transport", outcome.carrier.name)
+      .Add("fallback", outcome.carrier.fallback)
       .Add("bytes", outcome.bytes)
       .Add("seconds", seconds)
       .Add("bytes_per_s", seconds > 0 ? static_cast<double>(outcome.bytes) / seconds : 0.0)

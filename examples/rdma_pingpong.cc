@@ -75,7 +75,11 @@ void EchoNext(std::unique_ptr<Echoer> echoer) {
 
 void Serve(StreamPtr stream) {
   auto echoer = std::make_unique<Echoer>(std::move(stream));
-  auto region = echoer->endpoint->Expose(echoer->memory, penstock::RdmaAccess::kReadWrite);
+  RdmaEndpoint& endpoint = *echoer->endpoint;  // which its callbacks do not outlive
+  endpoint.NotifyOpen([&endpoint](absl::Status opened) {
+    if (opened.ok()) examples::TellCarrier(endpoint.stats());
+  });
+  auto region = endpoint.Expose(echoer->memory, penstock::RdmaAccess::kReadWrite);
   if (!region.ok()) return;
   echoer->region = *std::move(region);
   EchoNext(std::move(echoer));
@@ -225,6 +229,7 @@ void Pinger::PrintFigures() const {
   examples::JsonLine()
       .Add("op", config_.op_name)
       .Add("transport", stats_.over_device ? "device" : "stream")
+      .Add("fallback", stats_.fallback)
       .Add("lanes", uint64_t{stats_.lanes})
       .Add("size", uint64_t{config_.size})
       .Add("iters", config_.iterations)
@@ -287,5 +292,6 @@ int main(int argc, char** argv) {
                            "both have one.");
   if (!absl::GetFlag(FLAGS_connect).empty()) return Ping();
   // An endpoint belongs to its loop.
-  return examples::RunServer(&Serve, {}, examples::MayChangeLoop::kNo);
+  return examples::RunServer(&Serve, {}, examples::MayChangeLoop::kNo,
+                             &examples::OpenDeviceOfFlags);
 }

@@ -283,6 +283,7 @@ int Conclude(const Side& side, size_t bytes, std::string_view what) {
   examples::TellCarrier(side.stats());
   examples::JsonLine()
       .Add("transport", side.stats().over_device ? "device" : "stream")
+      .Add("fallback", side.stats().fallback)
       .Add("bytes", uint64_t{bytes})
       .Add("seconds", seconds)
       .Add("bytes_per_s", seconds > 0 ? static_cast<double>(bytes) / seconds : 0.0)
@@ -296,6 +297,7 @@ int Run(bool sends, const SocketAddress& address, const std::string& path) {
   options.engine = examples::EngineOrFail("engine", absl::GetFlag(FLAGS_engine));
   auto loop = Loop::Create(std::move(options));
   if (!loop.ok()) examples::Fail(std::string(loop.status().message()));
+  examples::OpenDeviceOfFlags(**loop);
   if (sends) {
     auto content = ReadFile(path);
     if (!content.ok()) examples::Fail(std::string(content.status().message()));

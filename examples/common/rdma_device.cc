@@ -40,15 +40,17 @@ std::shared_ptr<penstock::RdmaDevice> OpenDevice(penstock::Loop& loop) {
 
 }  // namespace
 
+void OpenDeviceOfFlags(penstock::Loop& loop) { static_cast<void>(WithDevice(loop)); }
+
 penstock::RdmaOptions WithDevice(penstock::Loop& loop, penstock::RdmaOptions options) {
   struct Opened {
     penstock::Loop* loop = nullptr;
     std::shared_ptr<penstock::RdmaDevice> device;
   };
   thread_local Opened opened;
+  RangeOrFail("lanes", absl::GetFlag(FLAGS_lanes), 1, 8);
   if (opened.loop != &loop) opened = {&loop, OpenDevice(loop)};
   options.device = opened.device;
-  RangeOrFail("lanes", absl::GetFlag(FLAGS_lanes), 1, 8);
   options.lanes = static_cast<uint32_t>(absl::GetFlag(FLAGS_lanes));
   // The peer is a program that a machine may give no turn for a while.
   options.open_deadline = options.ready_deadline = absl::Seconds(30);

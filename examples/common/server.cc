@@ -74,6 +74,7 @@ struct ServerConfig {
   EngineKind engine;
   penstock::ListenOptions listen;
   Serve serve;
+  Prepare prepare;  // may be null
   Sealing sealing;
   MoveIntervals intervals;
   penstock::BufferPool* pool;  // null: one for each loop
@@ -114,6 +115,7 @@ class ServerLoop {
           absl::StrCat(config.intervals.adaptive ? "--adaptive: " : "--switch-every: ",
                        status.message()));
     }
+    if (config.prepare != nullptr) config.prepare(*loop_);
     absl::StatusOr<std::unique_ptr<Listener>> listener =
         Listener::Listen(*loop_, address, config.ListenOf(index), Accept(config));
     if (!listener.ok()) return listener.status();
@@ -331,8 +333,8 @@ void WhenNoted(std::vector<ServerLoop>& loops, const std::function<void()>& prin
 }
 
 ServerConfig ConfigFromFlags(const SocketAddress& address, Serve serve,
-                             const penstock::StreamOptions& options,
-                             MayChangeLoop may_change_loop) {
+                             const penstock::StreamOptions& options, MayChangeLoop may_change_loop,
+                             Prepare prepare) {
   const int loops = absl::GetFlag(FLAGS_loops);
   const int connections = absl::GetFlag(FLAGS_max_connections);
   RangeOrFail("loops", loops, 1, 256);
@@ -375,6 +377,7 @@ ServerConfig ConfigFromFlags(const SocketAddress& address, Serve serve,
   ServerConfig config{EngineOrFail("engine", absl::GetFlag(FLAGS_engine)),
                       {},
                       serve,
+                      prepare,
                       Sealing::FromFlags(true),
                       intervals,
                       nullptr,
@@ -480,9 +483,10 @@ BalanceFigures RunUntilEnded(std::vector<ServerLoop>& loops, const penstock::Buf
 
 }  // namespace
 
-int RunServer(Serve serve, const penstock::StreamOptions& options, MayChangeLoop may_change_loop) {
+int RunServer(Serve serve, const penstock::StreamOptions& options, MayChangeLoop may_change_loop,
+              Prepare prepare) {
   SocketAddress address = AddressOrFail("listen", absl::GetFlag(FLAGS_listen));
-  ServerConfig config = ConfigFromFlags(address, serve, options, may_change_loop);
+  ServerConfig config = ConfigFromFlags(address, serve, options, may_change_loop, prepare);
   // Buffers travel with the streams that hold them.
   std::optional<penstock::BufferPool> pool;
   if (config.listen.stream.migratable) config.pool = &pool.emplace(config.pool_options);

@@ -15,6 +15,7 @@
 #ifndef PENSTOCK_EXAMPLES_COMMON_SERVER_H_
 #define PENSTOCK_EXAMPLES_COMMON_SERVER_H_
 
+#include <penstock/loop.h>
 #include <penstock/stream.h>
 
 namespace examples {
@@ -27,9 +28,12 @@ using Serve = void (*)(penstock::StreamPtr stream);
 // --balance are refused.
 enum class MayChangeLoop { kYes, kNo };
 
+// What a server needs on a loop before that listens; on the loop's thread. May end the program.
+using Prepare = void (*)(penstock::Loop& loop);
+
 // Call ParseFlagsOnly first. Returns main's status.
 int RunServer(Serve serve, const penstock::StreamOptions& options = {},
-              MayChangeLoop may_change_loop = MayChangeLoop::kYes);
+              MayChangeLoop may_change_loop = MayChangeLoop::kYes, Prepare prepare = nullptr);
 
 }  // namespace examples
 

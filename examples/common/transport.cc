@@ -19,6 +19,14 @@ ABSL_FLAG(std::string, transport, "tcp",
 
 namespace examples {
 
+#ifndef PENSTOCK_NO_RDMA
+struct Transport::Last {
+  const penstock::RdmaEndpoint* endpoint = nullptr;
+};
+#else
+struct Transport::Last {};
+#endif
+
 Transport Transport::FromFlags() {
   const std::string name = absl::GetFlag(FLAGS_transport);
   Transport transport;
@@ -29,7 +37,26 @@ Transport Transport::FromFlags() {
 #ifdef PENSTOCK_NO_RDMA
   if (transport.rdma_) Fail("--transport=rdma: this Penstock has no component rdma");
 #endif
+  transport.last_ = std::make_shared<Last>();
   return transport;
+}
+
+void Transport::Prepare(penstock::Loop& loop) const {
+#ifndef PENSTOCK_NO_RDMA
+  if (rdma_) OpenDeviceOfFlags(loop);
+#else
+  static_cast<void>(loop);
+#endif
+}
+
+Transport::Carrier Transport::carrier() const {
+#ifndef PENSTOCK_NO_RDMA
+  if (last_->endpoint != nullptr) {
+    const penstock::RdmaStats stats = last_->endpoint->stats();
+    return {.name = stats.over_device ? "device" : "stream", .fallback = stats.fallback};
+  }
+#endif
+  return {};
 }
 
 penstock::StreamPtr Transport::Apply(penstock::StreamPtr stream, bool listens,
@@ -45,6 +72,7 @@ penstock::StreamPtr Transport::Apply(penstock::StreamPtr stream, bool listens,
     endpoint->NotifyOpen([&opening](absl::Status opened) {
       if (opened.ok()) TellCarrier(opening.stats());
     });
+    last_->endpoint = endpoint.get();
     return penstock::AsStream(std::move(endpoint), options);
   }
 #endif

@@ -6,7 +6,11 @@
 #ifndef PENSTOCK_EXAMPLES_COMMON_TRANSPORT_H_
 #define PENSTOCK_EXAMPLES_COMMON_TRANSPORT_H_
 
+#include <penstock/loop.h>
 #include <penstock/stream.h>
+
+#include <memory>
+#include <string>
 
 namespace examples {
 
@@ -15,11 +19,23 @@ class Transport {
   // Ends the program when the flag makes no sense.
   static Transport FromFlags();
 
+  // Before anybody has come. Ends the program when a flag of the device makes no sense.
+  void Prepare(penstock::Loop& loop) const;
+
   // What is to be used in place of `stream`, which was made with these options.
   penstock::StreamPtr Apply(penstock::StreamPtr stream, bool listens,
                             const penstock::StreamOptions& options) const;
+  // What carries the last stream that Apply was given, which must be there still, and why, when
+  // that is not what was wanted.
+  struct Carrier {
+    std::string name = "tcp";  // or device, or stream
+    std::string fallback;
+  };
+  Carrier carrier() const;
 
  private:
+  struct Last;  // its endpoint
+  std::shared_ptr<Last> last_;
   bool rdma_ = false;
 };
 

@@ -53,7 +53,7 @@ BAD_VALUES = {
 # Sealing that makes the program look at the flag.
 SEALED_BY = {"psk-file": ["--seal=psk"], "key-hex": ["--seal=static"],
              "record-protocol": ["--seal=static"]}
-# Any word may be a device's name; it is looked for when the first endpoint opens.
+# Any word may be a device's name; without such a device the stream carries the data.
 FREE = {"device"}
 # Who accepts asks for no name, and so does who connects to itself.
 NAMELESS = (*SERVERS, "live_migration")

@@ -7,20 +7,22 @@ import os
 import sys
 
 import programs
-from programs import Listening, Server, each_engine, run
+from programs import Listening, Server, each_engine, run, wait_until
 
-NOTICE = "no RDMA device is used, the stream carries the data"
+# The same on a machine that has devices.
+NONE = "--device=none"
+NOTICE = f"{NONE}: the stream carries the data"
 
 
 class Rdma:
     def ping(self, server, *words):
-        done = run("rdma_pingpong", f"--connect={server.address}", f"--engine={self.engine}", *words)
+        done = run("rdma_pingpong", f"--connect={server.address}", NONE, f"--engine={self.engine}", *words)
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn(NOTICE, done.stderr)
         return json.loads(done.stdout)
 
     def server(self, *words):
-        return Server("rdma_pingpong", "--listen=127.0.0.1:0", f"--engine={self.engine}", *words)
+        return Server("rdma_pingpong", "--listen=127.0.0.1:0", NONE, f"--engine={self.engine}", *words)
 
     def test_pingpong(self):
         with self.server() as server:
@@ -48,9 +50,9 @@ class Rdma:
     def put(self, content, *words):
         source, target = self.folder / "source", self.folder / "target"
         source.write_bytes(content)
-        with Listening("rdma_put", "receive", target, "--listen=127.0.0.1:0",
+        with Listening("rdma_put", "receive", target, "--listen=127.0.0.1:0", NONE,
                        f"--engine={self.engine}", *words) as receiver:
-            sent = run("rdma_put", "send", source, f"--connect={receiver.address}",
+            sent = run("rdma_put", "send", source, f"--connect={receiver.address}", NONE,
                        f"--engine={self.engine}")
             if sent.returncode == 0:
                 self.assertEqual(json.loads(receiver.line())["bytes"], len(content))
@@ -82,14 +84,18 @@ class Rdma:
         source, target = self.folder / "source", self.folder / "target"
         content = os.urandom((9 << 20) + 5)
         source.write_bytes(content)
-        with Listening("bulk_transfer", "receive", target, "--listen=127.0.0.1:0",
+        with Listening("bulk_transfer", "receive", target, "--listen=127.0.0.1:0", NONE,
                        "--transport=rdma", f"--engine={self.engine}") as receiver:
-            sent = run("bulk_transfer", "send", source, f"--connect={receiver.address}",
+            sent = run("bulk_transfer", "send", source, f"--connect={receiver.address}", NONE,
                        "--transport=rdma", f"--engine={self.engine}")
             self.assertEqual(sent.returncode, 0, sent.stderr)
-            self.assertIn(NOTICE, sent.stderr)
-            self.assertEqual(json.loads(receiver.line())["bytes"], len(content))
+            figures = json.loads(receiver.line())
+            self.assertEqual(figures["bytes"], len(content))
+            for side in (figures, json.loads(sent.stdout)):
+                self.assertEqual((side["transport"], side["fallback"]), ("stream", ""))
             self.assertEqual(receiver.end(), 0)
+            for errors in (sent.stderr, receiver.stderr()):
+                self.assertIn(NOTICE, errors)
         self.assertEqual(target.read_bytes(), content)
 
     def test_bulk_transfer_that_the_peers_do_not_agree_on(self):
@@ -101,6 +107,7 @@ class Rdma:
             self.assertEqual(sent.returncode, 1)
             done = run("bulk_transfer", "send", source, f"--connect={receiver.address}")
             self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertEqual(json.loads(done.stdout)["transport"], "tcp")
             self.assertEqual(receiver.end(), 0)
             self.assertIn("sent away: ", receiver.stderr())
         self.assertEqual(target.read_bytes(), b"x")
@@ -129,6 +136,23 @@ class Flags(programs.Case):
         self.refuses("rdma_put", "send", "file", says=["--connect=ADDRESS"])
         self.refuses("rdma_put", "receive", "file", says=["--listen=ADDRESS"])
         self.refuses("rdma_put", "send", self.folder / "none", to, says=["none", "No such file"])
+
+    def test_the_device_is_seen_to_before_anybody_comes(self):
+        out = self.folder / "out"
+        at = "--listen=127.0.0.1:0"
+        for words in (["rdma_pingpong", at], ["rdma_put", "receive", out, at],
+                      ["bulk_transfer", "receive", out, at, "--transport=rdma"]):
+            for flag, values, says in (("lanes", (0, 9), "1 to 8"), ("gid-index", (-1, 256), "0 to 255"),
+                                       ("spin", (-1, 1_000_001), "0 to 1000000")):
+                for value in values:
+                    done = run(*words, f"--{flag}={value}")
+                    self.assertEqual(done.returncode, 1, done)
+                    self.assertEqual(done.stdout, "")
+                    for text in (f"--{flag}", str(value), says):
+                        self.assertIn(text, done.stderr)
+            with Listening(*words, "--device=no-such-device") as program:
+                wait_until(lambda: "no RDMA device is used, the stream carries the data" in program.stderr(),
+                           "what it says of the device")
 
 
 globals().update(each_engine(Rdma))
