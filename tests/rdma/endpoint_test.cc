@@ -213,6 +213,21 @@ TEST_P(EndpointTest, BadOptionsEndIt) {
   }
 }
 
+TEST_P(EndpointTest, WhatWaitsIsCounted) {
+  StreamPair streams = Pair();
+  auto active = RdmaEndpoint::Connect(std::move(streams.client), Quiet());
+  Fate last;
+  active->Send(Chain(std::string(1000, 'x')));
+  active->Send(Chain(std::string(500, 'y')), last.OnDone());
+  Settle();
+  EXPECT_EQ(active->stats().operations_queued, 2u);
+  EXPECT_EQ(active->stats().bytes_queued, 1500u);
+  auto passive = RdmaEndpoint::Accept(std::move(streams.server), Quiet());
+  EXPECT_TRUE(Await(last).ok()) << last.status();
+  EXPECT_EQ(active->stats().operations_queued, 0u);
+  EXPECT_EQ(active->stats().bytes_queued, 0u);
+}
+
 // It would end the endpoint, with all that is on the way.
 TEST_P(EndpointTest, MessagesThatThePeerDoesNotTakeAreRefusedHere) {
   RdmaOptions small = Quiet();

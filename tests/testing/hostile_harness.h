@@ -33,7 +33,10 @@ class HostileHarness : public RdmaHarness {
   // The endpoint is open with a peer that gives this answer.
   void OpenWithAnswer(RawPeer::Answer answer, RdmaOptions options = Quiet(),
                       uint64_t features = 0) {
-    StreamPair streams = Pair();
+    OpenOver(Pair(), std::move(answer), options, features);
+  }
+  void OpenOver(StreamPair streams, RawPeer::Answer answer, RdmaOptions options = Quiet(),
+                uint64_t features = 0) {
     endpoint_ = RdmaEndpoint::Connect(std::move(streams.client), options);
     peer_ = std::make_unique<RawPeer>(std::move(streams.server), std::move(answer), features);
     ASSERT_TRUE(Open(*endpoint_).ok());

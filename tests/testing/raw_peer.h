@@ -76,6 +76,11 @@ class RawPeer {
   bool open() const { return gate_.state() == GateState::kOpen; }
   uint32_t tag() const { return gate_.data_tag(); }
   bool ended() const { return ended_; }
+  // Takes nothing off its stream any more.
+  void StopReading() {
+    reading_ = false;
+    stream_->CancelRead();
+  }
   void Send(std::string_view bytes) { stream_->Write(*stream_->loop().pool().Copy(bytes)); }
   void SendData(const MessageHeader& header, std::string_view body) {
     std::array<char, kMessageHeaderSize> bytes;
@@ -105,6 +110,7 @@ class RawPeer {
  private:
   void Read() {
     stream_->ReadReady([this](absl::StatusOr<Buffer> bytes) {
+      if (!reading_) return;
       if (!bytes.ok()) {
         ended_ = true;
         return;
@@ -150,6 +156,7 @@ class RawPeer {
   std::string received_;
   std::vector<ControlMessage> messages_;
   std::vector<MessageHeader> data_;
+  bool reading_ = true;
   bool ended_ = false;
 };
 
