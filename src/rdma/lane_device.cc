@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/absl_view.h"
 #include "rdma/lane_window.h"
 
 PENSTOCK_BEGIN_NAMESPACE
@@ -56,7 +57,30 @@ absl::StatusOr<std::shared_ptr<RdmaDevice>> LaneDevice::Open(LoopCore& loop, Fab
   return device;
 }
 
+absl::Status LaneDevice::CheckLimits() const {
+  const FabricLimits& limits = device_->limits();
+  const uint64_t bytes = uint64_t{options_.receives} * options_.receive_size;
+  const auto exceeds = [this](uint64_t wanted, std::string_view what, uint64_t most) {
+    return absl::ResourceExhaustedError(absl::StrCat("open RDMA device ", device_->name(), ": ",
+                                                     wanted, " ", AbslView(what),
+                                                     ", the device has ", most));
+  };
+  if (limits.shared_receive_queues == 0) return exceeds(1, "shared receive queue", 0);
+  if (options_.receives > limits.shared_receive_depth) {
+    return exceeds(options_.receives, "receives in a shared queue", limits.shared_receive_depth);
+  }
+  if (options_.receives >= limits.completion_depth) {
+    return exceeds(uint64_t{options_.receives} + 1, "completions in a queue",
+                   limits.completion_depth);
+  }
+  if (bytes > limits.memory_region_size) {
+    return exceeds(bytes, "bytes of receives in a memory region", limits.memory_region_size);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status LaneDevice::Start() {
+  if (absl::Status status = CheckLimits(); !status.ok()) return status;
   LaneHub::Options options;
   options.port = options_.port;
   options.gid_index = options_.gid_index;

@@ -54,6 +54,8 @@ class LaneDevice final : public RdmaDevice {
         admission_({.concurrent = options.openings_max,
                     .waiting = options.openings_waiting_max,
                     .retry_after = options.retry_after}) {}
+  // ResourceExhausted names the limit of the device that the options exceed.
+  absl::Status CheckLimits() const;
   absl::Status Start();
   void OnLoopEnd();
 

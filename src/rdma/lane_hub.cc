@@ -325,7 +325,7 @@ absl::StatusOr<std::unique_ptr<FabricQp>> LaneHub::NewQp(Lane& lane, uint32_t se
   options.send_cq = &pump_->send_cq();
   options.receive_cq = &pump_->cq();
   options.srq = srq_.get();
-  options.send_depth = send_depth;
+  options.send_depth = std::min(send_depth, device_.limits().queue_depth);
   FreeRested();
   // Held until the end, so that the device does not give the same number again.
   std::vector<std::unique_ptr<FabricQp>> tired;

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Breaks the shipped code of credits and of the way from the lanes to the stream, one line at a time, and
-expects the tests of endpoints to find each.
+"""Breaks the shipped code of the gate, of what it reads, of credits and of the way from the lanes to the
+stream, one line at a time, and expects the tests of these and of endpoints to find each.
 
 usage: tests/mutants/mutants_test.py BUILD [NAME...]
 
@@ -21,12 +21,52 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = "penstock_rdma_tests"
-FILTER = "LaneWindowTest.*:CreditWindow*:*/Endpoint*.*/Simulated*-*Machine*"
+FILTER = "ReadyGateTest.*:ControlCodecTest.*:RegionTableTest.*:AdmissionTest.*:LaneWindowTest.*:CreditWindow*:*/Endpoint*.*/Simulated*-*Machine*"
 LIMIT_SECONDS = 300
 
 Mutant = namedtuple("Mutant", "name source before after")
 
 MUTANTS = [
+    # The gate: what opens it, and what must not.
+    Mutant("opens_by_any_ready_of_the_attempt", "ready_gate.cc",
+           "if (ready != expected) return Violate", "if (false) return Violate"),
+    Mutant("opens_by_ready_of_another_attempt", "ready_gate.cc",
+           "    return Late();\n  }\n  if (ready != expected)", "  }\n  if (ready != expected)"),
+    Mutant("opens_by_data_of_another_attempt", "ready_gate.cc",
+           "if (transcript_ != 0 && tag != data_tag()) return", "if (false) return"),
+    Mutant("opens_by_lanes_of_another_attempt", "ready_gate.cc",
+           "if (attempt != options_.self.attempt) return Late();\n  if (state_", "if (state_"),
+    Mutant("takes_an_answer_to_another_hello", "ready_gate.cc",
+           "if (accept.to != options_.self) return Late();", ""),
+    Mutant("waits_for_ever", "ready_gate.cc", "if (now_ns < deadline_ns_) return", "if (true) return"),
+    Mutant("a_reset_leaves_the_gate_open", "ready_gate.cc",
+           "code == CloseCode::kViolation ? RejectCode::kMalformed : RejectCode::kShutdown);\n"
+           "  return Apply(GateEvent::kEnd);",
+           "code == CloseCode::kViolation ? RejectCode::kMalformed : RejectCode::kShutdown);\n"
+           "  return GateAction::kClose;"),
+    Mutant("tells_an_innocent_peer_that_it_is_wrong", "endpoint_core.cc",
+           "gate_.Close(absl::UnavailableError(\"the options of this side are none\"));", ""),
+    # What it reads.
+    Mutant("skips_what_it_must_understand", "control_codec.cc",
+           "if (fields_[i].critical && !fields_[i].used) {", "if (false) {"),
+    Mutant("takes_lanes_that_cannot_be", "control_codec.cc",
+           "if (std::string_view problem = LaneProblem(lane); !problem.empty()) return problem;", ""),
+    # Who may reach which memory, and who may open.
+    Mutant("lets_the_peer_beyond_a_region", "region_table.cc",
+           "if (!Within(access.offset, size, slot.memory.size())) {", "if (false) {"),
+    Mutant("lets_the_peer_write_what_it_may_read", "region_table.cc",
+           "if (!Allows(slot.access, wanted)) {", "if (false) {"),
+    Mutant("lets_everybody_wait", "admission.cc", "if (waiting_ == options_.waiting) {", "if (false) {"),
+    Mutant("keeps_the_place_of_who_has_gone", "admission.cc",
+           "if (state == State::kAdmitted) admission->running_ -= lanes_;", ""),
+    # Streams over endpoints.
+    Mutant("asks_too_much_of_the_queue", "endpoint_stream.cc",
+           "if (posted_ - bytes_out_ + size > posted_max_) break;", ""),
+    Mutant("ends_before_it_has_sent_all", "endpoint_stream.cc",
+           "write_side_ == WriteSide::kShutdownQueued && unsent_.empty() &&",
+           "write_side_ == WriteSide::kShutdownQueued &&"),
+    Mutant("sends_more_than_the_peer_takes", "endpoint_core.cc",
+           "if (terms.message_max != 0) peer_message_max_ = terms.message_max;", ""),
     # Credits: how much may be on the way.
     Mutant("posts_without_credit", "endpoint_turn.cc",
            "if (window_.available() == 0) {", "if (false) {"),

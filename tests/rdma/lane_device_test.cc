@@ -9,6 +9,7 @@
 
 #include <gtest/gtest.h>
 
+#include "absl/strings/match.h"
 #include "testing/rdma_flow.h"
 
 namespace penstock::internal {
@@ -64,6 +65,42 @@ TEST_P(LaneDeviceTest, APortWithoutALinkOrAnAddressIsNone) {
   EXPECT_TRUE(absl::IsUnavailable(status)) << status;
   lanes().fabric().SetLink("fake1", true);
   EXPECT_TRUE(TryOpen(down).ok());
+}
+
+// Each limit by itself, of a device that has enough of the others.
+TEST_P(LaneDeviceTest, ADeviceWithTooLittleIsNamedWithItsLimit) {
+  testing::VirtualHost host;
+  const testing::FakeFabricOptions enough;
+  testing::FakeFabricOptions none = enough;
+  none.limits.shared_receive_queues = 0;
+  testing::FakeFabricOptions receives = enough;
+  receives.limits.shared_receive_depth = 100;
+  testing::FakeFabricOptions completions = enough;
+  completions.limits.completion_depth = 4096;
+  testing::FakeFabricOptions memory = enough;
+  memory.limits.memory_region_size = 1 << 20;
+  for (const auto& [fabric, says] :
+       {std::pair(none, "shared receive queue"), std::pair(receives, "the device has 100"),
+        std::pair(completions, "completions"), std::pair(memory, "memory region")}) {
+    testing::FakeFabric poor(host, 7, fabric);
+    const absl::Status status = LaneDevice::Open(loop().core(), poor, {}).status();
+    EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+    EXPECT_TRUE(absl::StrContains(status.message(), says)) << status;
+    EXPECT_EQ(poor.objects(), 0u);
+  }
+}
+
+TEST_P(LaneDeviceTest, ShortQueuesOfTheDeviceWillDo) {
+  testing::FakeFabricOptions fabric;
+  fabric.limits.queue_depth = 16;
+  FakeLanes shallow(environment(), loop(), {}, fabric);
+  RdmaOptions options = Quiet();
+  options.device = shallow.device();
+  RdmaEndpoints both = OpenEndpoints(options, options);
+  ExpectTraffic(both);
+  both = {};
+  options.device = nullptr;
+  EXPECT_TRUE(Drive([&] { return shallow.device().use_count() == 1; }));
 }
 
 TEST_P(LaneDeviceTest, EndpointsThatOpenLaterGoToTheAddressThatThePortHasThen) {

@@ -268,9 +268,8 @@ absl::StatusOr<std::unique_ptr<internal::FabricQp>> FakeDevice::CreateQp(
   int error = fabric_.Fault(FakeCall::kCreateQp);
   if (error == 0 && nic_.qps.size() >= limits().queue_pairs) error = ENOMEM;
   if (error == 0 && (options.send_cq == nullptr || options.receive_cq == nullptr)) error = EINVAL;
-  if (error == 0 && std::max(options.send_depth, options.receive_depth) > limits().queue_depth) {
-    error = EINVAL;
-  }
+  const uint32_t receives = options.srq == nullptr ? options.receive_depth : 0;
+  if (error == 0 && std::max(options.send_depth, receives) > limits().queue_depth) error = EINVAL;
   if (error == 0 && std::max(options.send_parts, options.receive_parts) > limits().parts) {
     error = EINVAL;
   }
