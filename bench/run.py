@@ -90,8 +90,9 @@ def disturbance(figures, point):
     if point.same_cpu:
         # The two sides delay each other all the time; together they should fill the processor.
         return max(0.0, 1 - (figures["server_cpu_ns"] + figures["client_cpu_ns"]) / window)
-    if point.halved:  # the server is meant to wait half the time
-        return figures["client_delay_ns"] / window
+    if point.halved:  # the server is meant to wait half the time, and to run the other half
+        return max(figures["client_delay_ns"] / window,
+                   0.5 - figures["server_cpu_ns"] / window)
     return max(figures["server_delay_ns"], figures["client_delay_ns"]) / window
 
 

@@ -3,8 +3,8 @@
 //
 // Connections are as cheap as echo_server's: requests are read where they arrived, and the answers
 // to those of one read are gathered into one Write, or several where they would be long: a client
-// that asks and does not listen has that much of the pool and no more. Serving allocates nothing
-// but a request that arrives in parts.
+// that asks and does not listen has that much of the pool, and what was read of it. Serving
+// allocates nothing but a request that arrives in parts.
 #include <penstock/loop.h>
 #include <penstock/stream.h>
 
@@ -167,6 +167,7 @@ class Session {
     }
     answers.Append(std::move(last));
     if (closing_) bytes = {};
+    more_ = more_ && !bytes.empty();
     if (more_ && partial_.empty()) {
       unread_.TrimFront(before.size() - bytes.size());
     } else {

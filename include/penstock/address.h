@@ -27,9 +27,10 @@ class PENSTOCK_EXPORT SocketAddress {
   SocketAddress(SocketAddress&&) noexcept = default;
   SocketAddress& operator=(SocketAddress&&) noexcept = default;
 
-  // Reads `127.0.0.1:80`, `[::1]:80`, `[fe80::1%eth0]:80`, `*:80` (IPv6 any, both families where
-  // the host allows), `unix:/run/x.sock` and `unix:@name` (abstract, unix(7)). Port 0 means "any
-  // free one" to a listener. InvalidArgument says what was wrong and lists what is accepted.
+  // Reads `127.0.0.1:80`, `[::1]:80`, `[fe80::1%eth0]:80`, `*:80` (the same as `[::]:80`: any
+  // address of both families; for IPv4 alone 0.0.0.0:80), `unix:/run/x.sock` and `unix:@name`
+  // (abstract, unix(7)). Port 0 means "any free one" to a listener. InvalidArgument says what was
+  // wrong and lists what is accepted.
   static absl::StatusOr<SocketAddress> Parse(std::string_view text);
 
   // The address in `length` bytes at `address` (as from getpeername(2)); empty when it is of

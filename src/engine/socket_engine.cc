@@ -83,10 +83,6 @@ absl::StatusOr<int> SocketEngine::OpenListener(const SocketAddress& address,
         "unix:/run/service.sock");
   }
   const int fd = sys_.Socket(address.family(), SOCK_STREAM, 0);
-  if (fd == -EAFNOSUPPORT && address.family() == AF_INET6) {
-    return PeerStatus(absl::StatusCode::kUnimplemented, "open a socket to listen on", &address,
-                      "this host has no IPv6 (EAFNOSUPPORT); 0.0.0.0:PORT is all of IPv4");
-  }
   if (fd < 0) return ErrnoStatus(-fd, "open a socket to listen on", &address);
   const auto fail = [&](absl::Status status) {
     sys_.Close(fd);
@@ -103,7 +99,7 @@ absl::StatusOr<int> SocketEngine::OpenListener(const SocketAddress& address,
     }
   }
   if (address.family() == AF_INET6) {
-    // Whatever net.ipv6.bindv6only says: `*` is both families.
+    // Whatever net.ipv6.bindv6only says: `*` and `[::]` are both families.
     const int off = 0;
     if (const int r = sys_.SetOption(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off); r < 0) {
       return fail(ErrnoStatus(-r, "set IPV6_V6ONLY=0 for", &address));
