@@ -10,6 +10,7 @@
 #include <penstock/connect.h>
 #include <penstock/loop.h>
 #include <penstock/rdma.h>
+#include <time.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -29,7 +30,6 @@
 #include "common/rdma_device.h"
 #include "common/sealing.h"
 #include "common/server.h"
-#include "common/stopwatch.h"
 
 ABSL_FLAG(std::string, connect, "",
           "address of a program that listens; without it, this one does (--listen)");
@@ -87,6 +87,13 @@ void Serve(StreamPtr stream) {
 
 // --- The connecting side ---
 
+// A number of the clock itself: what is measured is a few microseconds.
+int64_t NowNs() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+}
+
 enum class Op { kSend, kWrite, kRead };
 
 struct Config {
@@ -103,9 +110,8 @@ class Pinger {
  public:
   Pinger(penstock::Loop& loop, const Config& config) : loop_(loop), config_(config) {
     content_.resize(config.size);
-    came_.resize(config.size);
     examples::FillPattern(content_, 1, 0);
-    began_.resize(config.depth);
+    began_ns_.resize(config.depth);
   }
 
   void Start() {
@@ -128,9 +134,10 @@ class Pinger {
  private:
   uint64_t total() const { return config_.iterations + warm_up_; }
   void Begin();
-  void StartOne(absl::Duration now);
+  bool Matches(const BufferChain& bytes);
+  void StartOne(int64_t now_ns);
   void OnOne(const absl::Status& status);
-  void OnBytes(absl::StatusOr<BufferChain> bytes, bool verify);
+  void OnBytes(absl::StatusOr<BufferChain> bytes);
   void ReceiveNext();
   void End(absl::Status status);
 
@@ -138,16 +145,17 @@ class Pinger {
   const Config& config_;
   const uint64_t warm_up_ = std::max<uint64_t>(1, config_.iterations / 10);
   std::string content_;
-  std::string came_;  // where what came is put to be compared
+  Buffer bytes_;      // the same, of the pool: all that is sent are windows onto them
+  std::string came_;  // where what came in pieces is put to be compared
   std::unique_ptr<RdmaEndpoint> endpoint_;
   RdmaRemoteRegion region_;
   uint64_t started_ = 0;
   uint64_t done_ = 0;
-  std::vector<absl::Duration> began_;  // of those in flight, a ring
-  absl::Duration measured_from_;
-  absl::Duration elapsed_;
+  std::vector<int64_t> began_ns_;  // of those in flight, a ring
+  int64_t measured_from_ns_ = 0;
+  int64_t elapsed_ns_ = 0;
   penstock::RdmaStats stats_;  // at the end
-  absl::Duration least_ = absl::InfiniteDuration();
+  int64_t least_ns_ = INT64_MAX;
   examples::Histogram latencies_;
   absl::Status status_;
 };
@@ -157,43 +165,47 @@ void Pinger::Begin() {
     return End(absl::OutOfRangeError(
         absl::StrCat("the listening side exposes ", region_.size, " bytes only")));
   }
-  if (config_.op == Op::kRead) {
-    // So that what is read can be told from what was there.
-    auto bytes = loop_.pool().Copy(content_);
-    if (!bytes.ok()) return End(bytes.status());
-    endpoint_->Write(region_, 0, *std::move(bytes));
-  }
-  if (config_.op == Op::kSend) ReceiveNext();
-  while (started_ < std::min(config_.depth, total())) StartOne(examples::Monotonic());
-}
-
-void Pinger::StartOne(absl::Duration now) {
-  began_[started_++ % config_.depth] = now;
-  if (config_.op == Op::kRead) {
-    endpoint_->Read(region_, 0, config_.size,
-                    [this](absl::StatusOr<BufferChain> bytes) { OnBytes(std::move(bytes), true); });
-    return;
-  }
   auto bytes = loop_.pool().Copy(content_);
   if (!bytes.ok()) return End(bytes.status());
+  bytes_ = *std::move(bytes);
+  // So that what is read can be told from what was there.
+  if (config_.op == Op::kRead) endpoint_->Write(region_, 0, bytes_.Share());
+  if (config_.op == Op::kSend) ReceiveNext();
+  while (started_ < std::min(config_.depth, total())) StartOne(NowNs());
+}
+
+void Pinger::StartOne(int64_t now_ns) {
+  began_ns_[started_++ % config_.depth] = now_ns;
+  if (config_.op == Op::kRead) {
+    endpoint_->Read(region_, 0, config_.size,
+                    [this](absl::StatusOr<BufferChain> bytes) { OnBytes(std::move(bytes)); });
+    return;
+  }
   if (config_.op == Op::kWrite) {
-    endpoint_->Write(region_, 0, *std::move(bytes), [this](absl::Status status) { OnOne(status); });
+    endpoint_->Write(region_, 0, bytes_.Share(), [this](absl::Status status) { OnOne(status); });
   } else {
-    endpoint_->Send(*std::move(bytes));
+    endpoint_->Send(bytes_.Share());
   }
 }
 
 void Pinger::ReceiveNext() {
   endpoint_->Receive([this](absl::StatusOr<BufferChain> message) {
     if (message.ok() && done_ + 1 < total()) ReceiveNext();
-    OnBytes(std::move(message), true);
+    OnBytes(std::move(message));
   });
 }
 
-void Pinger::OnBytes(absl::StatusOr<BufferChain> bytes, bool verify) {
+bool Pinger::Matches(const BufferChain& bytes) {
+  if (bytes.size() != content_.size()) return false;
+  if (bytes.front().size() == bytes.size()) return bytes.front() == content_;
+  came_.resize(bytes.size());
+  bytes.CopyTo(came_);
+  return came_ == content_;
+}
+
+void Pinger::OnBytes(absl::StatusOr<BufferChain> bytes) {
   if (!bytes.ok()) return OnOne(bytes.status());
-  if (verify && (bytes->size() != came_.size() || bytes->CopyTo(came_) != came_.size() ||
-                 came_ != content_)) {
+  if (!Matches(*bytes)) {
     return OnOne(absl::DataLossError("other bytes came back than were sent"));
   }
   OnOne(absl::OkStatus());
@@ -201,18 +213,18 @@ void Pinger::OnBytes(absl::StatusOr<BufferChain> bytes, bool verify) {
 
 void Pinger::OnOne(const absl::Status& status) {
   if (!status.ok()) return End(status);
-  const absl::Duration now = examples::Monotonic();
-  const absl::Duration took = now - began_[done_ % config_.depth];
-  if (done_ == warm_up_) measured_from_ = now - took;
+  const int64_t now_ns = NowNs();
+  const int64_t took_ns = now_ns - began_ns_[done_ % config_.depth];
+  if (done_ == warm_up_) measured_from_ns_ = now_ns - took_ns;
   if (done_ >= warm_up_) {
-    latencies_.Record(took);
-    least_ = std::min(least_, took);
+    latencies_.Record(absl::Nanoseconds(took_ns));
+    least_ns_ = std::min(least_ns_, took_ns);
   }
   if (++done_ < total()) {
-    if (started_ < total()) StartOne(now);
+    if (started_ < total()) StartOne(now_ns);
     return;
   }
-  elapsed_ = now - measured_from_;
+  elapsed_ns_ = now_ns - measured_from_ns_;
   stats_ = endpoint_->stats();
   endpoint_->Close([this](absl::Status closed) { End(std::move(closed)); });
 }
@@ -223,7 +235,7 @@ void Pinger::End(absl::Status status) {
 }
 
 void Pinger::PrintFigures() const {
-  const double seconds = absl::ToDoubleSeconds(elapsed_);
+  const double seconds = static_cast<double>(elapsed_ns_) / 1e9;
   const double rate = seconds > 0 ? static_cast<double>(config_.iterations) / seconds : 0.0;
   examples::TellCarrier(stats_);
   examples::JsonLine()
@@ -234,7 +246,7 @@ void Pinger::PrintFigures() const {
       .Add("size", uint64_t{config_.size})
       .Add("iters", config_.iterations)
       .Add("depth", config_.depth)
-      .Add("min_us", absl::ToDoubleMicroseconds(least_))
+      .Add("min_us", static_cast<double>(least_ns_) / 1e3)
       .Add("p50_us", absl::ToDoubleMicroseconds(latencies_.Percentile(0.5)))
       .Add("p99_us", absl::ToDoubleMicroseconds(latencies_.Percentile(0.99)))
       .Add("per_s", rate)
