@@ -181,8 +181,12 @@ void EndpointCore::PostData(MessageHeader header, const std::optional<AccessPref
   }
   header.received = static_cast<uint16_t>(lane_window_.received());
   lane_window_.OnTold();
-  lane_window_.OnSent(header, access, payload);
-  lanes_->Send(MessageFront(header, access).view(), std::move(payload));
+  const MessageFront front(header, access);
+  if (lanes_->SendAtOnce(front.view(), payload)) {
+    return lane_window_.OnSent(header, access, std::move(payload));
+  }
+  lane_window_.OnSent(header, access, LaneWindow::ShareOf(payload));
+  lanes_->Send(front.view(), std::move(payload));
 }
 
 MessageHeader EndpointCore::Header(MessageType type, uint32_t sequence, bool last) {

@@ -103,7 +103,7 @@ absl::Status Lane::BringUp(const LaneAddress& peer, uint32_t peer_read_depth) {
 // --- Starting ---
 
 void Lane::Send(std::string_view head, BufferChain payload, std::optional<uint64_t> token) {
-  if (!token.has_value() && PostAtOnce(head, payload)) return;
+  if (!token.has_value() && SendAtOnce(head, payload)) return;
   const uint64_t size = head.size() + payload.size();
   Start({.op = FabricOp::kSend,
          .token = token,
@@ -329,8 +329,7 @@ void Lane::Inline(std::string_view head, const BufferChain& data, FabricSend& se
   send.inlined = size > 0;
 }
 
-// A small message of which nobody is to be told, with nothing before it: nothing of it is kept.
-bool Lane::PostAtOnce(std::string_view head, const BufferChain& payload) {
+bool Lane::SendAtOnce(std::string_view head, const BufferChain& payload) {
   if (!waiting_.empty() || !reads_waiting_.empty() || failed_) return false;
   if (head.size() + payload.size() > inlined_max_) return false;
   FabricSend send;

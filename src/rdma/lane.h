@@ -110,6 +110,9 @@ class Lane final {
   // up to 48 bytes are kept without an allocation.
   void Send(std::string_view head, BufferChain payload,
             std::optional<uint64_t> token = std::nullopt);
+  // The same for a small message, of which nobody is to be told, with nothing before it: the device
+  // takes its bytes during the call. False: it has not, and nothing has been started.
+  bool SendAtOnce(std::string_view head, const BufferChain& payload);
   // One-sided: the peer's program is not told. That the peer has exposed this memory for it, all of
   // it and still, is the caller's to check: the peer's device refuses otherwise, which ends the
   // lanes of both sides.
@@ -174,7 +177,6 @@ class Lane final {
   Step PostRead(LaneWork& work);
   Step Post(LaneWork& work, FabricSend& send, uint64_t size, LaneSlot** slot);
   Step Post(FabricSend& send, LaneSlot** slot);
-  bool PostAtOnce(std::string_view head, const BufferChain& payload);
   static void Inline(std::string_view head, const BufferChain& data, FabricSend& send, Parts& out);
   uint64_t FindParts(const BufferChain& data, uint64_t max, size_t room, FabricPart* parts,
                      size_t* count) const;

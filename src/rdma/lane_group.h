@@ -82,6 +82,9 @@ class LaneGroup final {
   // of one byte at least. Beyond the order that is told above: what is started after a message may
   // be done before it arrives.
   void Send(std::string_view head, BufferChain payload);
+  bool SendAtOnce(std::string_view head, const BufferChain& payload) {
+    return held_.empty() && MaySend(barrier_) && lanes_.front()->lane->SendAtOnce(head, payload);
+  }
   void Write(uint64_t token, const LaneTarget& target, BufferChain data);
   // `into`: from NewMemory for the same place.
   void Read(uint64_t token, const LaneTarget& target, uint64_t size, BufferChain into = {});

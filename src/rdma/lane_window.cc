@@ -8,9 +8,8 @@
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
-namespace {
 
-BufferChain ShareOf(BufferChain& chain) {
+BufferChain LaneWindow::ShareOf(BufferChain& chain) {
   BufferChain shared;
   for (size_t left = chain.buffer_count(); left > 0; --left) {
     Buffer piece = chain.PopFront();
@@ -19,8 +18,6 @@ BufferChain ShareOf(BufferChain& chain) {
   }
   return shared;
 }
-
-}  // namespace
 
 void LaneWindow::Open(uint32_t depth, uint32_t peer_depth) {
   limit_max_ = limit_ = std::min(peer_depth, UINT32_MAX - kSpare) + kSpare;
@@ -46,8 +43,8 @@ absl::StatusOr<uint32_t> LaneWindow::SetLimit(uint32_t receives) {
 }
 
 void LaneWindow::OnSent(const MessageHeader& header, const std::optional<AccessPrefix>& access,
-                        BufferChain& payload) {
-  sent_.push({.header = header, .access = access, .payload = ShareOf(payload)});
+                        BufferChain payload) {
+  sent_.push({.header = header, .access = access, .payload = std::move(payload)});
 }
 
 void LaneWindow::OnWriteSent(const AccessPrefix& access, uint32_t number, BufferChain& payload) {

@@ -69,9 +69,12 @@ class LaneWindow {
   // Room for anything; room for a message of type kCredit.
   bool HasRoom() const { return sent_.size() + kReserved < most(); }
   bool HasCreditRoom() const { return sent_.size() < most(); }
-  // In the order they go out. The payload is shared with the caller's.
+  // In the order they go out. `payload` may have to be sent again: all of it, or a share.
   void OnSent(const MessageHeader& header, const std::optional<AccessPrefix>& access,
-              BufferChain& payload);
+              BufferChain payload);
+  // Windows onto the same bytes.
+  static BufferChain ShareOf(BufferChain& chain);
+  // The payload is shared with the caller's.
   void OnWriteSent(const AccessPrefix& access, uint32_t number, BufferChain& payload);
   // Of the messages that were sent, the last so many wait on this side: the peer can acknowledge
   // none of them, so that those that wait are bounded by the receives it has granted (I9).

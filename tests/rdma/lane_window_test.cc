@@ -20,8 +20,7 @@ class LaneWindowTest : public ::testing::Test {
   LaneWindowTest() { window_.Open(kDepth, kDepth); }
 
   void Send(MessageType type, uint32_t sequence = 0) {
-    BufferChain none;
-    window_.OnSent({.type = type, .sequence = sequence}, std::nullopt, none);
+    window_.OnSent({.type = type, .sequence = sequence}, std::nullopt, {});
   }
   // The peer says that it has `received` by now.
   absl::Status Told(uint16_t received, uint16_t* pieces = nullptr) {
@@ -153,7 +152,7 @@ TEST_F(LaneWindowTest, ASteadyFlowAllocatesNothing) {
       // Messages, and writes that the peer's loop makes.
       window_.OnSent({.type = i % 2 == 0 ? MessageType::kMessage : MessageType::kWrite},
                      i % 2 == 0 ? std::nullopt : std::optional<AccessPrefix>({.region = i}),
-                     payload);
+                     LaneWindow::ShareOf(payload));
       ASSERT_TRUE(Told(static_cast<uint16_t>(i + 1)).ok());
       window_.OnTold();
     }
@@ -217,10 +216,9 @@ TEST_F(LaneWindowTest, TwoFullSidesGoOn) {
     } sides[2];
     for (Side& side : sides) side.window.Open(depth, depth);
     const auto send = [](Side& side, MessageType type) {
-      BufferChain none;
       MessageHeader header{.type = type, .received = static_cast<uint16_t>(side.window.received())};
       side.window.OnTold();
-      side.window.OnSent(header, std::nullopt, none);
+      side.window.OnSent(header, std::nullopt, {});
       side.wire.push(header);
     };
     bool moved = true;
