@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/absl_view.h"
 #include "base/error.h"
+#include "buffer/pool_cache.h"
 #include "rdma/lane.h"
 
 PENSTOCK_BEGIN_NAMESPACE
@@ -22,6 +23,10 @@ constexpr absl::Duration kRestPause = absl::Milliseconds(5);
 constexpr absl::Duration kLookPause = absl::Milliseconds(10);
 
 }  // namespace
+
+LaneHub::PostLater::PostLater(LaneHub& owner)
+    : Deferred([](Deferred* node) { static_cast<PostLater*>(node)->hub.PostFreed(); }),
+      hub(owner) {}
 
 LaneHub::LaneHub(LoopCore& loop, FabricDevice& device, const Options& options)
     : loop_(loop),
@@ -129,27 +134,53 @@ bool LaneHub::PostReceive(uint32_t slot) {
 }
 
 Buffer LaneHub::CopyOf(std::string_view bytes) const {
-  absl::StatusOr<Buffer> copy = loop_.pool().Copy(bytes, BufferTag::kRdma);
-  if (copy.ok()) return *std::move(copy);
+  PoolCore::Refusal refusal;
+  if (BufferNode* const node = loop_.cache().TakeNode(bytes.size(), BufferTag::kRdma, &refusal)) {
+    bytes.copy(node->data, bytes.size());
+    NodeExtend(*node, bytes.size());
+    return BufferAccess::Adopt(node);
+  }
   auto memory = std::make_unique<char[]>(bytes.size());
   bytes.copy(memory.get(), bytes.size());
   const char* const data = memory.get();
   return Buffer::FromExternal(data, bytes.size(), [memory = std::move(memory)] {});
 }
 
+bool LaneHub::PostFreed() {
+  for (; !freed_.empty(); freed_.pop_back()) {
+    if (PostReceive(freed_.back())) continue;
+    // One receive less for all lanes: none may count on the bank any more.
+    freed_.clear();
+    Lose("receive", "it cannot be posted again");
+    return false;
+  }
+  return true;
+}
+
 void LaneHub::OnCompletion(uint32_t word, const FabricCompletion& completion) {
   --posted_;
   Buffer message;
   if (completion.outcome == FabricOutcome::kOk) message = CopyOf({Receive(word), completion.bytes});
-  // One receive less for all lanes: none may count on the bank any more.
-  if (!PostReceive(word)) return Lose("receive", "it cannot be posted again");
-  const auto found = lanes_.find(completion.qp_number);
-  if (found == lanes_.end()) return;
-  Lane& lane = *found->second.lane;
-  if (completion.outcome != FabricOutcome::kOk) {
-    return lane.OnFailed("receive", FabricOutcomeName(completion.outcome));
+  freed_.push_back(word);
+  if (posted_ < granted_ && !PostFreed()) return;
+  if (Lane* const lane = FindLane(completion.qp_number)) {
+    if (completion.outcome == FabricOutcome::kOk) {
+      lane->OnReceived(std::move(message));
+    } else {
+      lane->OnFailed("receive", FabricOutcomeName(completion.outcome));
+    }
   }
-  lane.OnReceived(std::move(message));
+  // Behind those that this has woken.
+  if (!freed_.empty()) loop_.DeferSoon(post_later_);
+}
+
+// What comes comes by the same one again and again.
+Lane* LaneHub::FindLane(uint32_t qp_number) {
+  if (found_ != nullptr && found_number_ == qp_number) return found_;
+  const auto found = lanes_.find(qp_number);
+  if (found == lanes_.end()) return nullptr;
+  found_number_ = qp_number;
+  return found_ = found->second.lane;
 }
 
 void LaneHub::OnSendDone(uint32_t word, const FabricCompletion& completion) {
@@ -157,8 +188,8 @@ void LaneHub::OnSendDone(uint32_t word, const FabricCompletion& completion) {
   FreeSlot(word);
   ++sends_done_;
   if (slots_out() == 0) pump_->ForgetSends();
-  if (const auto lane = lanes_.find(slot.qp_number); lane != lanes_.end()) {
-    lane->second.lane->OnDone(std::move(slot), completion);
+  if (Lane* const lane = FindLane(slot.qp_number)) {
+    lane->OnDone(std::move(slot), completion);
   } else if (const auto grave = graves_.find(slot.qp_number); grave != graves_.end()) {
     if (--grave->second.out == 0 && grave->second.end != End::kFailed) {
       Grave rest = std::move(graves_.extract(grave).mapped());
@@ -217,6 +248,7 @@ void LaneHub::OnLost(absl::Status status) {
 
 bool LaneHub::Grant(uint32_t count) {
   if (count > available()) return false;
+  if (posted_ < granted_ + count && !PostFreed()) return false;
   granted_ += count;
   return true;
 }
@@ -346,6 +378,7 @@ absl::StatusOr<std::unique_ptr<FabricQp>> LaneHub::NewQp(Lane& lane, uint32_t se
 void LaneHub::Leave(std::unique_ptr<FabricQp> qp, uint32_t out, End end) {
   const uint32_t number = qp->number();
   lanes_.erase(number);
+  found_ = nullptr;
   Grave grave{std::move(qp), out, loop_.now_ns(), end};
   if (end == End::kDrained) return Destroy(std::move(grave));
   if (end == End::kFailed || out == 0) return Drain(std::move(grave));

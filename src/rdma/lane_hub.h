@@ -4,8 +4,9 @@
 //
 // The bank has a fixed number of receives posted, whatever the number of lanes, in memory of its
 // own that nothing that is sent can take (I10). Lanes take grants from it and tell them to their
-// peers as credits; the grants never exceed the receives. A message is copied out of its receive,
-// which is posted again at once.
+// peers as credits; the grants never exceed the receives that are posted. A message is copied out
+// of its receive, which is posted again when whoever the message woke has acted on it, or at once
+// where that would be a receive less than is granted.
 //
 // Receives and sends have a completion queue each, so that what a peer's device acknowledges wakes
 // nobody while no one waits for an end of anything that is out. Neither can overflow, however many
@@ -45,6 +46,7 @@
 #include "absl/time/time.h"
 #include "base/fifo.h"
 #include "base/timer_wheel.h"
+#include "engine/deferred.h"
 #include "engine/loop_core.h"
 #include "rdma/completion_pump.h"
 #include "rdma/control_message.h"
@@ -188,6 +190,10 @@ class LaneHub final : private CompletionSink {
     LaneHub& hub;
     uint32_t number = 0;
   };
+  struct PostLater : Deferred {
+    explicit PostLater(LaneHub& owner);
+    LaneHub& hub;
+  };
   struct Member {
     Lane* lane = nullptr;
     uint64_t owner = 0;  // FabricQpOptions::owner
@@ -217,8 +223,12 @@ class LaneHub final : private CompletionSink {
   void OnEvent(const FabricEvent& event);
   char* Receive(uint32_t slot) const { return bank_.get() + size_t{slot} * options_.receive_size; }
   bool PostReceive(uint32_t slot);
+  // Those that are free. False: the device takes no more, and the lanes have been told.
+  bool PostFreed();
   // A copy of what a receive has brought, from the heap when the pool has no room.
   Buffer CopyOf(std::string_view bytes) const;
+  // Null when it has gone.
+  Lane* FindLane(uint32_t qp_number);
   void Feed();
   void Drain(Grave grave);
   void Mark(Grave& grave);
@@ -256,6 +266,8 @@ class LaneHub final : private CompletionSink {
   std::vector<Kept> kept_;  // until there are no queue pairs
   OfferedMemory offered_;
   absl::Status lost_;
+  std::vector<uint32_t> freed_;  // receives that are not posted
+  PostLater post_later_{*this};
   uint32_t posted_ = 0;
   uint32_t granted_ = 0;
   uint32_t read_depth_ = 0;
@@ -267,6 +279,8 @@ class LaneHub final : private CompletionSink {
   uint64_t sends_done_ = 0;
   uint64_t next_owner_ = 1;
   absl::flat_hash_map<uint32_t, Member> lanes_;  // by queue pair number
+  uint32_t found_number_ = 0;                    // of the lane that was looked for last,
+  Lane* found_ = nullptr;                        // which is there
   absl::flat_hash_map<uint32_t, Grave> graves_;
   absl::flat_hash_map<uint32_t, Rest> resting_;
   CallbackTimer grave_timer_;

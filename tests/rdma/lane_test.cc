@@ -182,6 +182,28 @@ TEST_F(LaneTest, APostThatFailsEndsTheLaneLater) {
   EXPECT_NE(a_.ends[0].find("post work: input/output error"), std::string::npos) << a_.ends[0];
 }
 
+TEST_F(LaneTest, AReceiveIsPostedAgainBehindWhomItWoke) {
+  Connect();
+  uint32_t posted = 0;
+  b_.on_message = [&] { posted = hub_[1]->posted(); };
+  a_.lane->Send("x", {});
+  EXPECT_TRUE(RunShortly([&] { return b_.messages.size() == 1; }));
+  EXPECT_EQ(posted, 1023u);
+  RunShortly([] { return false; });
+  EXPECT_EQ(hub_[1]->posted(), 1024u);
+}
+
+TEST_F(LaneTest, WhatIsGrantedIsPostedAtAnyTime) {
+  Connect();
+  b_.on_message = [&] {
+    // With the first of them all that are left are granted, this one too.
+    EXPECT_TRUE(b_.lane->SetGrant(1024));
+    EXPECT_EQ(hub_[1]->posted(), 1024u);
+  };
+  for (int i = 0; i < 20; ++i) a_.lane->Send("x", {});
+  EXPECT_TRUE(RunShortly([&] { return b_.messages.size() == 20; }));
+}
+
 // What a queue pair that has gone received must not be taken for its successor's.
 TEST_F(LaneTest, ANumberRestsUntilTheQueueHasBeenEmpty) {
   Connect();
@@ -207,8 +229,7 @@ TEST_F(LaneTest, APoolWithoutRoomKeepsNothingBack) {
   world_.faults().map_failure = 1000;
   fill();
   for (uint32_t i = 0; i < 20; ++i) a_.lane->Send("m", {});
-  EXPECT_TRUE(Run([&] { return b_.messages.size() == 20; }));
-  EXPECT_EQ(hub_[1]->posted(), 1024u);
+  EXPECT_TRUE(Run([&] { return b_.messages.size() == 20 && hub_[1]->posted() == 1024; }));
   world_.faults().map_failure = 0;
 }
 
