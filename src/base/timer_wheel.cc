@@ -164,6 +164,7 @@ void CallbackTimer::Arm(uint64_t tick, absl::AnyInvocable<void() &&> callback) {
 }
 
 void CallbackTimer::Cancel() {
+  if (!armed()) return;
   const absl::AnyInvocable<void()&&> dropped = std::move(callback_);
   callback_ = nullptr;
   wheel_.Cancel(*this);

@@ -155,7 +155,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   absl::Duration retry_after() const { return gate_.retry_after(); }
   // `work` is one operation with its callbacks.
   void Add(WorkList work, absl::Duration wait_max);
-  void Receive(RdmaEndpoint::ReceiveCallback done);
+  void Receive(RdmaEndpoint::ReceiveCallback&& done);
   void CancelReceive();
   absl::StatusOr<RdmaRegion> Expose(std::span<char> memory, RdmaAccess access);
   void AwaitRegion(RdmaEndpoint::RegionCallback done);
@@ -280,6 +280,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   bool RunRegion();
   void Settle();
   void Pump();
+  bool HasToPost() const;
   bool HasRoom() const;
   void PostData(MessageHeader header, const std::optional<AccessPrefix>& access,
                 BufferChain payload);
@@ -317,7 +318,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   absl::Status TakeHeader(MessageHeader& header, bool by_lane);
   absl::Status TakeData(const MessageHeader& header, BufferChain body);
   absl::Status TakePiece(const MessageHeader& header, BufferChain body);
-  void AddPiece(Arrival piece);
+  void AddPiece(BufferChain data, uint64_t fetched, bool last);
   absl::Status TakeWrite(const MessageHeader& header, BufferChain body);
   absl::Status TakeWritten(uint32_t number);
   absl::Status TakeRead(const MessageHeader& header, const BufferChain& body);

@@ -182,7 +182,7 @@ bool EndpointCore::MayFetch(const Work& work) const {
 }
 
 bool EndpointCore::PostFetch() {
-  if (fetches_.empty() || reads_out_.size() + lane_reads_.size() >= peer_read_depth_) return false;
+  if (reads_out_.size() + lane_reads_.size() >= peer_read_depth_) return false;
   Work& work = fetches_.front();
   if (!MayFetch(work)) return false;
   if (!std::exchange(work.posted, true)) fetched_bytes_ += work.size;
@@ -219,7 +219,7 @@ void EndpointCore::FinishFetch(WorkList one) {
       ++fetched_;
       fetched_due_ = true;
     }
-    AddPiece(std::move(next));
+    AddPiece(std::move(next.data), next.offered, next.last);
   }
 }
 

@@ -227,16 +227,16 @@ absl::Status EndpointCore::TakePiece(const MessageHeader& header, BufferChain bo
   }
   const bool last = (header.flags & kMessageLast) != 0;
   CountArriving(body.size(), last);
-  AddPiece({.data = std::move(body), .read = {}, .last = last});
+  AddPiece(std::move(body), /*fetched=*/0, last);
   return absl::OkStatus();
 }
 
 // Everything before it is there.
-void EndpointCore::AddPiece(Arrival piece) {
-  partial_.data.Append(std::move(piece.data));
-  partial_.fetched += piece.offered;
+void EndpointCore::AddPiece(BufferChain data, uint64_t fetched, bool last) {
+  partial_.data.Append(std::move(data));
+  partial_.fetched += fetched;
   ++partial_.held;
-  if (piece.last) {
+  if (last) {
     ++messages_whole_;
     ready_.push(std::exchange(partial_, {}));
   } else if (ready_.empty()) {
@@ -334,7 +334,7 @@ void EndpointCore::FinishFirst(WorkList& out) {
   messaged_writes_ -= work.messaged ? 1 : 0;
   const uint64_t region = work.region.id;
   const bool revocation_waited = work.on_region && peer_regions_.OnDone(region);
-  Finish(std::move(one), absl::OkStatus(), RdmaOutcome::kDone);
+  if (work.done || work.read_done) Finish(std::move(one), absl::OkStatus(), RdmaOutcome::kDone);
   if (revocation_waited) channel_->Send(EncodeControl(peer_regions_.Forget(region)));
 }
 

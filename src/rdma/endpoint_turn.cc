@@ -147,20 +147,28 @@ void EndpointCore::Settle() {
 // --- Posting ---
 
 void EndpointCore::Pump() {
-  while (gate_.MayPost(gate_.self().attempt) && HasRoom()) {
+  while (HasToPost() && gate_.MayPost(gate_.self().attempt) && HasRoom()) {
     bool did = Resend();
     if (!did) {
       did = ServeRead();
       const bool fetch_first = fetch_first_;
       // Each may take the last room there is.
-      const auto may_post = [this] { return !dead() && HasRoom(); };
-      if (fetch_first) did |= may_post() && PostFetch();
-      did |= may_post() && PostNext();
-      if (!fetch_first) did |= may_post() && PostFetch();
+      const auto fetch = [this] {
+        return !fetches_.empty() && !dead() && HasRoom() && PostFetch();
+      };
+      if (fetch_first) did |= fetch();
+      did |= !queue_.empty() && !dead() && HasRoom() && PostNext();
+      if (!fetch_first) did |= fetch();
     }
     if (!did) return;
     if (channel_->unsent() >= kFlushSize && !channel_->Flush()) return;
   }
+}
+
+// What the lanes have left behind is looked for by Resend.
+bool EndpointCore::HasToPost() const {
+  return carrier_ != Carrier::kLane || !queue_.empty() || !fetches_.empty() || !serving_.empty() ||
+         served_.has_value();
 }
 
 bool EndpointCore::HasRoom() const {
@@ -200,7 +208,6 @@ MessageHeader EndpointCore::Header(MessageType type, uint32_t sequence, bool las
 }
 
 bool EndpointCore::PostNext() {
-  if (queue_.empty()) return false;
   Work& work = queue_.front();
   switch (work.kind) {
     case Work::Kind::kSend:
@@ -438,7 +445,7 @@ void EndpointCore::NotifyOpen(RdmaEndpoint::DoneCallback done) {
   MarkReady();
 }
 
-void EndpointCore::Receive(RdmaEndpoint::ReceiveCallback done) {
+void EndpointCore::Receive(RdmaEndpoint::ReceiveCallback&& done) {
   if (core_ == nullptr) return;
   if (receive_done_) {
     calls_.push([this, done = std::move(done)]() mutable {
