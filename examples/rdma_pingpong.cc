@@ -215,15 +215,14 @@ void Pinger::OnOne(const absl::Status& status) {
   if (!status.ok()) return End(status);
   const int64_t now_ns = NowNs();
   const int64_t took_ns = now_ns - began_ns_[done_ % config_.depth];
+  // What is measured next does not wait for the figures.
+  if (started_ < total()) StartOne(now_ns);
   if (done_ == warm_up_) measured_from_ns_ = now_ns - took_ns;
   if (done_ >= warm_up_) {
     latencies_.Record(absl::Nanoseconds(took_ns));
     least_ns_ = std::min(least_ns_, took_ns);
   }
-  if (++done_ < total()) {
-    if (started_ < total()) StartOne(now_ns);
-    return;
-  }
+  if (++done_ < total()) return;
   elapsed_ns_ = now_ns - measured_from_ns_;
   stats_ = endpoint_->stats();
   endpoint_->Close([this](absl::Status closed) { End(std::move(closed)); });

@@ -287,6 +287,7 @@ void EndpointCore::FailAll() {
       Finish(std::move(one), end_, RdmaOutcome::kInDoubt);
     }
   }
+  quiet_out_ = {};
   WorkList waiting = queue_.TakeAll();
   while (!waiting.empty()) {
     WorkList one;

@@ -52,6 +52,7 @@
 #include "rdma/lane_group.h"
 #include "rdma/lane_window.h"
 #include "rdma/message_header.h"
+#include "rdma/quiet_sends.h"
 #include "rdma/ready_gate.h"
 #include "rdma/region_table.h"
 #include "rdma/work_queue.h"
@@ -153,6 +154,9 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
 
   void NotifyOpen(RdmaEndpoint::DoneCallback done);
   absl::Duration retry_after() const { return gate_.retry_after(); }
+  // A message of whose end nobody is to be told. Where nothing goes before it the lanes have it
+  // when this returns; false: it waits for a turn, nothing has been done.
+  bool SendAtOnce(BufferChain& message);
   // `work` is one operation with its callbacks.
   void Add(WorkList work, absl::Duration wait_max);
   void Receive(RdmaEndpoint::ReceiveCallback&& done);
@@ -427,6 +431,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   // Ours.
   WorkQueue queue_;
   WorkList sends_out_, writes_out_, reads_out_;
+  QuietSends quiet_out_;               // messages that were sent at once
   WorkList lane_writes_, lane_reads_;  // that the device does
   uint32_t messaged_writes_ = 0;       // that are out and that the peer's loop carries out
   WorkList finished_;

@@ -307,6 +307,9 @@ void EndpointCore::FinishAcknowledged() {
          SequenceReached(sends_out_.front().offers, offers_fetched_)) {
     FinishFirst(sends_out_);
   }
+  const QuietSends::Ended quiet = quiet_out_.Take(window_.acknowledged());
+  stats_.messages_sent += quiet.messages;
+  stats_.bytes_out += quiet.bytes;
   while (!writes_out_.empty() && SequenceReached(writes_out_.front().number, writes_done_)) {
     FinishFirst(writes_out_);
   }

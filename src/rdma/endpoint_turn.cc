@@ -342,7 +342,7 @@ void EndpointCore::Announce() {
 
 void EndpointCore::DrainOut() {
   if (state_ != EndpointState::kDraining || !queue_.empty()) return;
-  if (carrier_ != Carrier::kLane && !lane_window_.empty()) return;
+  if (!quiet_out_.empty() || (carrier_ != Carrier::kLane && !lane_window_.empty())) return;
   for (const WorkList* out :
        {&sends_out_, &writes_out_, &reads_out_, &lane_writes_, &lane_reads_}) {
     for (const Work& work : *out) {
@@ -354,6 +354,20 @@ void EndpointCore::DrainOut() {
 }
 
 // --- Operations ---
+
+// What the peer is to be told goes first, and so does what waits already.
+bool EndpointCore::SendAtOnce(BufferChain& message) {
+  if (state_ != EndpointState::kOpen || carrier_ != Carrier::kLane || HasToPost()) return false;
+  if (!gate_.MayPost(gate_.self().attempt) || written_due_ || fetched_due_) return false;
+  if (message.size() > std::min<uint64_t>(piece_max_, options_.rendezvous_min)) return false;
+  if (message.size() > peer_message_max_) return false;
+  if (window_.available() == 0 || !HasRoom()) return false;
+  const uint32_t number = window_.TakeNext();
+  quiet_out_.Push(number, message.size());
+  PostData(Header(MessageType::kMessage, number, /*last=*/true), std::nullopt, std::move(message));
+  MarkReady();
+  return true;
+}
 
 void EndpointCore::Add(WorkList one, absl::Duration wait_max) {
   if (core_ == nullptr) return;
@@ -428,6 +442,7 @@ RdmaStats EndpointCore::stats() const {
       stats.operations_posted += work.kind == Work::Kind::kFetch ? 0 : 1;
     }
   }
+  stats.operations_posted += static_cast<uint32_t>(quiet_out_.size());
   stats.credits = dead() ? 0 : window_.available();
   stats.late = gate_.counts().late;
   return stats;

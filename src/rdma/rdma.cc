@@ -107,6 +107,7 @@ void RdmaEndpoint::NotifyOpen(DoneCallback done) { core_->NotifyOpen(std::move(d
 absl::Duration RdmaEndpoint::retry_after() const { return core_->retry_after(); }
 
 void RdmaEndpoint::Send(BufferChain message, DoneCallback done, absl::Duration wait_max) {
+  if (!done && core_->SendAtOnce(message)) return;
   WorkList one(1);
   Work& work = one.front();
   work.data = std::move(message);

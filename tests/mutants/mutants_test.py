@@ -111,6 +111,13 @@ MUTANTS = [
     Mutant("uses_less_than_is_granted", "lane_window.cc",
            "std::min(limit_, CreditWindow::kDepthMax + kSpare)",
            "std::min(limit_, CreditWindow::kDepthMax / 2)"),
+    # What is posted in the call.
+    Mutant("sends_at_once_without_credit", "endpoint_turn.cc",
+           "if (window_.available() == 0 || !HasRoom()) return false;", "if (!HasRoom()) return false;"),
+    Mutant("sends_at_once_before_what_waits", "endpoint_turn.cc",
+           " || HasToPost()) return false;", ") return false;"),
+    Mutant("closes_before_quiet_sends_have_come", "endpoint_turn.cc",
+           "if (!quiet_out_.empty() || (carrier_", "if ((carrier_"),
 ]
 
 
