@@ -190,8 +190,8 @@ void Pinger::StartOne(int64_t now_ns) {
 
 void Pinger::ReceiveNext() {
   endpoint_->Receive([this](absl::StatusOr<BufferChain> message) {
-    if (message.ok() && done_ + 1 < total()) ReceiveNext();
     OnBytes(std::move(message));
+    if (status_.ok() && done_ < total()) ReceiveNext();
   });
 }
 

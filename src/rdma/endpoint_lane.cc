@@ -1,6 +1,5 @@
 // EndpointCore: its lanes: how they come up, what comes by them, and the way back to the stream.
 #include <algorithm>
-#include <array>
 #include <memory>
 #include <optional>
 #include <span>
@@ -155,13 +154,12 @@ void EndpointCore::OnLaneDone(uint64_t token, RdmaOutcome outcome, BufferChain d
 // Callbacks run in a turn of their own: never inside the pump, which they may destroy.
 void EndpointCore::OnLaneMessage(BufferChain message) {
   if (dead()) return;
-  std::array<char, kMessageHeaderSize> bytes;
-  const size_t size = message.CopyTo(bytes);
-  const absl::StatusOr<MessageHeader> header = DecodeMessageHeader({bytes.data(), size});
+  // All of it lies in one receive.
+  const absl::StatusOr<MessageHeader> header = DecodeMessageHeader(message.front());
   if (!header.ok()) {
     return End(Explain(header.status().code(), "RDMA endpoint to", MessageOf(header.status())));
   }
-  message.TrimFront(size);
+  message.TrimFront(kMessageHeaderSize);
   Take(*header, std::move(message), /*by_lane=*/true);
   MarkReadySoon();
 }
