@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <map>
+#include <set>
 #include <utility>
 
 #include "absl/flags/parse.h"
@@ -21,6 +23,7 @@ namespace examples {
 namespace {
 
 std::string program_name = "example";
+std::set<std::string, std::less<>> flags_given;
 
 std::string WithDashes(absl::string_view name) { return absl::StrReplaceAll(name, {{"_", "-"}}); }
 
@@ -94,6 +97,7 @@ std::vector<std::string> ParseCommandLine(int argc, char** argv, std::string_vie
     std::replace(word.begin() + 2, word.begin() + static_cast<std::ptrdiff_t>(equals), '-', '_');
     const std::string name = word.substr(2, equals - 2);
     const char* value = equals < word.size() ? word.c_str() + equals + 1 : nullptr;
+    flags_given.insert(name);
     switch (CheckFlag(name, value)) {
       case Value::kGiven:
         break;
@@ -115,6 +119,8 @@ std::vector<std::string> ParseCommandLine(int argc, char** argv, std::string_vie
   rest.erase(rest.begin());
   return rest;
 }
+
+bool IsFlagGiven(std::string_view name) { return flags_given.contains(name); }
 
 void ParseFlagsOnly(int argc, char** argv, std::string_view usage) {
   const std::vector<std::string> rest = ParseCommandLine(argc, argv, usage);

@@ -22,6 +22,10 @@ namespace examples {
 // prints it with the flags and ends the program with status 0.
 std::vector<std::string> ParseCommandLine(int argc, char** argv, std::string_view usage);
 
+// Whether the command line that was parsed has this flag, even with its default value. `name` as
+// ABSL_FLAG has it.
+bool IsFlagGiven(std::string_view name);
+
 // ParseCommandLine for programs that take flags only.
 void ParseFlagsOnly(int argc, char** argv, std::string_view usage);
 

@@ -60,7 +60,9 @@ void RefuseFlagsOfOthers() {
   const std::string chosen = absl::GetFlag(FLAGS_seal);
   for (const auto& [seal, name] : kFlagsOf) {
     const absl::CommandLineFlag* flag = absl::FindCommandLineFlag(name);
-    if (seal == chosen || flag->CurrentValue() == flag->DefaultValue()) continue;
+    // A file of flags (--flagfile) does not show on the command line.
+    const bool given = IsFlagGiven(name) || flag->CurrentValue() != flag->DefaultValue();
+    if (seal == chosen || !given) continue;
     Fail(absl::StrCat("--", absl::StrReplaceAll(name, {{"_", "-"}}), " goes with --seal=", seal,
                       ", not with --seal=", chosen));
   }

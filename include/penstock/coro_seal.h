@@ -47,7 +47,8 @@ class SealWait final : public ResultWait<absl::StatusOr<StreamPtr>> {
 
 }  // namespace detail
 
-// As penstock::Seal. Cancelled: the handshake is given up, and the stream with it.
+// As penstock::Seal. Cancelled: the handshake is given up, and the stream with it. Who is at the
+// other end SealOptions::authorize is told, before the wait ends; it may copy that to the caller's.
 inline detail::SealWait Seal(StreamPtr plain, const CredentialsPtr& credentials,
                              const HandshakeOptions& handshake, const SealOptions& options,
                              CancelToken token = CancelToken()) {

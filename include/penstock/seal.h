@@ -14,9 +14,12 @@
 //     Inside a record it is DataLoss.
 //   - One record that is not the next of this stream ends it: reads and writes fail with
 //     Unauthenticated (or InvalidArgument, when it is no record at all) and the peer sees a reset.
-//   - Bounds and deadlines are those of the stream below, the bounds counted in plaintext.
-// Identities are known while the handshake runs, see SealOptions::authorize, and told with the
-// stream by SealIdentified.
+//   - Bounds are those of the stream below, counted in plaintext. Deadlines are those of the stream
+//     below, whose bytes count: one of a record that is not in whole yet keeps a read deadline off,
+//     although it brings no plaintext. Who wants plaintext in time runs a timer and CancelRead.
+// Identities are known while the handshake runs, on either side: SealOptions::authorize is shown
+// the peer's, and copies what it wants to keep. With the stream SealIdentified tells it, to
+// servers; Seal, coro::Seal and SealAccepted give the stream alone.
 //
 // Everything belongs to the loop's thread, except SealLimiter.
 #ifndef PENSTOCK_SEAL_H_
@@ -127,7 +130,8 @@ class PENSTOCK_EXPORT SealAttempt {
 // naming the peer. A peer that is refused is told so before the end, where its handshake has words
 // for that: the connection stays up to 2 s longer, and counts as open.
 //
-// `done` is destroyed unrun when the loop goes first.
+// `done` is destroyed unrun when the loop goes first. When it is empty nobody is told, and nobody
+// gets the sealed stream: it ends as soon as it is there.
 PENSTOCK_EXPORT SealAttempt Seal(StreamPtr plain, std::unique_ptr<Handshaker> handshaker,
                                  SealOptions options, SealCallback done);
 

@@ -347,13 +347,13 @@ void SealState::End(absl::StatusOr<SealedPeer> result) {
   ticket_ = SealTicket();
   anchor_.Lift();
   const StreamPtr plain = std::move(plain_);
-  if (done_) CallDone(std::move(result));
+  CallDone(std::move(result));
 }
 
 // Once: calling an AnyInvocable does not empty it.
 void SealState::CallDone(absl::StatusOr<SealedPeer> result) {
   SealedPeerCallback done = std::move(done_);
-  std::move(done)(std::move(result));
+  if (done) std::move(done)(std::move(result));
 }
 
 void SealState::OnLoopGone() {

@@ -262,6 +262,13 @@ class Seal:
                  "--psk-identity goes with --seal=psk, not with --seal=tls"),
                 (self.psk(folder) + ["--record-protocol=ALTSRP_GCM_AES128"],
                  "--record-protocol goes with --seal=static, not with --seal=psk"),
+                # With the default value, too, in either spelling.
+                (["--psk-identity=penstock"], "--psk-identity goes with --seal=psk"),
+                (["--psk_identity", "penstock", "--seal=none"], "--psk-identity goes with --seal=psk"),
+                (self.psk(folder) + ["--record-protocol=ALTSRP_GCM_AES128_REKEY"],
+                 "--record-protocol goes with --seal=static, not with --seal=psk"),
+                (self.tls(folder, "client") + ["--unsafe-key-reuse=false"],
+                 "--unsafe-key-reuse goes with --seal=static, not with --seal=tls"),
                 (self.tls(folder, "client") + ["--unsafe-key-reuse"],
                  "--unsafe-key-reuse goes with --seal=static, not with --seal=tls"),
                 (["--max-frame=4096"], "--max-frame: plain streams have no records; --seal"),

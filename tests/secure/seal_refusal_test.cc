@@ -94,6 +94,38 @@ TEST_P(SealRefusalTest, ADenialAfterTheServiceAgreedIsSeenAtBothEnds) {
       << server.status();
 }
 
+// Nobody is told, and nobody gets a stream: neither end is the worse for it.
+TEST_P(SealRefusalTest, WithoutACallbackEveryEndIsSilent) {
+  verify_name = "server.test";
+  const auto seal_server = [](StreamPtr stream, SealOptions options) {
+    Seal(std::move(stream), ServerCredentials(), {.server = true}, std::move(options), nullptr);
+  };
+  const auto seal_client = [this](StreamPtr stream) {
+    HandshakeOptions handshake;
+    handshake.verify_name = verify_name;
+    Seal(std::move(stream), ClientCredentials(), handshake, {}, client.Done());
+  };
+  const auto ended = [this] { return client.ended; };
+  StreamPair refused = Pair();
+  seal_server(std::move(refused.server), DenyAll());
+  seal_client(std::move(refused.client));
+  ASSERT_TRUE(Drive(ended));
+  EXPECT_TRUE(absl::IsPermissionDenied(client.status())) << client.status();
+  client = SealOutcome();
+
+  StreamPair sealed = Pair();
+  seal_server(std::move(sealed.server), {});
+  seal_client(std::move(sealed.client));
+  ASSERT_TRUE(Drive(ended));
+  ASSERT_TRUE(client.status().ok()) << client.status();
+  EXPECT_TRUE(IsEof(Read(**client.stream).status()));
+  client = SealOutcome();
+
+  StreamPair cancelled = Pair();
+  Seal(std::move(cancelled.server), ServerCredentials(), {.server = true}, {}, nullptr).Cancel();
+  EXPECT_FALSE(Read(*cancelled.client).ok());
+}
+
 TEST_P(SealRefusalTest, AClientThatRefusesItsServerSaysSo) {
   verify_name = "server.test";
   SealBoth(ClientCredentials(), DenyAll(), ServerCredentials(), {});
