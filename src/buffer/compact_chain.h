@@ -40,7 +40,9 @@ class CompactChain {
   ~CompactChain() = default;
 
   size_t size() const { return inline_size_ + settled_.size() + tail_.size() + fresh_.size(); }
-  bool empty() const { return size() == 0; }
+  bool empty() const {
+    return inline_size_ == 0 && settled_.empty() && fresh_.empty() && (!tail_ || tail_.empty());
+  }
   // Bytes of the blocks behind the bytes. Counted along, so it costs nothing; neighbours on one
   // block, which count once when they come, may count twice while they rest.
   size_t pinned_bytes() const { return settled_blocks_ + fresh_blocks_; }

@@ -6,17 +6,14 @@ namespace internal {
 CipherContexts::CipherContexts(std::unique_ptr<RecordCrypto> crypto, size_t contexts_max)
     : crypto_(std::move(crypto)), contexts_max_(contexts_max) {}
 
-Aead* CipherContexts::Take(KeySchedule& keys, Lease& lease) {
+Aead* CipherContexts::TakeAnew(KeySchedule& keys, Lease& lease) {
   Slot* held = nullptr;
-  if (lease.serial != 0 && slots_[lease.slot].serial == lease.serial) [[likely]] {
+  if (Holds(lease)) {
     held = &slots_[lease.slot];
     held->used = true;
-    if (lease.slot != newest_) {
-      Unlink(*held);
-      LinkNewest(*held);
-    }
-    if (held->epoch == keys.epoch()) [[likely]]
-      return held->aead.get();
+    Unlink(*held);
+    LinkNewest(*held);
+    if (held->epoch == keys.epoch()) return held->aead.get();
   }
   return Renew(keys, lease, held);
 }
@@ -59,8 +56,8 @@ CipherContexts::Slot* CipherContexts::NewSlot(Lease& lease) {
 }
 
 void CipherContexts::Release(Lease& lease) {
-  const Lease given = std::exchange(lease, {});
-  if (given.serial != 0 && slots_[given.slot].serial == given.serial) Free(slots_[given.slot]);
+  if (Holds(lease)) Free(slots_[lease.slot]);
+  lease = {};
 }
 
 bool CipherContexts::Sweep() {
@@ -92,34 +89,6 @@ void CipherContexts::LinkNewest(Slot& slot) {
   slot.older = newest_;
   (newest_ != kNone ? slots_[newest_].newer : oldest_) = index;
   newest_ = index;
-}
-
-Aead* RecordCipher::StartSeal() {
-  Aead* aead = contexts_->Take(keys_, lease_);
-  const AeadNonce nonce = keys_.Nonce();
-  keys_.Advance();
-  return aead != nullptr && aead->StartSeal(nonce) ? aead : nullptr;
-}
-
-Aead* RecordCipher::StartOpen(const char* tag) {
-  Aead* aead = contexts_->Take(keys_, lease_);
-  const AeadNonce nonce = keys_.Nonce();
-  keys_.Advance();
-  return aead != nullptr && aead->StartOpen(nonce, tag) ? aead : nullptr;
-}
-
-bool RecordCipher::SealPiece(const char* in, char* out, size_t size, char* tag) {
-  Aead* aead = contexts_->Take(keys_, lease_);
-  const AeadNonce nonce = keys_.Nonce();
-  keys_.Advance();
-  return aead != nullptr && aead->SealPiece(nonce, in, out, size, tag);
-}
-
-Aead::Opened RecordCipher::OpenPiece(const char* tag, const char* in, char* out, size_t size) {
-  Aead* aead = contexts_->Take(keys_, lease_);
-  const AeadNonce nonce = keys_.Nonce();
-  keys_.Advance();
-  return aead != nullptr ? aead->OpenPiece(nonce, tag, in, out, size) : Aead::Opened::kBroken;
 }
 
 }  // namespace internal

@@ -3,8 +3,9 @@
 // context.
 //
 // A context of OpenSSL is more than a kilobyte of heap, which an idle stream must not hold (I1). So
-// a stream keeps its key material and counters, and a context is its own only while it is busy: the
-// least recently used one goes to the next who needs one, and Sweep() frees those that nobody used
+// a stream keeps its key material and counters, and a context is its own only while it is busy:
+// when there are no more, the one that was taken up longest ago goes to the next who needs one,
+// those not used since the last Sweep() before all others; and Sweep() frees those that nobody used
 // for a while. A busy stream finds its context keyed, and only a new AES key costs a key schedule.
 //
 // Owned together by the loop and its streams, so that a stream that outlives its loop can still
@@ -43,7 +44,14 @@ class CipherContexts {
   CipherContexts& operator=(const CipherContexts&) = delete;
 
   // The context for the record keys.counter(), keyed. Null when the library refused.
-  Aead* Take(KeySchedule& keys, Lease& lease);
+  Aead* Take(KeySchedule& keys, Lease& lease) {
+    if (Holds(lease)) [[likely]] {
+      const Slot& held = slots_[lease.slot];
+      if (held.used && held.epoch == keys.epoch()) [[likely]]
+        return held.aead.get();
+    }
+    return TakeAnew(keys, lease);
+  }
   // Frees the leased context, and its key with it.
   void Release(Lease& lease);
   // Frees the contexts that nobody took since the last call; called every second or so while it
@@ -66,6 +74,11 @@ class CipherContexts {
     bool used = false;       // since the last Sweep
   };
 
+  bool Holds(const Lease& lease) const {
+    return lease.serial != 0 && slots_[lease.slot].serial == lease.serial;
+  }
+  // For one that has no context, or not used it since the last Sweep, or needs another key.
+  Aead* TakeAnew(KeySchedule& keys, Lease& lease);
   Aead* Renew(KeySchedule& keys, Lease& lease, Slot* held);
   Slot* NewSlot(Lease& lease);
   void Free(Slot& slot);
@@ -115,13 +128,37 @@ class RecordCipher {
 
   // Start the next record and count it. The context to put it through; null when the library
   // refused: the caller must not go on.
-  Aead* StartSeal();
-  Aead* StartOpen(const char* tag);
+  Aead* StartSeal() {
+    const Next next = TakeNext();
+    return next.aead != nullptr && next.aead->StartSeal(next.nonce) ? next.aead : nullptr;
+  }
+  Aead* StartOpen(const char* tag) {
+    const Next next = TakeNext();
+    return next.aead != nullptr && next.aead->StartOpen(next.nonce, tag) ? next.aead : nullptr;
+  }
   // The next record whole, in one piece. Whatever comes of it, it is counted; as in Aead.
-  bool SealPiece(const char* in, char* out, size_t size, char* tag);
-  Aead::Opened OpenPiece(const char* tag, const char* in, char* out, size_t size);
+  bool SealPiece(const char* in, char* out, size_t size, char* tag) {
+    const Next next = TakeNext();
+    return next.aead != nullptr && next.aead->SealPiece(next.nonce, in, out, size, tag);
+  }
+  Aead::Opened OpenPiece(const char* tag, const char* in, char* out, size_t size) {
+    const Next next = TakeNext();
+    if (next.aead == nullptr) return Aead::Opened::kBroken;
+    return next.aead->OpenPiece(next.nonce, tag, in, out, size);
+  }
 
  private:
+  // Of one record, which has been counted.
+  struct Next {
+    Aead* aead;
+    AeadNonce nonce;
+  };
+  Next TakeNext() {
+    const Next next{contexts_->Take(keys_, lease_), keys_.Nonce()};
+    keys_.Advance();
+    return next;
+  }
+
   std::shared_ptr<CipherContexts> contexts_;
   KeySchedule keys_;
   CipherContexts::Lease lease_;

@@ -71,23 +71,6 @@ void KeySchedule::SetCounter(uint64_t counter) {
   exhausted_ = false;
 }
 
-AeadNonce KeySchedule::Nonce() const {
-  AeadNonce nonce = nonce_mask_;
-  for (size_t i = 0; i < sizeof counter_; ++i) {
-    nonce[i] ^= static_cast<uint8_t>(counter_ >> (8 * i));
-  }
-  return nonce;
-}
-
-void KeySchedule::Advance() {
-  PENSTOCK_CHECK(!exhausted_, "a record after the last counter");
-  if (counter_ == counter_last()) {
-    exhausted_ = true;
-  } else {
-    ++counter_;
-  }
-}
-
 const AeadKey* KeySchedule::Key(RecordCrypto& crypto) {
   if (key_epoch_ == epoch()) return &key_;
   // HKDF-Expand of one block (RFC 5869) with counter bytes 2..7 as info.

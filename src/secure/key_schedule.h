@@ -16,7 +16,9 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
+#include "base/check.h"
 #include "secure/aead.h"
+#include "secure/little_endian.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -48,9 +50,20 @@ class KeySchedule {
   bool exhausted() const { return exhausted_; }
 
   // Of the record counter(); not when exhausted.
-  AeadNonce Nonce() const;
+  AeadNonce Nonce() const {
+    AeadNonce nonce = nonce_mask_;
+    StoreLittle(nonce.data(), LoadLittle<uint64_t>(nonce.data()) ^ counter_);
+    return nonce;
+  }
   // Counts a record.
-  void Advance();
+  void Advance() {
+    PENSTOCK_CHECK(!exhausted_, "a record after the last counter");
+    if (counter_ == counter_last()) [[unlikely]] {
+      exhausted_ = true;
+    } else {
+      ++counter_;
+    }
+  }
 
   // Which AES key the record counter() needs: one number, one key.
   uint64_t epoch() const {

@@ -50,7 +50,10 @@ class OpensslAead final : public Aead {
 
   bool SetKey(const AeadKey& key) override {
     way_ = Way::kNone;
-    return EVP_EncryptInit_ex2(context_.get(), cipher_, key.data(), nullptr, nullptr) == 1;
+    // Named again, the cipher would have all of the context made anew.
+    const bool named = EVP_CIPHER_CTX_get0_cipher(context_.get()) != nullptr;
+    return EVP_EncryptInit_ex2(context_.get(), named ? nullptr : cipher_, key.data(), nullptr,
+                               nullptr) == 1;
   }
 
   bool StartSeal(const AeadNonce& nonce) override {

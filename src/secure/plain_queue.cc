@@ -18,29 +18,22 @@ size_t SharedBlock(const BufferChain& first, const BufferChain& second) {
 
 }  // namespace
 
-void PlainQueue::Append(BufferChain data) {
+void PlainQueue::AppendBehind(BufferChain data) {
   blocks_ += data.block_bytes() - SharedBlock(chain_, data);
   chain_.Append(std::move(data));
 }
 
-void PlainQueue::Prepend(BufferChain data) {
-  if (data.empty()) return;
+void PlainQueue::PutBack(BufferChain data) {
   blocks_ += data.block_bytes() - SharedBlock(data, chain_);
   data.Append(std::move(chain_));
   chain_ = std::move(data);
 }
 
-BufferChain PlainQueue::TakeFront(size_t size) {
-  if (chain_.size() <= size) return Take();
+BufferChain PlainQueue::CutFront(size_t size) {
   BufferChain front;
   while (front.size() < size) front.Append(chain_.PopFront());
   blocks_ -= front.block_bytes() - SharedBlock(front, chain_);
   return front;
-}
-
-BufferChain PlainQueue::Take() {
-  blocks_ = 0;
-  return std::exchange(chain_, {});
 }
 
 }  // namespace internal

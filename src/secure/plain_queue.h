@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -21,14 +22,28 @@ class PlainQueue {
   // As BufferChain::block_bytes.
   uint64_t block_bytes() const { return blocks_; }
 
-  void Append(BufferChain data);
+  void Append(BufferChain&& data) {
+    if (!chain_.empty()) return AppendBehind(std::move(data));
+    chain_ = std::move(data);
+    blocks_ = chain_.block_bytes();
+  }
   // Puts back in front what was taken and not used.
-  void Prepend(BufferChain data);
+  void Prepend(BufferChain&& data) {
+    if (!data.empty()) PutBack(std::move(data));
+  }
   // Whole pieces from the front: `size` bytes or more, or all there are.
-  BufferChain TakeFront(size_t size);
-  BufferChain Take();
+  BufferChain TakeFront(size_t size) { return chain_.size() <= size ? Take() : CutFront(size); }
+  BufferChain Take() {
+    blocks_ = 0;
+    return std::move(chain_);  // leaves it empty
+  }
 
  private:
+  // These look for blocks that both parts have.
+  void AppendBehind(BufferChain data);
+  void PutBack(BufferChain data);
+  BufferChain CutFront(size_t size);
+
   BufferChain chain_;
   uint64_t blocks_ = 0;
 };

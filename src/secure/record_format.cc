@@ -4,22 +4,9 @@
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
-namespace {
-
-void StoreLe32(char* out, uint32_t value) {
-  for (int i = 0; i < 4; ++i) out[i] = static_cast<char>(value >> (8 * i));
-}
-
-}  // namespace
-
-void WriteRecordHeader(char* out, size_t payload_size) {
-  StoreLe32(out, static_cast<uint32_t>(payload_size) + kRecordLengthMin);
-  StoreLe32(out + kRecordLengthSize, kRecordTypeData);
-}
-
 absl::Status CheckRecordHeader(std::string_view prefix, uint32_t frame_max) {
   if (prefix.size() < kRecordLengthSize) return absl::OkStatus();
-  const uint32_t length = LoadRecordWord(prefix.data());
+  const auto length = LoadLittle<uint32_t>(prefix.data());
   if (length < kRecordLengthMin) {
     return absl::InvalidArgumentError(absl::StrCat("open record: length ", length, " is below ",
                                                    kRecordLengthMin, ", the size of type and tag"));
@@ -30,7 +17,7 @@ absl::Status CheckRecordHeader(std::string_view prefix, uint32_t frame_max) {
                                                    ", the largest that is accepted"));
   }
   char type[4];
-  StoreLe32(type, kRecordTypeData);
+  StoreLittle(type, kRecordTypeData);
   const std::string_view given = prefix.substr(kRecordLengthSize);
   if (given != std::string_view(type, given.size())) {
     return absl::InvalidArgumentError(

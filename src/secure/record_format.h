@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "secure/aead.h"
+#include "secure/little_endian.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -26,27 +27,21 @@ inline constexpr uint32_t kRecordLengthMin = kRecordOverhead - kRecordLengthSize
 static_assert(kRecordOverhead == kRecordHeaderSize + kAeadTagSize);
 
 // Writes kRecordHeaderSize bytes.
-void WriteRecordHeader(char* out, size_t payload_size);
-
-// Little endian, byte by byte, whatever the machine's order; compilers make one move of it.
-inline uint32_t LoadRecordWord(const char* in) {
-  uint32_t value = 0;
-  for (int i = 0; i < 4; ++i) {
-    value |= static_cast<uint32_t>(static_cast<unsigned char>(in[i])) << (8 * i);
-  }
-  return value;
+inline void WriteRecordHeader(char* out, size_t payload_size) {
+  StoreLittle(out, static_cast<uint32_t>(payload_size) + kRecordLengthMin);
+  StoreLittle(out + kRecordLengthSize, kRecordTypeData);
 }
 
 // Of a whole header that is good.
 inline size_t RecordPayloadSize(std::string_view header) {
-  return LoadRecordWord(header.data()) - kRecordLengthMin;
+  return LoadLittle<uint32_t>(header.data()) - kRecordLengthMin;
 }
 
 // Whether the kRecordHeaderSize bytes are a header that CheckRecordHeader finds good.
 inline bool IsRecordHeader(const char* header, uint32_t frame_max) {
-  const uint32_t length = LoadRecordWord(header);
+  const auto length = LoadLittle<uint32_t>(header);
   return length >= kRecordLengthMin && length <= frame_max - kRecordLengthSize &&
-         LoadRecordWord(header + kRecordLengthSize) == kRecordTypeData;
+         LoadLittle<uint32_t>(header + kRecordLengthSize) == kRecordTypeData;
 }
 
 // Judges the first bytes of a header, as many as are in, up to kRecordHeaderSize: an error as soon

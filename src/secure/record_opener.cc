@@ -33,13 +33,14 @@ RecordOpener::RecordOpener(RecordCipher cipher, BufferPool& pool, RecordMode mod
       frame_max_(std::clamp<uint32_t>(frame_max, kRecordOverhead, kRecordFrameMax)) {}
 
 void RecordOpener::Feed(Buffer wire) {
-  if (!status_.ok() || wire.empty()) return;
+  const BufferNode* const node = BufferAccess::Node(wire);
+  if (!status_.ok() || node == nullptr || node->size == 0) return;
   // The only window sees nobody beside it, and windows cut from it never overlap; so once is enough
   // to ask.
-  const Block& block = *BufferAccess::Node(wire)->block;
+  const Block& block = *node->block;
   if (block.core == nullptr || block.windows.load(std::memory_order_acquire) != 1) foreign_ = true;
   if (resting_.empty()) {
-    wire_.Append(std::move(wire));
+    BufferAccess::Append(wire_, BufferAccess::Release(std::move(wire)));
   } else {
     resting_.Append(std::move(wire));
   }

@@ -52,8 +52,16 @@ RecordSealer::Result RecordSealer::Seal(BufferChain& plain, BufferChain& wire, s
   if (SealsLone(plain, wire_max)) {
     if (const Result result = SealLone(plain, wire); !short_of_room_) return result;
   }
+  return SealBatches(plain, wire, wire_max);
+}
+
+RecordSealer::Result RecordSealer::SealBatches(BufferChain& plain, BufferChain& wire,
+                                               size_t wire_max) {
   bool progress = false;
+  // Whoever was refused a record's room does not ask for the same again in one call.
+  bool refused = short_of_room_;
   while (!plain.empty()) {
+    if (progress && refused) break;
     const uint64_t counters = keys().counter_last() - keys().counter();
     if (counters == 0) {
       if (progress) break;
@@ -69,20 +77,20 @@ RecordSealer::Result RecordSealer::Seal(BufferChain& plain, BufferChain& wire, s
     if (counters > kSealBlockMax / kRecordMin) {
       batch = std::max(batch, PlanBatch(plain.size(), wire_max));
     }
-    BufferChain block = AllocateWire(batch);
+    BufferChain block;
+    if (!refused) block = AllocateWire(batch);
     short_of_room_ |= block.empty();
     if (block.empty() && batch > record) block = AllocateWire(record);
     if (block.empty()) {
       if (progress) break;
+      refused = true;
       block = HeapBuffer(std::string(std::min(record, kHeapRecordMax), '\0'));
     }
     ChainCursor from(plain), to(block);
     size_t consumed = 0;
     for (size_t left = block.size(); left > 0;) {
       const size_t payload = std::min<size_t>(left, frame_max_) - kRecordOverhead;
-      if (!SealRecord(from, to, payload)) {
-        return Fail(absl::InternalError("seal record: the cryptographic library failed"));
-      }
+      if (!SealRecord(from, to, payload)) return FailOfLibrary();
       consumed += payload;
       left -= payload + kRecordOverhead;
     }
@@ -105,27 +113,29 @@ bool RecordSealer::SealsLone(const BufferChain& plain, size_t wire_max) const {
 
 RecordSealer::Result RecordSealer::SealLone(BufferChain& plain, BufferChain& wire) {
   BufferNode& piece = *BufferAccess::Head(plain);
-  const size_t payload = piece.size;
-  Buffer block;
-  char* record = piece.data - kRecordHeaderSize;
-  if (!HasRoomAround(piece)) {
-    block = pool_->TryAllocate(payload + kRecordOverhead, BufferTag::kSeal);
-    short_of_room_ = !block;
-    if (short_of_room_) return Result::kSealed;
-    record = BufferAccess::Node(block)->data;
-  }
-  if (!SealTo(piece.data, record, payload)) {
-    return Fail(absl::InternalError("seal record: the cryptographic library failed"));
-  }
-  if (!block) {
-    block = BufferAccess::PopFront(plain);
-    piece.data = record;
-    piece.size = 0;
-  }
-  NodeExtend(*BufferAccess::Node(block), payload + kRecordOverhead);
+  if (HasRoomAround(piece)) return SealInPlace(plain, wire);
+  Buffer block = pool_->TryAllocate(piece.size + kRecordOverhead, BufferTag::kSeal);
+  short_of_room_ = !block;
+  if (short_of_room_) return Result::kSealed;
+  BufferNode& record = *BufferAccess::Node(block);
+  if (!SealTo(piece.data, record.data, piece.size)) return FailOfLibrary();
+  NodeExtend(record, piece.size + kRecordOverhead);
   BufferAccess::Append(wire, BufferAccess::Release(std::move(block)));
   // Last, for releasing external memory may call anything.
   plain.Clear();
+  return Result::kSealed;
+}
+
+RecordSealer::Result RecordSealer::SealInPlace(BufferChain& plain, BufferChain& wire) {
+  BufferNode& piece = *BufferAccess::Head(plain);
+  char* const record = piece.data - kRecordHeaderSize;
+  const size_t payload = piece.size;
+  if (!SealTo(piece.data, record, payload)) return FailOfLibrary();
+  BufferNode* const sealed = BufferAccess::Release(BufferAccess::PopFront(plain));
+  sealed->data = record;
+  sealed->size = 0;
+  NodeExtend(*sealed, payload + kRecordOverhead);
+  BufferAccess::Append(wire, sealed);
   return Result::kSealed;
 }
 
@@ -197,6 +207,10 @@ RecordSealer::Result RecordSealer::SealEnd(BufferChain& wire) {
   ended_ = true;
   wire.Append(std::move(block));
   return Result::kSealed;
+}
+
+RecordSealer::Result RecordSealer::FailOfLibrary() {
+  return Fail(absl::InternalError("seal record: the cryptographic library failed"));
 }
 
 RecordSealer::Result RecordSealer::Fail(absl::Status status) {

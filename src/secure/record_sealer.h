@@ -67,6 +67,8 @@ class RecordSealer {
   }
 
  private:
+  // What SealLone does not; the one is not to bear the other's weight.
+  [[gnu::noinline]] Result SealBatches(BufferChain& plain, BufferChain& wire, size_t wire_max);
   // The bytes of whole records that the next blocks shall hold.
   size_t PlanBatch(size_t plain, size_t wire_max) const;
   // A chain of `size` bytes of the pool to write to, empty when it refuses.
@@ -74,9 +76,12 @@ class RecordSealer {
   // The usual: `plain` is one piece, and becomes one record. False: not so, and nothing is done.
   bool SealsLone(const BufferChain& plain, size_t wire_max) const;
   Result SealLone(BufferChain& plain, BufferChain& wire);
+  // Around the plaintext, where it lies.
+  Result SealInPlace(BufferChain& plain, BufferChain& wire);
   bool SealTo(const char* plain, char* record, size_t payload);
   bool SealRecord(ChainCursor& plain, ChainCursor& wire, size_t payload);
-  Result Fail(absl::Status status);
+  [[gnu::cold]] Result FailOfLibrary();
+  [[gnu::cold]] Result Fail(absl::Status status);
 
   RecordCipher cipher_;
   BufferPool* pool_;

@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/error.h"
 #include "base/set_empty.h"
+#include "buffer/block.h"
 #include "engine/connection.h"
 #include "secure/frame_sizes.h"
 
@@ -24,8 +25,6 @@ constexpr size_t kBatchMax = 4 * kRecordFrameNative;
 constexpr size_t kBatchMin = kRecordFrameGrpc;
 // For comparison: what grpc-go's ALTS connections hold for their reads.
 constexpr size_t kPinnedBuffer = 33'280;
-// Room for callbacks beyond the first is given back after one to two of these without use.
-constexpr absl::Duration kRestAfter = absl::Seconds(1);
 // How long the end of a stream that was destroyed may take to leave.
 constexpr absl::Duration kLingerMax = absl::Seconds(5);
 
@@ -79,7 +78,7 @@ SealedStream::SealedStream(SealLoop& seal_loop, StreamPtr below, const Handshake
 void SealedStream::ReadReady(ReadCallback done) {
   if (seal_loop_ == nullptr) return;
   if (read_done_) [[unlikely]] {
-    extras().refused_reads.push(std::move(done));
+    RefuseRead(std::move(done));
   } else {
     SetEmpty(read_done_, std::move(done));
   }
@@ -101,30 +100,15 @@ void SealedStream::Write(BufferChain data, DoneCallback done) {
   } else {
     written_ += data.size();
     plain_.Append(std::move(data));
-    AddWrite(std::move(done));
+    if (done) AddWrite(std::move(done));
   }
   MarkReady();
-}
-
-void SealedStream::RefuseWrite(size_t size, DoneCallback&& done) {
-  absl::Status refusal = write_end_;
-  if (write_side_ != WriteSide::kOpen) {
-    refusal = Refusal("write", "after ShutdownWrite");
-  } else if (refusal.ok()) {
-    seal_loop_->core().counters().writes_refused.Add(1);
-    refusal = absl::ResourceExhaustedError(
-        absl::StrCat("write to ", peer().ToString(), ": ", size, " bytes on top of ", queued(),
-                     " queued exceed send_queue_max ", bounds_.max));
-  }
-  // Nobody would learn that bytes of the stream are missing.
-  if (!done && size > 0 && write_end_.ok()) return Fail(std::move(refusal));
-  AddWrite(std::move(done), std::move(refusal));
 }
 
 void SealedStream::NotifyWritable(DoneCallback done) {
   if (seal_loop_ == nullptr) return;
   if (extras().writable_done) {
-    AddWrite(std::move(done), Refusal("notify-writable", "one is pending already"));
+    AddRefusedWrite(std::move(done), Refusal("notify-writable", "one is pending already"));
   } else {
     extras().writable_done = std::move(done);
   }
@@ -134,7 +118,7 @@ void SealedStream::NotifyWritable(DoneCallback done) {
 void SealedStream::ShutdownWrite(DoneCallback done) {
   if (seal_loop_ == nullptr) return;
   if (write_side_ != WriteSide::kOpen) {
-    AddWrite(std::move(done), Refusal("shutdown-write", "done already"));
+    AddRefusedWrite(std::move(done), Refusal("shutdown-write", "done already"));
   } else {
     write_side_ = WriteSide::kShutdownQueued;
     if (done) extras().shutdown_done = std::move(done);
@@ -280,9 +264,8 @@ bool SealedStream::RunWriteDone() {
     status = write_end_;
   }
   DoneCallback done = std::move(first_write_.done);  // leaves it empty
-  if (extras_ != nullptr && !extras_->more_writes.empty()) {
-    first_write_ = extras_->more_writes.pop();
-  }
+  if (extras_ != nullptr) [[unlikely]]
+    UnqueueWrite();
   std::move(done)(std::move(status));
   return true;
 }
@@ -292,11 +275,18 @@ auto SealedStream::WithOpener(Work work) {
   opening_ = true;
   const absl::Cleanup done = [this] {
     opening_ = false;
-    if (released_ || !read_end_.ok()) opener_.reset();
-    if (released_) UpdatePinned();  // whoever called does no more
+    if (released_ || !read_end_.ok()) [[unlikely]]
+      DropOpener();
   };
   return work(*opener_);
 }
+
+void SealedStream::DropOpener() {
+  opener_.reset();
+  if (released_) UpdatePinned();  // whoever called does no more
+}
+
+void SealedStream::DropSealer() { sealer_.reset(); }
 
 bool SealedStream::RunReadDone() {
   if (!read_done_ || read_waits()) return false;
@@ -305,7 +295,7 @@ bool SealedStream::RunReadDone() {
   Buffer bytes;
   switch (Open(bytes)) {
     case RecordOpener::Result::kData:
-      bytes_in_ += bytes.size();
+      bytes_in_ += BufferAccess::Node(bytes)->size;
       Deliver(std::move(bytes));
       return true;
     case RecordOpener::Result::kAgain:
@@ -402,8 +392,9 @@ bool SealedStream::RunExtras() {
 void SealedStream::Settle() {
   if (released_ && !lingering_) return;
   const bool sending = write_end_.ok();
-  Pump();
-  if (!write_end_.ok() || write_side_ >= WriteSide::kEndSent) sealer_.reset();
+  if (!plain_.empty() || write_side_ == WriteSide::kShutdownQueued) Pump();
+  if (!write_end_.ok() || write_side_ >= WriteSide::kEndSent) [[unlikely]]
+    DropSealer();
   if (lingering_ && !write_end_.ok()) return FinishLinger();
   if (sending && !write_end_.ok()) seal_loop_->core().Defer(*this);  // those who wait hear of it
   if (released_) return;
@@ -456,7 +447,6 @@ bool SealedStream::GoesOnAfter(const absl::Status& end) const {
 }
 
 void SealedStream::Pump() {
-  if (plain_.empty() && write_side_ != WriteSide::kShutdownQueued) return;
   if (writing_below_ || !write_end_.ok()) return;
   if (write_side_ == WriteSide::kEndSent || write_side_ == WriteSide::kShut) return;
   BufferChain wire;
@@ -529,26 +519,11 @@ void SealedStream::OnShutBelow(absl::Status status) {
 void SealedStream::FinishShutdown(absl::Status status) {
   write_side_ = WriteSide::kShut;
   if (extras_ != nullptr && extras_->shutdown_done) {
-    AddWrite(std::exchange(extras_->shutdown_done, nullptr), std::move(status));
+    AddRefusedWrite(std::exchange(extras_->shutdown_done, nullptr), std::move(status));
   }
 }
 
 // --- Helpers ---
-
-void SealedStream::WatchExtras() {
-  if (extras_->rest.armed() || !extras_->idle()) return;
-  extras_->used = false;
-  LoopCore& core = seal_loop_->core();
-  core.timers().Schedule(extras_->rest, TimerWheel::DeadlineTick(core.sys().Now(), kRestAfter));
-}
-
-void SealedStream::OnRested() {
-  if (extras_->used) {
-    WatchExtras();  // or the next Settle does
-  } else {
-    extras_ = nullptr;
-  }
-}
 
 SealedStream::Callbacks SealedStream::TakeCallbacks() {
   if (extras_ != nullptr && seal_loop_ != nullptr)
@@ -557,15 +532,10 @@ SealedStream::Callbacks SealedStream::TakeCallbacks() {
                    std::move(extras_)};
 }
 
-void SealedStream::AddWrite(DoneCallback&& done, absl::Status refusal) {
-  if (!done) return;
-  if (!first_write_.done) {
-    first_write_.end = written_;
-    first_write_.refusal = std::move(refusal);
-    SetEmpty(first_write_.done, std::move(done));
-  } else {
-    extras().more_writes.push({written_, std::move(done), std::move(refusal)});
-  }
+void SealedStream::AddWrite(DoneCallback&& done) {
+  if (first_write_.done) return QueueWrite({written_, std::move(done), absl::OkStatus()});
+  first_write_.end = written_;
+  SetEmpty(first_write_.done, std::move(done));
 }
 
 absl::Status SealedStream::Refusal(std::string_view operation, std::string_view reason) const {

@@ -162,6 +162,8 @@ class SealedStream final : public Stream, private SealMember, private Deferred, 
   // this stream's reading: the opener goes then, but not before it is done.
   template <typename Work>
   auto WithOpener(Work work);
+  [[gnu::cold]] void DropOpener();
+  [[gnu::cold]] void DropSealer();
   // Opens the next plaintext for a pending read; sets hungry_ or read_end_ when there is none.
   RecordOpener::Result Open(Buffer& bytes);
   [[gnu::noinline]] RecordOpener::Result OpenedNothing(RecordOpener::Result result);
@@ -192,7 +194,12 @@ class SealedStream final : public Stream, private SealMember, private Deferred, 
   void OnRested();
   Callbacks TakeCallbacks();
   [[gnu::cold]] void RefuseWrite(size_t size, DoneCallback&& done);
-  void AddWrite(DoneCallback&& done, absl::Status refusal = absl::OkStatus());
+  [[gnu::cold]] void RefuseRead(ReadCallback&& done);
+  void AddWrite(DoneCallback&& done);
+  void AddRefusedWrite(DoneCallback&& done, absl::Status refusal);
+  // To the writes after first_write_, and from there.
+  [[gnu::noinline]] void QueueWrite(PendingWrite&& write);
+  [[gnu::noinline]] void UnqueueWrite();
   absl::Status Refusal(std::string_view operation, std::string_view reason) const;
   absl::Status Explain(const absl::Status& status, std::string_view operation) const;
   // Plaintext written and not yet taken by the stream below.
@@ -210,7 +217,7 @@ class SealedStream final : public Stream, private SealMember, private Deferred, 
     const bool holds = opener_.has_value() && opener_->holds_bytes();
     if (pinned_ != 0 || holds || !plain_.empty() || pinned_buffer_) CountPinned();
   }
-  void CountPinned();
+  [[gnu::noinline]] void CountPinned();
 
   SealLoop* seal_loop_;  // null once the loop is gone
   StreamPtr below_;

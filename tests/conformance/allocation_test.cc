@@ -10,12 +10,18 @@
 #include <new>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <gtest/gtest.h>
 
 #include "engine/connection.h"
 #include "testing/harness.h"
 #include "testing/sealed_allocations.h"
+
+#ifdef PENSTOCK_HAVE_SECURE
+#include "secure/cipher_contexts.h"
+#include "secure/openssl_aead.h"
+#endif
 
 namespace {
 
@@ -52,6 +58,10 @@ class AllocationTest : public Harness {
 
 constexpr size_t kBatchDepth = 16;
 constexpr size_t kBatchSize = 64;
+// Sealing and opening at either end of a pair.
+constexpr uint64_t kDirections = 4;
+// Of OpenSSL's, beside the object that has it.
+constexpr uint64_t kAllocationsOfAContext = 4;
 
 // Sends `depth` requests, each with a callback of its own, waits for all answers, and does it
 // again.
@@ -60,6 +70,8 @@ class Asker {
   Asker(Stream& stream, size_t size, size_t depth = 1)
       : stream_(stream), size_(size), depth_(depth) {}
   int rounds() const { return rounds_; }
+  // Ask goes on after these.
+  void PauseAt(int rounds) { pause_at_ = rounds; }
   void Ask() {
     for (size_t i = 0; i < depth_; ++i) {
       absl::StatusOr<Buffer> request = stream_.loop().pool().Allocate(size_);
@@ -77,8 +89,7 @@ class Asker {
       ASSERT_TRUE(data.ok());
       waiting_ -= data->size();
       if (waiting_ > 0) return Listen();
-      ++rounds_;
-      Ask();
+      if (++rounds_ != pause_at_) Ask();
     });
   }
 
@@ -87,6 +98,7 @@ class Asker {
   const size_t depth_;
   size_t waiting_ = 0;
   int rounds_ = 0;
+  int pause_at_ = -1;
 };
 
 // Sends a frame, and the next when a framed reader at the other end has it.
@@ -152,6 +164,61 @@ TEST_P(AllocationTest, ManyRequestsAtOnceAllocateNothing) {
   EXPECT_EQ(allocations - before, 0u);
   EXPECT_EQ(SealedAllocations() - sealed_before, 0u);
 }
+
+// A rest gives cipher contexts back, for an idle stream holds none: the first request after it
+// takes one for each direction at either end, and those that follow nothing. A plain stream has
+// none.
+TEST_P(AllocationTest, AfterARestTheFirstRequestTakesContextsAndNoOther) {
+  StreamPair pair = Pair();
+  EchoForever(std::move(pair.server));
+  Asker asker(*pair.client, 1024);
+  const auto ask_until = [&](int rounds) {
+    asker.PauseAt(rounds);
+    asker.Ask();
+    while (asker.rounds() < rounds) loop().Poll();
+  };
+  ask_until(2000);
+  ASSERT_TRUE(Drive([&] { return loop().Snapshot().timers == 0; })) << "an idle loop sleeps";
+  const uint64_t before = allocations;
+  const uint64_t sealed_before = SealedAllocations();
+  ask_until(2001);
+  const uint64_t sealed = SealedAllocations() - sealed_before;
+  EXPECT_LE(sealed, kDirections * kAllocationsOfAContext);
+  EXPECT_EQ(allocations - before, sealed > 0 ? kDirections : 0) << "an object for each context";
+  const uint64_t after = allocations;
+  const uint64_t sealed_after = SealedAllocations();
+  ask_until(3000);
+  EXPECT_EQ(allocations - after, 0u);
+  EXPECT_EQ(SealedAllocations() - sealed_after, 0u);
+}
+
+#ifdef PENSTOCK_HAVE_SECURE
+// One direction more than there are contexts, in turns: each finds that its own has gone to another
+// and sets its key in one that is there, which takes time, and no memory.
+TEST(SealedAllocationTest, MoreDirectionsThanContextsAllocateNothing) {
+  if (kSanitized) GTEST_SKIP() << "a sanitizer replaces operator new";
+  const auto contexts = std::make_shared<CipherContexts>(*NewOpensslCrypto());
+  constexpr size_t kMany = CipherContexts::kContextsMax + 1;
+  constexpr RecordProtocol kProtocol = RecordProtocol::kGcmAes128Rekey;
+  const std::string key(RecordKeySize(kProtocol), 'k');
+  std::vector<RecordCipher> ciphers;
+  for (size_t i = 0; i < kMany; ++i) {
+    ciphers.emplace_back(contexts, *KeySchedule::Create(kProtocol, RecordSender::kClient, key));
+  }
+  const auto turn = [&ciphers] {
+    for (RecordCipher& cipher : ciphers) ASSERT_NE(cipher.StartSeal(), nullptr);
+  };
+  turn();
+  EXPECT_EQ(contexts->live(), CipherContexts::kContextsMax);
+  const uint64_t before = allocations;
+  const uint64_t sealed_before = SealedAllocations();
+  const uint64_t keys_before = contexts->keys_set();
+  turn();
+  EXPECT_EQ(allocations - before, 0u);
+  EXPECT_EQ(SealedAllocations() - sealed_before, 0u);
+  EXPECT_EQ(contexts->keys_set() - keys_before, kMany);
+}
+#endif
 
 TEST_P(AllocationTest, FramesAllocateNothing) {
   StreamPair pair = Pair();

@@ -146,24 +146,25 @@ TEST_F(CipherContextsTest, RestingStreamsLoseTheirsAndNeverNotice) {
   EXPECT_EQ(ledger_.contexts, 4);
 }
 
-TEST_F(CipherContextsTest, BeyondTheBoundTheLeastRecentlyUsedMovesOn) {
+// Those not used since the last Sweep first, and of the others the one that was taken up first.
+TEST_F(CipherContextsTest, BeyondTheBoundTheOneTakenUpLongestAgoMovesOn) {
   Make(2);
   std::vector<RecordCipher> ciphers = Ciphers(3);
   ciphers[0].StartSeal();
   ciphers[1].StartSeal();
+  contexts_->Sweep();
   ciphers[0].StartSeal();
   ciphers[2].StartSeal();  // takes that of 1
   EXPECT_EQ(ledger_.contexts, 2);
   EXPECT_EQ(ledger_.keys, 3);
   ciphers[0].StartSeal();
   EXPECT_EQ(ledger_.keys, 3);
-  ciphers[1].StartSeal();  // takes that of 2
+  ciphers[1].StartSeal();  // takes that of 0
   EXPECT_EQ(ledger_.keys, 4);
   // A lease that has lapsed gives nothing up.
-  ciphers.pop_back();
+  ciphers.erase(ciphers.begin());
   EXPECT_EQ(ledger_.contexts, 2);
-  ciphers[0].StartSeal();
-  ciphers[1].StartSeal();
+  for (RecordCipher& cipher : ciphers) cipher.StartSeal();
   EXPECT_EQ(ledger_.keys, 4);
   EXPECT_EQ(ledger_.contexts_made, 2);
 }
@@ -194,7 +195,7 @@ TEST_F(CipherContextsTest, AStreamMayOutliveEverybodyElse) {
   EXPECT_EQ(ledger_.contexts, 0);
 }
 
-// The same steps on a model: a list of who holds a context, most recent last.
+// The same steps on a model: a list of who holds a context, the one taken up last at its end.
 TEST_F(CipherContextsTest, AnyOrderKeepsTheBooks) {
   constexpr size_t kMax = 5, kCiphers = 9;
   Make(kMax);
@@ -215,12 +216,13 @@ TEST_F(CipherContextsTest, AnyOrderKeepsTheBooks) {
       ciphers[who] = RecordCipher(contexts_, Keys());
     } else {
       const int keys = ledger_.keys + (at == holders.end() ? 1 : 0);
-      if (at != holders.end()) {
+      if (at == holders.end()) {
+        if (holders.size() == kMax) holders.erase(holders.begin());
+        holders.push_back(who);
+      } else if (!used[who]) {
         holders.erase(at);
-      } else if (holders.size() == kMax) {
-        holders.erase(holders.begin());
+        holders.push_back(who);
       }
-      holders.push_back(who);
       used[who] = true;
       ASSERT_NE(ciphers[who].StartSeal(), nullptr);
       ASSERT_EQ(ledger_.keys, keys) << step;

@@ -256,6 +256,23 @@ TEST(RecordSealer, GoesOnWithoutRoomInThePool) {
   EXPECT_EQ(other.Open(opener, wire.ToString()).bytes, bytes);
 }
 
+// What the pool's figures tell is how often it was asked in vain, and the same is asked once.
+TEST(RecordSealer, OneRefusalCountsOnce) {
+  RecordKit kit(PoolOptions{.bytes_max = 64 * 1024});
+  const std::string bytes(16'000, 'b');
+  const std::vector<char> held(bytes.begin(), bytes.end());
+  const Buffer hog = *kit.pool().Allocate(64 * 1024);
+  for (size_t size : {size_t{100}, held.size()}) {
+    RecordSealer sealer = kit.Sealer({.frame_max = kRecordFrameGrpc});
+    BufferChain plain(Buffer::FromExternal(held.data(), size, [] {})), wire;
+    const uint64_t before = kit.pool().Stats().refused;
+    EXPECT_EQ(sealer.Seal(plain, wire, SIZE_MAX), Sealing::kSealed);
+    EXPECT_EQ(kit.pool().Stats().refused - before, 1u) << size;
+    EXPECT_TRUE(sealer.short_of_room());
+    EXPECT_EQ(wire.size(), std::min<size_t>(size + kRecordOverhead, 4096));
+  }
+}
+
 TEST(RecordSealer, SpreadRecordsNeedAllTheirRoomAtOnce) {
   RecordKit kit(PoolOptions{.bytes_max = 128 * 1024});
   RecordSealer sealer = kit.Sealer({.frame_max = kRecordFrameMax});
