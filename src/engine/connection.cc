@@ -69,7 +69,7 @@ void Connection::ReadReady(ReadCallback&& done) {
     RefuseRead(std::move(done));
   } else {
     SetEmpty(read_done_, std::move(done));
-    if (has_deadlines_) read_since_ = loop_->FreshTick();
+    if (has_deadlines_ && read_deadline_ms_ != kNever) read_since_ = loop_->FreshTick();
   }
   MarkReady();
 }
@@ -92,7 +92,7 @@ void Connection::Write(BufferChain&& data, DoneCallback&& done) {
   }
   const bool empty = data.empty();
   if (tx_.empty()) {
-    if (has_deadlines_) write_since_ = loop_->FreshTick();
+    if (has_deadlines_) write_since_ = 0;  // see ArmTimer
     tx_ = std::move(data);
   } else {
     tx_.Append(std::move(data));
@@ -235,7 +235,7 @@ void Connection::EndDrained() {
 void Connection::OnReceived(Buffer&& bytes) {
   const size_t size = BufferAccess::Node(bytes)->size;
   bytes_in_ += size;
-  if (has_deadlines_) active_at_ = loop_->FreshTick();
+  if (has_deadlines_ && idle_deadline_ms_ != kNever) active_at_ = loop_->FreshTick();
   loop_->counters().receives.Add(1);
   loop_->counters().bytes_in.Add(size);
   if (!read_shut_) BufferAccess::Append(rx_, BufferAccess::Release(std::move(bytes)));
@@ -319,7 +319,7 @@ bool Connection::FinishConnect() {
   }
   if (error == 0) {
     Apply(ConnectionEvent::kConnected);
-    if (has_deadlines_) active_at_ = loop_->FreshTick();
+    if (has_deadlines_ && idle_deadline_ms_ != kNever) active_at_ = loop_->FreshTick();
   } else {
     End(ErrnoStatus(error, "connect to", &peer_), false);
   }
@@ -351,7 +351,8 @@ void Connection::Flush() {
   }
   if (sent_now > 0) {
     bytes_out_ += sent_now;
-    if (has_deadlines_) write_since_ = active_at_ = loop_->FreshTick();
+    if (has_deadlines_) write_since_ = 0;  // see ArmTimer
+    if (has_deadlines_ && idle_deadline_ms_ != kNever) active_at_ = loop_->FreshTick();
     loop_->counters().bytes_out.Add(sent_now);
   }
   if (error != 0) FailSending(error, "write to");

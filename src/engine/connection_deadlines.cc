@@ -23,6 +23,11 @@ uint64_t Connection::NextDeadline() const {
 
 void Connection::ArmTimer() {
   if (!alive()) return;
+  // Queued bytes are waited for from here on, when a send has left them behind: what it takes at
+  // once needs no look at the clock.
+  if (write_since_ == 0 && !tx_.empty() && write_deadline_ms_ != kNever) {
+    write_since_ = loop_->FreshTick();
+  }
   const uint64_t next = NextDeadline();
   if (next == UINT64_MAX) return;
   if (!armed() || tick() > next) loop_->timers().Schedule(*this, next);
@@ -41,7 +46,7 @@ void Connection::CheckDeadlines() {
             absl::StrCat("connection to ", peer_.ToString(), ": ", what, " for ", ms, " ms")),
         true);
   };
-  if (!tx_.empty() && passed(write_since_, write_deadline_ms_)) {
+  if (!tx_.empty() && write_since_ != 0 && passed(write_since_, write_deadline_ms_)) {
     return end("queued bytes made no progress", write_deadline_ms_);
   }
   if (state_ == ConnectionState::kOpen && passed(active_at_, idle_deadline_ms_)) {

@@ -70,10 +70,12 @@ TEST_P(LoopSyscallsTest, AnEchoTakesAWaitAReceiveAndASendAtMost) {
   options.idle_trim = absl::InfiniteDuration();  // it looks at the time once a second
   std::unique_ptr<Loop> loop =
       LoopCore::CreateLoop(std::move(options), {.sys = &sys, .engines = {}}).value();
+  ListenOptions listening;
+  listening.stream.write_deadline = absl::Hours(1);  // of which no echo makes one look either
   std::unique_ptr<Listener> listener =
-      Listener::Listen(*loop, *SocketAddress::Parse("127.0.0.1:0"), {}, [](StreamPtr stream) {
-        EchoForever(std::move(stream));
-      }).value();
+      Listener::Listen(*loop, *SocketAddress::Parse("127.0.0.1:0"), listening,
+                       [](StreamPtr stream) { EchoForever(std::move(stream)); })
+          .value();
   PlainSocket client = PlainSocket::Connect(listener->address());
   std::optional<Timer> far(*loop);  // for which no echo looks at the time
   far->Arm(absl::Hours(1), [] {});
