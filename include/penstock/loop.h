@@ -92,8 +92,8 @@ class PENSTOCK_EXPORT Loop {
  public:
   // Errors: Unimplemented when the engine asked for by name is absent or forbidden here (the
   // message says which and why), ResourceExhausted when descriptors or locked memory run out (never
-  // answered by a silent fallback), InvalidArgument for bad options, and for a bad PENSTOCK_ENGINE
-  // or PENSTOCK_PINNED_READS in the environment.
+  // answered by a silent fallback), InvalidArgument for bad options, and for a bad PENSTOCK_ENGINE,
+  // PENSTOCK_PINNED_READS or, where io_uring is asked for, PENSTOCK_URING_DISABLE.
   static absl::StatusOr<std::unique_ptr<Loop>> Create(LoopOptions options = {});
 
   // Closes every connection that is still open (abortively when bytes are queued), destroys pending

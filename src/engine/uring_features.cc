@@ -3,14 +3,17 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstdlib>
-#include <string_view>
-#include <vector>
+#include <iterator>
+#include <string>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
 #include "base/error.h"
 #include "base/fd.h"
 #include "engine/uring_buffers.h"
@@ -25,13 +28,41 @@ constexpr uint64_t kReceiveToken = 2;
 // A completion the self-test waits for is there at once or never.
 constexpr __kernel_timespec kPatience{.tv_sec = 1, .tv_nsec = 0};
 
-bool Disabled(std::string_view feature) {
+// What PENSTOCK_URING_DISABLE can name, a bit each.
+enum Part : uint8_t {
+  kRing = 1,
+  kDeferTaskrun = 2,
+  kCoopTaskrun = 4,
+  kMultishotAccept = 8,
+  kMultishotReceive = 16,
+};
+constexpr struct {
+  absl::string_view name;
+  Part part;
+} kParts[] = {{"io_uring", kRing},
+              {"defer_taskrun", kDeferTaskrun},
+              {"coop_taskrun", kCoopTaskrun},
+              {"multishot_accept", kMultishotAccept},
+              {"multishot_receive", kMultishotReceive}};
+
+absl::StatusOr<uint8_t> DisabledParts() {
   const char* const list = std::getenv("PENSTOCK_URING_DISABLE");
-  if (list == nullptr) return false;
-  for (absl::string_view name : absl::StrSplit(list, ',')) {
-    if (std::string_view(name.data(), name.size()) == feature) return true;
+  uint8_t disabled = 0;
+  if (list == nullptr) return disabled;
+  for (const absl::string_view name : absl::StrSplit(list, ',', absl::SkipEmpty())) {
+    const auto* const known = std::find_if(std::begin(kParts), std::end(kParts),
+                                           [name](const auto& each) { return each.name == name; });
+    if (known == std::end(kParts)) {
+      const auto append = [](std::string* out, const auto& each) {
+        out->append(each.name.data(), each.name.size());
+      };
+      return absl::InvalidArgumentError(absl::StrCat("environment PENSTOCK_URING_DISABLE: '", name,
+                                                     "' is none of ",
+                                                     absl::StrJoin(kParts, ", ", append)));
+    }
+    disabled |= known->part;
   }
-  return false;
+  return disabled;
 }
 
 // Exhaustion is an error; everything else that keeps a ring from being made means "not here".
@@ -207,20 +238,22 @@ uint32_t SetupFlags(const UringFeatures& features) {
 }
 
 absl::StatusOr<UringFeatures> ProbeUring(Sys& sys) {
+  const absl::StatusOr<uint8_t> disabled = DisabledParts();
+  if (!disabled.ok()) return disabled.status();
   UringFeatures candidates[] = {{.defer_taskrun = true}, {.coop_taskrun = true}, {}};
-  if (Disabled("io_uring")) return absl::UnimplementedError("io_uring: disabled by environment");
+  if (*disabled & kRing) return absl::UnimplementedError("io_uring: disabled by environment");
   absl::Status status;
   for (UringFeatures features : candidates) {
-    if (features.defer_taskrun && Disabled("defer_taskrun")) continue;
-    if (features.coop_taskrun && Disabled("coop_taskrun")) continue;
+    if (features.defer_taskrun && (*disabled & kDeferTaskrun)) continue;
+    if (features.coop_taskrun && (*disabled & kCoopTaskrun)) continue;
     TestRing ring(sys);
     status = ring.Make(SetupFlags(features));
     if (absl::IsResourceExhausted(status)) return status;
     if (!status.ok()) continue;
     status = TestSockets(sys, ring, &features);
     if (!status.ok()) return status;
-    if (Disabled("multishot_accept")) features.multishot_accept = false;
-    if (Disabled("multishot_receive")) features.multishot_receive = false;
+    if (*disabled & kMultishotAccept) features.multishot_accept = false;
+    if (*disabled & kMultishotReceive) features.multishot_receive = false;
     return features;
   }
   return status;

@@ -3,7 +3,7 @@
 //
 // PENSTOCK_URING_DISABLE, a comma-separated list of io_uring, defer_taskrun, coop_taskrun,
 // multishot_accept and multishot_receive, makes these count as absent, so that the fallbacks can be
-// tested on a kernel that has everything.
+// tested on a kernel that has everything. Any other word in it is an error.
 #ifndef PENSTOCK_ENGINE_URING_FEATURES_H_
 #define PENSTOCK_ENGINE_URING_FEATURES_H_
 
@@ -29,7 +29,7 @@ struct UringFeatures {
 
 // Runs the self-tests. Unimplemented: io_uring is absent or forbidden here, or lacks what the
 // engine cannot do without (kernel 5.13). ResourceExhausted: descriptors or locked memory have
-// run out.
+// run out. InvalidArgument: PENSTOCK_URING_DISABLE makes no sense.
 absl::StatusOr<UringFeatures> ProbeUring(Sys& sys);
 
 // The setup flags that go with `features`.

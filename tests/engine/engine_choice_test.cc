@@ -164,6 +164,29 @@ TEST(EngineChoice, TheEnvironmentDecidesOnlyWhereTheCallerLeftItOpen) {
   EXPECT_TRUE(MakeLoop(EngineKind::kEpoll).ok());
 }
 
+TEST(EngineChoice, WordsThatDisableNothingAreErrors) {
+#ifndef PENSTOCK_HAVE_URING
+  GTEST_SKIP() << "built without the io_uring engine";
+#endif
+  const ScopedEnv engine("PENSTOCK_ENGINE", "");
+  for (const char* list : {"multishot", "io_uring,multishot", "multishot,,", " io_uring"}) {
+    const ScopedEnv off("PENSTOCK_URING_DISABLE", list);
+    const std::string word = *list == ' ' ? "' io_uring'" : "'multishot'";
+    for (EngineKind kind : {EngineKind::kAuto, EngineKind::kUring}) {
+      const absl::Status bad = MakeLoop(kind).status();
+      EXPECT_TRUE(absl::IsInvalidArgument(bad)) << bad;
+      EXPECT_EQ(bad.message(), "environment PENSTOCK_URING_DISABLE: " + word +
+                                   " is none of io_uring, defer_taskrun, coop_taskrun, "
+                                   "multishot_accept, multishot_receive");
+    }
+    EXPECT_TRUE(MakeLoop(EngineKind::kEpoll).ok());
+  }
+  for (const char* list : {"", ",", "multishot_accept,"}) {
+    const ScopedEnv off("PENSTOCK_URING_DISABLE", list);
+    EXPECT_TRUE(MakeLoop(EngineKind::kAuto).ok()) << list;
+  }
+}
+
 TEST(EngineChoice, AutoWantsAllThatMakesIoUringTheBetterEngine) {
 #ifndef PENSTOCK_HAVE_URING
   GTEST_SKIP() << "built without the io_uring engine";
