@@ -156,7 +156,7 @@ void UringEngine::SubmitBacklog() {
     io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
     if (sqe == nullptr) {
       loop_.counters().syscalls.Add(1);
-      if (io_uring_submit(&ring_) <= 0) break;
+      if (EnterRefusal() < 0 || io_uring_submit(&ring_) <= 0) break;
       sqe = io_uring_get_sqe(&ring_);
       if (sqe == nullptr) break;
     }
@@ -340,10 +340,10 @@ void UringEngine::Orphan(uint32_t index) {
   }
 }
 
+int UringEngine::EnterRefusal() { return direct_ ? 0 : sys_.RingEnter(); }
+
 int UringEngine::Enter(int64_t timeout_ns) {
-  if (!direct_) {
-    if (const int refused = sys_.RingEnter(); refused < 0) return refused;
-  }
+  if (const int refused = EnterRefusal(); refused < 0) return refused;
   loop_.counters().syscalls.Add(1);
   if (timeout_ns == 0) return io_uring_submit_and_get_events(&ring_);
   if (timeout_ns > 0) return EnterFor(timeout_ns);
@@ -369,7 +369,9 @@ int UringEngine::DispatchCompletions() {
       // What did not fit waits in the kernel until we ask.
       if (!io_uring_cq_has_overflow(&ring_)) break;
       loop_.counters().syscalls.Add(1);
-      if (io_uring_get_events(&ring_) < 0 || io_uring_cq_ready(&ring_) == 0) break;
+      if (EnterRefusal() < 0 || io_uring_get_events(&ring_) < 0 || io_uring_cq_ready(&ring_) == 0) {
+        break;
+      }
     }
     if (tail - head > 1) loop_.slots().Prefetch(Token(CompletionAt(head + 1).user_data));
     const io_uring_cqe& cqe = CompletionAt(head);

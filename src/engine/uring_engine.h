@@ -88,6 +88,8 @@ class UringEngine : public SocketEngine {
   void SubmitBacklog();
   // Starts the ring. What cannot be started counts as a failure to enter, and may be tried again.
   [[gnu::cold]] bool Enable(bool may_sleep);
+  // What forbids an io_uring_enter, or 0.
+  int EnterRefusal();
   int Enter(int64_t timeout_ns);
   // Before every wait of a ring that is watched through notify_fd_. From Linux 6.11 on a
   // registration passes on only one of the signals that the kernel has to defer: those that come of

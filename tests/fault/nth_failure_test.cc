@@ -95,6 +95,7 @@ enum class Place : uint8_t {
   kTcp,
   kStaleFile,  // a Unix socket whose file is there already, and nobody listens on it
   kMoving,     // as kTcp, and both ends move
+  kRingless,   // as kTcp; in its middle the ring is given up, and there is no epoll either
 };
 
 // One run of the scenario under one fault.
@@ -200,6 +201,12 @@ class Scenario {
     return true;
   }
 
+  // From now on.
+  void LoseRing() {
+    sys_.Also({.call = Call::kRingEnter, .error = EBADR, .nth = 1, .persistent = true});
+    sys_.Also({.call = Call::kEpollCreate, .error = EMFILE, .nth = 1, .persistent = true});
+  }
+
   // The client to the other engine and the peer to the other loop, then the other way round, and
   // back again.
   void MoveBoth() {
@@ -258,6 +265,7 @@ class Scenario {
         Send(kEcho, kBulk);
         client_->NotifyWritable(fates_.emplace_back().OnDone());
         client_->ShutdownWrite(fates_.emplace_back().OnDone());
+        if (place_ == Place::kRingless) LoseRing();
       }
       MoveBoth();
       Read();
@@ -278,7 +286,7 @@ class Scenario {
     const bool more = loop_->Poll();
     if ((other_ != nullptr && other_->Poll()) || more || (ended() && Closing() == 0)) return;
     // Time is let pass only once something has failed: a run without a fault never needs it.
-    const bool fired = sys_.fired();
+    const bool fired = sys_.failed();
     if (other_ != nullptr ? EitherReadable(fired ? 2 : 1000)
                           : PatientPoll(loop_->fd(), POLLIN, fired ? 2 : 1000)) {
       return;
@@ -340,7 +348,8 @@ struct SweepCase {
 std::string SweepName(const SweepCase& sweep) {
   const char* const place = sweep.place == Place::kTcp         ? ""
                             : sweep.place == Place::kStaleFile ? "Unix"
-                                                               : "Moving";
+                            : sweep.place == Place::kMoving    ? "Moving"
+                                                               : "Ringless";
   return absl::StrCat(sweep.engine == EngineKind::kEpoll ? "Epoll" : "Uring", place,
                       std::string(CallName(sweep.call)));
 }
@@ -372,7 +381,7 @@ class NthFailureTest : public ::testing::TestWithParam<SweepCase> {
       EXPECT_FALSE(scenario.lost_silently()) << scenario.Describe();
       EXPECT_EQ(scenario.left_in_pool(), 0u) << scenario.Describe();
       EXPECT_EQ(scenario.left_open(), 0u) << scenario.Describe();
-      if (!sys.fired()) {
+      if (!sys.failed()) {
         EXPECT_TRUE(scenario.complete()) << scenario.Describe();
       }
       fates = scenario.fates();
@@ -421,6 +430,9 @@ constexpr Call kMovesCalls[] = {Call::kReceive,
                                 Call::kCancelCompletion,
                                 Call::kWatchCompletion};
 
+// By which a loop waits that no engine serves.
+constexpr Call kRinglessCalls[] = {Call::kPoll, Call::kRead, Call::kWrite, Call::kTimerFdSet};
+
 std::vector<SweepCase> AllCases() {
   std::vector<SweepCase> cases;
   for (EngineKind engine : {EngineKind::kEpoll, EngineKind::kUring}) {
@@ -432,6 +444,9 @@ std::vector<SweepCase> AllCases() {
       cases.push_back({engine, Place::kStaleFile, call});
     }
     for (Call call : kMovesCalls) cases.push_back({engine, Place::kMoving, call});
+  }
+  for (Call call : kRinglessCalls) {
+    cases.push_back({EngineKind::kUring, Place::kRingless, call});
   }
   return cases;
 }
@@ -458,6 +473,19 @@ TEST(NthFailure, BothEndsMoveManyTimes) {
 }
 
 // The sweep ends where a call is no longer made; these are the calls it must have met at all.
+TEST(NthFailure, WithoutARingAndEpollItWaitsByPollAndEnds) {
+  if (const std::string why = MissingEngine(EngineKind::kUring); !why.empty()) {
+    GTEST_SKIP() << why;
+  }
+  FaultSys sys;
+  {
+    Scenario scenario(EngineKind::kUring, Place::kRingless, sys);
+    ASSERT_TRUE(scenario.Run());
+    EXPECT_FALSE(scenario.complete()) << scenario.Describe();
+  }
+  for (const Call call : kRinglessCalls) EXPECT_GT(sys.count(call), 0u) << CallName(call);
+}
+
 TEST(NthFailure, TheScenarioMakesTheCallsItClaimsToTest) {
   const auto expect_calls = [](EngineKind engine, Place place, std::vector<Call> calls) {
     FaultSys sys;

@@ -31,10 +31,12 @@ constexpr int kNoBuffers[] = {ENOBUFS};
 constexpr int kCloseErrors[] = {EIO, EINTR};
 constexpr int kControlErrors[] = {ENOMEM, ENOSPC};
 constexpr int kWaitErrors[] = {ENOMEM};
+constexpr int kPollErrors[] = {ENOMEM, EINVAL};
+constexpr int kWriteErrors[] = {EAGAIN, ENOMEM};
 constexpr int kMemory[] = {ENOMEM};
 constexpr int kSetupErrors[] = {ENOMEM, EMFILE, EPERM, ENOSYS};
 constexpr int kRegisterErrors[] = {ENOMEM, EPERM, EINVAL};
-constexpr int kEnterErrors[] = {EAGAIN, EBUSY, ENOMEM};
+constexpr int kEnterErrors[] = {EAGAIN, EBUSY, ENOMEM, EINTR, EBADR};
 // Of those that carry bytes; ENOBUFS and ECANCELED never do (the simulated engine tests them).
 constexpr int kReceiveResults[] = {ECONNRESET, ETIMEDOUT, EHOSTUNREACH, ECONNREFUSED, ENOMEM};
 constexpr int kPollResults[] = {ENOMEM, ECANCELED};
@@ -66,9 +68,10 @@ constexpr Row kRows[] = {
     {Call::kEpollControl, "EpollControl", kControlErrors},
     {Call::kEpollRemove, "EpollRemove", kGone},
     {Call::kEpollWait, "EpollWait", kWaitErrors},
+    {Call::kPoll, "Poll", kPollErrors},
     {Call::kEventFd, "EventFd", kDescriptors},
     {Call::kRead, "Read", kReadErrors},
-    {Call::kWrite, "Write", kWaitErrors},
+    {Call::kWrite, "Write", kWriteErrors},
     {Call::kTimerFd, "TimerFd", kDescriptors},
     {Call::kTimerFdSet, "TimerFdSet", kMemory},
     {Call::kMap, "Map", kMemory},
@@ -96,9 +99,17 @@ std::span<const int> PlausibleErrors(Call call) { return RowOf(call).errors; }
 
 int FaultSys::Next(Call call) {
   const uint64_t count = ++counts_[static_cast<size_t>(call)];
-  if (call != fault_.call || fault_.nth == 0) return 0;
-  if (count != fault_.nth && !(fault_.persistent && count > fault_.nth)) return 0;
-  fired_ = true;
+  const auto hits = [&](const Fault& fault) {
+    return call == fault.call && fault.nth != 0 &&
+           (count == fault.nth || (fault.persistent && count > fault.nth));
+  };
+  for (const Fault& fault : background_) {
+    if (!hits(fault)) continue;
+    failed_ = true;
+    return fault.error;
+  }
+  if (!hits(fault_)) return 0;
+  failed_ = fired_ = true;
   return fault_.error;
 }
 
@@ -206,6 +217,11 @@ int FaultSys::EpollWait(int epoll, epoll_event* events, int count, int64_t timeo
   return Sys::EpollWait(epoll, events, count, timeout_ns);
 }
 
+int FaultSys::Poll(pollfd* descriptors, size_t count, int64_t timeout_ns) {
+  if (const int error = Next(Call::kPoll)) return -error;
+  return Sys::Poll(descriptors, count, timeout_ns);
+}
+
 int FaultSys::EventFd() {
   if (const int error = Next(Call::kEventFd)) return -error;
   return Sys::EventFd();
@@ -304,7 +320,7 @@ void FaultSys::RingCompletion(RingOp op, int32_t* result, uint32_t* flags) {
 
 int64_t FaultSys::Now() {
   constexpr int64_t kLookNs = 500'000;
-  if (fired_) skew_ns_ += kLookNs;
+  if (failed_) skew_ns_ += kLookNs;
   return Sys::Now() + skew_ns_;
 }
 

@@ -1,6 +1,6 @@
 // FaultSys: the real kernel, except that one chosen call fails: the nth of its kind, once or from
-// then on, with a chosen errno. Completions of the io_uring engine count as calls of their own kind
-// and have their result replaced.
+// then on, with a chosen errno; and, where a test says so, others beside it. Completions of the
+// io_uring engine count as calls of their own kind and have their result replaced.
 //
 // Once a call has failed, every look at the clock moves it on a little, so that waits for what will
 // never come end soon.
@@ -20,6 +20,7 @@
 #include <map>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "base/sys.h"
 
@@ -46,6 +47,7 @@ enum class Call : uint8_t {
   kEpollControl,
   kEpollRemove,  // EPOLL_CTL_DEL
   kEpollWait,
+  kPoll,
   kEventFd,
   kRead,
   kWrite,
@@ -64,7 +66,7 @@ enum class Call : uint8_t {
   kCancelCompletion,
   kWatchCompletion,
 };
-inline constexpr size_t kCalls = 36;
+inline constexpr size_t kCalls = 37;
 
 std::string_view CallName(Call call);
 // The errors a kernel may give for `call` that a program must survive (its man page, and memory or
@@ -86,10 +88,14 @@ class FaultSys : public Sys {
   void Set(Fault fault) {
     fault_ = fault;
     counts_ = {};
-    fired_ = false;
+    fired_ = failed_ = false;
   }
+  // Fails beside the chosen one, from the beginning on.
+  void Also(Fault fault) { background_.push_back(fault); }
   void Clear() { fault_ = {}; }
+  // The chosen one has.
   bool fired() const { return fired_; }
+  bool failed() const { return failed_; }
   uint64_t count(Call call) const { return counts_[static_cast<size_t>(call)]; }
   // Time that passes for the library, its timerfd included, and for nobody else.
   void AdvanceClock(int64_t ns);
@@ -113,6 +119,7 @@ class FaultSys : public Sys {
   int EpollCreate() override;
   int EpollControl(int epoll, int op, int fd, epoll_event* event) override;
   int EpollWait(int epoll, epoll_event* events, int count, int64_t timeout_ns) override;
+  int Poll(pollfd* descriptors, size_t count, int64_t timeout_ns) override;
   int EventFd() override;
   int64_t Read(int fd, void* data, size_t size) override;
   int64_t Write(int fd, const void* data, size_t size) override;
@@ -132,7 +139,9 @@ class FaultSys : public Sys {
   int Next(Call call);
   Fault fault_;
   std::array<uint64_t, kCalls> counts_{};
+  std::vector<Fault> background_;
   bool fired_ = false;
+  bool failed_ = false;
   int64_t skew_ns_ = 0;
   std::map<int, int64_t> timers_;  // what loops have set last
 };
