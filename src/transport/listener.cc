@@ -20,6 +20,8 @@ constexpr std::string_view kOperation = "listen on";
 
 constexpr absl::Duration kRetryMin = absl::Milliseconds(10);
 constexpr absl::Duration kRetryMax = absl::Seconds(1);
+// Between two lines of one listener's log: each stream that goes meanwhile has it try again.
+constexpr int64_t kLogPauseNs = 1'000'000'000;
 
 // Why a listener takes no connections; it accepts while none of these holds.
 enum PauseReason : uint8_t {
@@ -321,15 +323,27 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
   }
 
   void WaitFor(PauseReason reason, std::string_view what) {
-    if (!(reasons_ & reason)) {
-      core_->Log(LogSeverity::kWarning,
-                 absl::StrCat("listener on ", address_.ToString(), ": ", std::string(what),
-                              "; pausing for ", absl::FormatDuration(retry_after_)));
-    }
+    if (!(reasons_ & reason)) LogPause(what);
     SetReason(reason, true);
     retry_timer_.Arm(TimerWheel::DeadlineTick(core_->sys().Now(), retry_after_),
                      [this] { Retry(); });
     retry_after_ = std::min(retry_after_ * 2, kRetryMax);
+  }
+
+  void LogPause(std::string_view what) {
+    const int64_t now = core_->sys().Now();
+    if (now < log_after_ns_) {
+      ++pauses_unlogged_;
+      return;
+    }
+    log_after_ns_ = now + kLogPauseNs;
+    std::string line = absl::StrCat("listener on ", address_.ToString(), ": ", std::string(what),
+                                    "; pausing for ", absl::FormatDuration(retry_after_));
+    if (pauses_unlogged_ > 0) {
+      absl::StrAppend(&line, "; paused ", std::exchange(pauses_unlogged_, 0),
+                      " more times since the last line");
+    }
+    core_->Log(LogSeverity::kWarning, line);
   }
 
   void Retry() {
@@ -400,6 +414,8 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
   LoopEnd loop_end_{*this};
   CallbackTimer retry_timer_;
   absl::Duration retry_after_ = kRetryMin;
+  int64_t log_after_ns_ = 0;
+  uint64_t pauses_unlogged_ = 0;
 };
 
 void OpenCount::OnConnectionClosed() {

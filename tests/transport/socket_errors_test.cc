@@ -28,6 +28,7 @@ class ScarceSys : public Sys {
     if (error != 0) return -error;
     return exhausted && (in_reserve || taken) ? -EMFILE : Sys::Accept(fd, address, length);
   }
+  int64_t Now() override { return stopped_at != 0 ? stopped_at : Sys::Now(); }
   int64_t Receive(int fd, void* data, size_t size) override {
     return receive_error != 0 ? -receive_error : Sys::Receive(fd, data, size);
   }
@@ -53,6 +54,7 @@ class ScarceSys : public Sys {
   int error = 0;  // of every accept
   int receive_error = 0;
   int accepts = 0;
+  int64_t stopped_at = 0;  // the clock, in ns
 };
 
 class SocketErrorsTest : public ::testing::Test {
@@ -124,6 +126,33 @@ TEST_F(SocketErrorsTest, APolicyThatLetsNobodyInIsNotAskedAllTheTime) {
   EXPECT_LE(loop_->Snapshot().turns, 100u) << "some three for each look are enough";
   sys_.error = 0;
   EXPECT_TRUE(Drive([&] { return !accepted_.empty(); }));
+}
+
+// Each stream that goes has the listener try again, and find no descriptor.
+TEST_F(SocketErrorsTest, APauseIsLoggedOnceASecondHoweverManyThereAre) {
+  constexpr size_t kStreams = 8;
+  std::vector<PlainSocket> peers;
+  for (size_t i = 0; i < kStreams; ++i) peers.push_back(Peer());
+  ASSERT_TRUE(Drive([&] { return accepted_.size() == kStreams; }));
+  sys_.stopped_at = sys_.Now();
+  sys_.error = EMFILE;
+  const auto pause_by_one_that_goes = [&] {
+    const uint64_t before = listener_->stats().fd_exhausted;
+    accepted_.pop_back();
+    return Drive([&] { return listener_->stats().fd_exhausted > before; });
+  };
+  PlainSocket waiting = Peer();
+  ASSERT_TRUE(Drive([&] { return listener_->stats().fd_exhausted > 0; }));
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(pause_by_one_that_goes());
+  ASSERT_EQ(log_.size(), 1u);
+  EXPECT_EQ(log_[0].find("more times"), std::string::npos) << log_[0];
+  sys_.stopped_at += 1'000'000'000;
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(pause_by_one_that_goes());
+  ASSERT_EQ(log_.size(), 2u);
+  EXPECT_NE(log_[1].find("paused 3 more times"), std::string::npos) << log_[1];
+  sys_.error = 0;
+  accepted_.pop_back();
+  EXPECT_TRUE(Drive([&] { return !listener_->stats().paused; }));
 }
 
 TEST_F(SocketErrorsTest, WhatOnePeerDidIsNoReasonToPause) {
