@@ -39,8 +39,8 @@ struct PoolStats {
   size_t class_count = 0;
   std::array<uint64_t, kBufferTagCount> live_by_tag{};
   // A block has a tag while it is live: what is cached or mapped has none.
-  // Most seen live of each tag. Looked at each 64th time that the pool is asked for blocks of it,
-  // when a large one is, at refusals and when these figures are taken: a short peak may be missed.
+  // Most seen live of each tag. As long as `high_water` rises it is right to 256 KiB, or 2 blocks,
+  // a loop and class; below that one in 64 requests is looked at, and a short peak may be missed.
   std::array<uint64_t, kBufferTagCount> high_water_by_tag{};
   // Count.
   std::array<uint64_t, kBufferTagCount> refused_by_tag{};

@@ -119,7 +119,12 @@ void PoolCore::Give(BufferNode* list) {
 
 BufferNode* PoolCore::TakeOrReclaim(uint8_t size_class, uint32_t count, BufferTag tag,
                                     PoolCache* caller, uint32_t* taken, Refusal* refusal) {
+  const uint64_t before = high_water_;
   BufferNode* list = TakeUpTo(size_class, count, taken, refusal);
+  if (high_water_ > before) {
+    // Rare. Whoever asks has the blocks before these in use: not one may be when somebody looks.
+    for (size_t i = 0; i < kBufferTagCount; ++i) NoteHighWater(static_cast<BufferTag>(i));
+  }
   if (list != nullptr) return list;
   Reclaim(caller);
   list = TakeUpTo(size_class, 1, taken, refusal);

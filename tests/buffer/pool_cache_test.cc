@@ -159,6 +159,31 @@ TEST(PoolCache, CountsLiveAndCachedExactly) {
   EXPECT_EQ(pool.Stats().cached, 0u);
 }
 
+// Neither is asked for so often that it would be looked at by and by; and what its cache asks the
+// pool for serves another tag.
+TEST(PoolCache, AShortPeakByWhichThePoolGrowsIsSeen) {
+  constexpr uint64_t kBlocks = 400;
+  BufferPool pool;
+  PoolCache cache(pool.core());
+  const PoolCache::Scope scope(cache);
+  std::vector<Buffer> held;
+  for (const uint64_t blocks : {kBlocks, 2 * kBlocks}) {
+    const BufferTag tag = blocks == kBlocks ? BufferTag::kSeal : BufferTag::kFrame;
+    for (uint64_t i = 0; i < blocks; ++i) {
+      held.push_back(cache.TryAllocate(4096, i % 32 == 0 ? BufferTag::kReceive : tag));
+    }
+    held.clear();
+  }
+  const auto high = pool.Stats().high_water_by_tag;
+  // As much as the cache keeps, 256 KiB, may have come back before anybody looked; and one in 32 is
+  // the other's.
+  for (const auto& [tag, blocks] :
+       {std::pair(BufferTag::kSeal, kBlocks), std::pair(BufferTag::kFrame, 2 * kBlocks)}) {
+    EXPECT_GE(high[static_cast<size_t>(tag)], blocks * 31 / 32 * 4096 - (256 << 10));
+    EXPECT_LE(high[static_cast<size_t>(tag)], blocks * 4096);
+  }
+}
+
 TEST(PoolCache, RefillsSeeTheHighWaterOfATagAndRefusalsCountForIt) {
   constexpr uint64_t kBlocks = 1000;
   BufferPool pool({.bytes_max = kBlocks * 4096});
