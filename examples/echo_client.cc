@@ -37,6 +37,8 @@ ABSL_FLAG(absl::Duration, patience, absl::Minutes(1),
           "how long to wait for replies while none comes; also for the first, when --duration has "
           "passed without any");
 ABSL_FLAG(std::string, engine, "auto", "auto, epoll or uring");
+ABSL_FLAG(absl::Duration, busy_poll, absl::ZeroDuration(),
+          "how long to look for replies before sleeping: less delay for a core; 0: not at all");
 
 namespace {
 
@@ -399,6 +401,7 @@ int main(int argc, char** argv) {
 
   penstock::LoopOptions options;
   options.engine = examples::EngineOrFail("engine", absl::GetFlag(FLAGS_engine));
+  options.busy_poll = examples::NotNegativeOrFail("busy-poll", absl::GetFlag(FLAGS_busy_poll));
   options.pool_options.bytes_max = size_t{16} << 30;  // requests in flight; see kInFlightMax
   absl::StatusOr<std::unique_ptr<Loop>> loop = Loop::Create(std::move(options));
   if (!loop.ok()) examples::Fail(std::string(loop.status().message()));

@@ -16,7 +16,7 @@ using penstock::StreamPtr;
 // The callbacks own the stream, so that it lives as long as something waits on it. Each captures
 // one pointer, which AnyInvocable keeps inside itself: serving a request allocates nothing. Reading
 // goes on when the kernel has taken the reply, so a peer that does not read holds one buffer at
-// most.
+// most, and not for ever: --write-timeout cuts it off.
 void Echo(StreamPtr stream) {
   Stream& in = *stream;
   in.ReadReady([stream = std::move(stream)](absl::StatusOr<Buffer> data) mutable {

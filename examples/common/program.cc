@@ -183,6 +183,21 @@ absl::Duration IntervalOrFail(std::string_view flag, absl::Duration interval) {
   return interval;
 }
 
+absl::Duration TimeoutOrFail(std::string_view flag, absl::Duration timeout) {
+  if (timeout < absl::Milliseconds(1)) {
+    Fail(absl::StrCat("--", std::string(flag), ": ", absl::FormatDuration(timeout),
+                      "; 1ms and more is accepted, and inf for never"));
+  }
+  return timeout;
+}
+
+absl::Duration NotNegativeOrFail(std::string_view flag, absl::Duration duration) {
+  if (duration < absl::ZeroDuration()) {
+    Fail(absl::StrCat("--", std::string(flag), ": a negative duration; zero and more is accepted"));
+  }
+  return duration;
+}
+
 void RaiseDescriptorLimit() {
   rlimit limit;
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;

@@ -50,6 +50,9 @@ penstock::EngineKind EngineOrFail(std::string_view flag, const std::string& valu
 void RangeOrFail(std::string_view flag, int64_t value, int64_t least, int64_t most);
 // Zero, for never, or 1ms and more.
 absl::Duration IntervalOrFail(std::string_view flag, absl::Duration interval);
+// 1ms and more, or infinite, for never.
+absl::Duration TimeoutOrFail(std::string_view flag, absl::Duration timeout);
+absl::Duration NotNegativeOrFail(std::string_view flag, absl::Duration duration);
 
 // Lets the process have as many descriptors as the hard limit allows.
 void RaiseDescriptorLimit();

@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
@@ -40,6 +41,11 @@ ABSL_FLAG(int32_t, max_connections, 100000,
           "wait in the backlog");
 ABSL_FLAG(absl::Duration, grace, absl::Seconds(3),
           "after SIGTERM, how long open connections may take to end");
+ABSL_FLAG(absl::Duration, write_timeout, absl::Minutes(1),
+          "a peer that takes nothing of what is being sent to it for this long is cut off; inf: "
+          "never");
+ABSL_FLAG(absl::Duration, idle_timeout, absl::InfiniteDuration(),
+          "a connection on which no byte moves for this long is closed; inf: as the server has it");
 ABSL_FLAG(absl::Duration, switch_every, absl::ZeroDuration(),
           "every connection changes engine, from epoll to io_uring and back, at this interval; "
           "0: never");
@@ -332,6 +338,14 @@ void WhenNoted(std::vector<ServerLoop>& loops, const std::function<void()>& prin
   }
 }
 
+// The server's own deadlines stay where they are the shorter ones.
+void SetTimeouts(penstock::StreamOptions& options) {
+  options.write_deadline = std::min(
+      options.write_deadline, TimeoutOrFail("write-timeout", absl::GetFlag(FLAGS_write_timeout)));
+  options.idle_deadline = std::min(
+      options.idle_deadline, TimeoutOrFail("idle-timeout", absl::GetFlag(FLAGS_idle_timeout)));
+}
+
 ServerConfig ConfigFromFlags(const SocketAddress& address, Serve serve,
                              const penstock::StreamOptions& options, MayChangeLoop may_change_loop,
                              Prepare prepare) {
@@ -343,12 +357,8 @@ ServerConfig ConfigFromFlags(const SocketAddress& address, Serve serve,
     Fail(absl::StrCat("--max-connections: ", connections, " leaves some of ", loops,
                       " loops without any; ", loops, " and more is accepted"));
   }
-  if (absl::GetFlag(FLAGS_grace) < absl::ZeroDuration()) {
-    Fail("--grace: a negative duration; zero and more is accepted");
-  }
-  if (absl::GetFlag(FLAGS_busy_poll) < absl::ZeroDuration()) {
-    Fail("--busy-poll: a negative duration; zero and more is accepted");
-  }
+  NotNegativeOrFail("grace", absl::GetFlag(FLAGS_grace));
+  NotNegativeOrFail("busy-poll", absl::GetFlag(FLAGS_busy_poll));
   if (loops > 1 && address.family() == AF_UNIX) {
     Fail("--loops: a Unix socket cannot be shared by several loops; --loops=1 is accepted");
   }
@@ -387,6 +397,7 @@ ServerConfig ConfigFromFlags(const SocketAddress& address, Serve serve,
   config.listen.reuse_port = loops > 1;
   config.listen.stream = options;
   config.listen.stream.migratable = moves;
+  SetTimeouts(config.listen.stream);
   return config;
 }
 

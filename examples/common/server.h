@@ -9,6 +9,10 @@
 // On stdout: `listening on ADDRESS` first, one JSON line for each SIGUSR1, and a last one after
 // SIGTERM or SIGINT, when the streams have ended or --grace has passed; then status 0.
 //
+// A peer that takes nothing of its answers is cut off after --write-timeout, a minute by default:
+// what waits for it would keep its buffers for ever. --idle-timeout ends connections on which
+// nothing moves at all.
+//
 // With --adaptive each loop chooses its engine itself (EngineAdapter), with --balance the loops
 // even out their load (LoopBalancer), and the JSON line has what they have decided; with
 // --switch-every and --move-every each stream changes engine and loop while it is served.

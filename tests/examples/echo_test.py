@@ -12,7 +12,8 @@ import sys
 import threading
 
 import programs
-from programs import PATIENCE, Case, Running, Server, each_engine, receive_all, run, wait_until
+from programs import (PATIENCE, Case, Running, Server, each_engine, flood, receive_all, run,
+                      wait_until)
 
 SERVER_KEYS = ["engine", "engine_reason", "loops", "connections", "uring_connections",
                "idle_connections", "pinned_bytes", "sealed_pinned_bytes", "framed_pinned_bytes",
@@ -96,7 +97,8 @@ class Echo:
 
     def test_huge_pages_and_busy_polling(self):
         with self.server("--huge-pages", "--busy-poll=1ms") as server:
-            figures = self.client(server, "--duration=200ms", "--connections=4", "--size=40000")
+            figures = self.client(server, "--duration=200ms", "--connections=4", "--size=40000",
+                                  "--busy-poll=1ms")
             self.assertEqual(figures["errors"], 0)
             self.assertGreater(figures["requests"], 0)
             self.assertEqual(server.stop()["pool_live_bytes"], 0)
@@ -218,6 +220,29 @@ class Echo:
                 self.assertEqual(other.recv(1), b"y")
             peer.close()
             server.wait_for("all gone", connections=0, pool_live_bytes=0)
+            server.stop()
+
+    def test_peer_that_never_reads_loses_its_connection_alone(self):
+        with self.server("--write-timeout=200ms") as server:
+            with server.connect() as other:
+                for number in range(3):
+                    with server.connect() as peer:
+                        flood(peer, b"x" * 65536)
+                        other.sendall(b"y")
+                        self.assertEqual(other.recv(1), b"y")
+                        server.wait_for("cut off", connections=1, closed=number + 1, pool_live_bytes=0)
+            server.wait_for("all gone", connections=0)
+            self.assertEqual(server.stop()["errors"], 0)
+
+    def test_connection_on_which_nothing_moves_is_closed(self):
+        with self.server("--idle-timeout=200ms") as server, server.connect() as peer:
+            peer.sendall(b"x")
+            self.assertEqual(peer.recv(1), b"x")
+            try:
+                self.assertEqual(peer.recv(1), b"")
+            except ConnectionResetError:
+                pass
+            server.wait_for("gone", connections=0, closed=1, errors=0)
             server.stop()
 
     def test_idle_connections_leave_with_stdin(self):

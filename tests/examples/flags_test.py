@@ -23,6 +23,7 @@ STARTS = {"echo_server": [[]], "http_hello": [[]], "live_migration": [[]],
 ADDRESS = (["nowhere"], ["nowhere", "127.0.0.1:80", "unix:/path"])
 SWITCH = (["maybe"], ["'maybe'", "true or false"])
 NUMBER = (["many"], ["'many'", "a whole number"])
+TIMEOUT = (["0", "-1s"], ["1ms and more is accepted", "inf"])
 INTERVAL = (["-1s"], ["-1s", "1ms and more is accepted"])
 # (values that are refused, words of each refusal); values that begin with -- are words of their own.
 BAD_VALUES = {
@@ -32,6 +33,7 @@ BAD_VALUES = {
     "max-connections": (["0", "1048577"], ["1 to 1048576 is accepted"]),
     "grace": (["-1s"], ["negative", "zero and more is accepted"]), "huge-pages": SWITCH,
     "busy-poll": (["-1s"], ["negative", "zero and more is accepted"]),
+    "write-timeout": TIMEOUT, "idle-timeout": TIMEOUT,
     "switch-every": INTERVAL, "move-every": INTERVAL,
     "connections": (["0"], ["1 to"]), "seconds": (["0"], ["1 to"]), "moves": (["-1"], ["0 to"]),
     "rate": (["-1"], ["0 to"]), "window": (["-1"], ["0 to"]),
@@ -71,13 +73,13 @@ class Flags(Case):
 
     def test_help(self):
         for name, flags in {
-                **{name: ("listen", "engine", "loops", "max-connections", "grace", "switch-every",
-                          "move-every", "adaptive", "balance", "huge-pages", "busy-poll")
+                **{name: ("listen", "engine", "loops", "max-connections", "grace", "write-timeout",
+                          "idle-timeout", "switch-every", "move-every", "adaptive", "balance", "huge-pages", "busy-poll")
                    for name in SERVERS},
                 "live_migration": ("connections", "seconds", "moves", "switch-every", "move-every", "rate",
                                    "window", "seal", "json"),
                 "echo_client": ("connect", "connections", "size", "depth", "duration", "idle", "patience",
-                                "engine"),
+                                "engine", "busy-poll"),
                 "bulk_transfer": ("connect", "listen", "timeout", "max-bytes", "engine")}.items():
             for word in ("--help", "-h"):
                 with self.subTest(program=name, word=word):

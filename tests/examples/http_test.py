@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import programs
-from programs import PATIENCE, Server, each_engine, receive_all, wait_until
+from programs import PATIENCE, Server, each_engine, flood, receive_all, wait_until
 
 GREETING = b"Hello, world!\n"
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -132,6 +132,17 @@ class Http:
                     held.append(self.server.snapshot()["pool_live_bytes"])
             self.assertGreater(max(held), 0)
             self.assertLess(max(held), 128 * 1024)
+
+    def test_client_that_never_reads_loses_its_connection_alone(self):
+        with Server("http_hello", "--listen=127.0.0.1:0", f"--engine={self.engine}",
+                    "--write-timeout=200ms") as server, server.connect() as other:
+            with server.connect() as peer:
+                flood(peer, GET * 2000)
+                server.wait_for("cut off", connections=1, closed=1, pool_live_bytes=0)
+            other.sendall(GET)
+            self.assertEqual(Answers(other).next()[0], 200)
+            other.close()
+            self.assertEqual(server.stop()["errors"], 0)
 
     def test_pipelined_requests_are_answered_in_order(self):
         answers = self.ask(GET + b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc" + GET +

@@ -187,6 +187,15 @@ def receive_all(peer):
     return b"".join(parts)
 
 
+def flood(peer, data):
+    """Sends without end and reads nothing, until the server has cut it off."""
+    try:
+        while True:
+            peer.sendall(data)
+    except (ConnectionResetError, BrokenPipeError):
+        pass
+
+
 def uring_missing():
     """Why --engine=uring does not work here; empty when it does."""
     if not hasattr(uring_missing, "why"):

@@ -1,6 +1,7 @@
 // A client for tests of servers: connects, seals as the flags say, sends its standard input and
 // then the end, and copies what comes back to standard output:
 //   seal_pipe --connect=ADDR [--seal=... as the examples]
+// With --flood it sends without end and reads nothing, until the server cuts it off.
 #include <penstock/coro.h>
 
 #include <iostream>
@@ -15,6 +16,7 @@
 
 ABSL_FLAG(std::string, connect, "", "address of the server");
 ABSL_FLAG(std::string, engine, "auto", "auto, epoll or uring");
+ABSL_FLAG(bool, flood, false, "send without end and read nothing");
 
 namespace {
 
@@ -22,12 +24,24 @@ using penstock::Loop;
 using penstock::StreamPtr;
 namespace coro = penstock::coro;
 
+coro::Task<absl::Status> Flood(Loop& loop, penstock::Stream& stream) {
+  const std::string flood(64 * 1024, 'x');
+  absl::Status sent;
+  while (sent.ok()) {
+    absl::StatusOr<penstock::Buffer> bytes = loop.pool().Copy(flood);
+    if (!bytes.ok()) co_return bytes.status();
+    sent = co_await coro::Write(stream, *std::move(bytes));
+  }
+  co_return sent;
+}
+
 coro::Task<absl::Status> Pipe(Loop& loop, const penstock::SocketAddress& address,
                               const examples::Sealing& sealing) {
   absl::StatusOr<StreamPtr> stream = co_await coro::Connect(loop, address);
   if (!stream.ok()) co_return stream.status();
   stream = co_await examples::Sealing::Await(sealing, *std::move(stream));
   if (!stream.ok()) co_return stream.status();
+  if (absl::GetFlag(FLAGS_flood)) co_return co_await Flood(loop, **stream);
   const std::string input(std::istreambuf_iterator<char>(std::cin), {});
   absl::StatusOr<penstock::Buffer> bytes = loop.pool().Copy(input);
   if (!bytes.ok()) co_return bytes.status();

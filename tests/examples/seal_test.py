@@ -104,6 +104,18 @@ class Seal:
             self.assertEqual(done.returncode, 0, done.stderr)
             server.stop()
 
+    def test_peer_that_never_reads_loses_its_connection_alone(self):
+        words = ["--seal=static", f"--key-hex={KEYS['ALTSRP_GCM_AES128_REKEY']}", "--unsafe-key-reuse"]
+        with self.server(*words, "--write-timeout=200ms") as server:
+            done = run("seal_pipe", f"--connect={server.address}", f"--engine={self.engine}", *words,
+                       "--flood")
+            self.assertEqual((done.returncode, done.stdout), (1, ""))
+            self.assertIn("reset", done.stderr)
+            server.wait_for("cut off", connections=0, closed=1, pool_live_bytes=0)
+            other = self.run_client(server, *words)
+            self.assertEqual(other.returncode, 0, other.stderr)
+            self.assertEqual(server.stop()["errors"], 0)
+
     def test_record_sizes_of_tls(self):
         """The smaller of what either side says goes for both directions, as the help says."""
         folder = self.certificates()
