@@ -370,7 +370,7 @@ class Tour:
                         "--depth=1", "--duration=100ms", *sealing)
             first = wait_until(lambda: self.none_left(server), PATIENCE, "the first client's end")
             before = server.resident()
-            silent = None if sealing else self.silent(server, count)
+            silent, resident_silent = (None, None) if sealing else self.silent(server, count)
             # It stays until its standard input ends.
             client = subprocess.Popen(
                 [self.programs / "echo_client", f"--connect={server.address}", f"--idle={count}",
@@ -393,19 +393,21 @@ class Tour:
             after = self.settled(server)
             last = server.stop()
         each = (resident - before) / count
+        each_silent = (resident_silent - before) / count if silent else None
         if silent:
             print(f"  {engine}: {silent['idle_connections']:,} connections that never said anything pin "
-                  f"{silent['pool_live_bytes']} pool bytes")
+                  f"{silent['pool_live_bytes']} pool bytes; resident memory {each_silent:,.0f} bytes each")
         print(f"  {engine}: {idle['idle_connections']:,} of {count:,} connections idle after "
               f"{(idle['bytes_in'] - first['bytes_in']) // 1024:,} KiB of traffic; pool bytes they pin: {idle['pool_live_bytes']}; resident memory "
               f"{each:,.0f} bytes each, {(after - before) / MIB:+.1f} MiB after they left")
         return {"count": count, "wanted": wanted, "silent": silent, "snapshot": idle, "last": last,
                 "resident_before": before, "resident_idle": resident, "resident_after": after,
-                "resident_per_connection": each}
+                "resident_per_connection": each, "resident_per_silent": each_silent}
 
     def silent(self, server, count):
-        """A snapshot with `count` connections that were accepted and have sent nothing. They end in
-        resets, which leave no addresses in use for a while as orderly ends do."""
+        """A snapshot, and the resident memory, with `count` connections that were accepted and have
+        sent nothing. They end in resets, which leave no addresses in use for a while as orderly ends
+        do."""
         host, port = server.address.rsplit(":", 1)
         peers = []
         try:
@@ -415,11 +417,12 @@ class Tour:
                 peers.append(peer)
             snapshot = wait_until(lambda: self.all_idle(server, count), PATIENCE,
                                   f"{count} connections accepted")
+            resident = server.resident()
         finally:
             for peer in peers:
                 peer.close()
         wait_until(lambda: self.none_left(server), PATIENCE, "their end")
-        return snapshot
+        return snapshot, resident
 
     @staticmethod
     def all_idle(server, count):

@@ -70,6 +70,8 @@ def check_idle(figures, each_max=RESIDENT_EACH_MAX):
     if silent is not None:
         yield "all idle from accept on", silent["idle_connections"] == figures["count"], silent
         yield "live pool bytes from accept on", silent["pool_live_bytes"] == 0, silent
+        each = figures["resident_per_silent"]
+        yield f"at most {each_max} resident bytes each from accept on", each <= each_max, each
     for key in ("pool_live_bytes", "pinned_bytes", "sealed_pinned_bytes", "framed_pinned_bytes"):
         yield key, figures["snapshot"][key] == 0, figures["snapshot"]
     yield "errors", figures["last"]["errors"] == 0, figures["last"]

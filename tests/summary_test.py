@@ -28,8 +28,8 @@ IDLE = {"count": 9, "wanted": 9,
         "snapshot": {"pool_live_bytes": 0, "pinned_bytes": 0, "sealed_pinned_bytes": 0,
                      "framed_pinned_bytes": 0, "idle_connections": 9},
         "silent": {"pool_live_bytes": 0, "idle_connections": 9},
-        "last": {"errors": 0}, "resident_per_connection": 100, "resident_before": 0,
-        "resident_after": 0}
+        "last": {"errors": 0}, "resident_per_connection": 100, "resident_per_silent": 100,
+        "resident_before": 0, "resident_after": 0}
 MOVING = {"errors": 0, "stranded": 0, "engine_switches": 5, "loop_moves": 5, "bytes": 9,
           "bytes_carried": 1, "pause_p50_us": 1, "pause_p99_us": 2}
 ENDPOINT = {"client": {"iters": 9, "per_s": 5.0, "p50_us": 1.0, "p99_us": 2.0},
@@ -139,6 +139,7 @@ class Demo(unittest.TestCase):
                                ("idle", "epoll", "snapshot", "idle_connections", 8),
                                ("idle", "epoll", "silent", "pool_live_bytes", 1),
                                ("idle", "uring", "resident_per_connection", 513),
+                               ("idle", "epoll", "resident_per_silent", 513),
                                ("idle", "epoll", "resident_after", 5 << 20),
                                ("idle", "epoll", "last", "errors", 1),
                                ("sealed_echo", "uring", "client", "requests", 0),
