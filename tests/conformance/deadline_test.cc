@@ -226,6 +226,59 @@ TEST_P(DeadlineTest, SetIdleDeadlineReplacesAndRestarts) {
   EXPECT_GE(loop().now() - began, kShort);
 }
 
+TEST_P(DeadlineTest, AbortOfAStreamThatADeadlineHasEndedLeavesItAsItEnded) {
+  StreamPair pair = Pair();
+  pair.server->SetIdleDeadline(absl::ZeroDuration());
+  EXPECT_TRUE(IsDeadlineExceeded(Read(*pair.server).status()));
+  pair.server->Abort();
+  EXPECT_TRUE(IsDeadlineExceeded(Read(*pair.server).status()));
+  EXPECT_TRUE(IsDeadlineExceeded(Write(*pair.server, "late")));
+}
+
+TEST_P(DeadlineTest, ANegativeDeadlineCountsAsZero) {
+  for (const absl::Duration negative : {-absl::Milliseconds(1), -absl::InfiniteDuration()}) {
+    StreamPair pair = Pair(Small(), Small());
+    Fate read, write;
+    pair.client->ReadReady(read.OnRead());
+    pair.client->SetReadDeadline(negative);
+    ASSERT_TRUE(Drive([&] { return read.ended(); }));
+    EXPECT_TRUE(IsDeadlineExceeded(read.status())) << read.status();
+    pair.client->Write(Chain(PatternBytes(4, 0, 1 << 20)), write.OnDone());
+    Settle();
+    EXPECT_FALSE(write.ended());
+    pair.client->SetWriteDeadline(negative);
+    ASSERT_TRUE(Drive([&] { return write.ended(); }));
+    EXPECT_TRUE(IsDeadlineExceeded(write.status())) << write.status();
+    StreamPair idle = Pair();
+    idle.server->SetIdleDeadline(negative);
+    EXPECT_TRUE(IsDeadlineExceeded(Read(*idle.server).status()));
+  }
+}
+
+// The last one that counts is 49.7 days.
+TEST_P(DeadlineTest, FromTheLargestOnTheyCountAsInfinite) {
+  constexpr absl::Duration kInfinite = absl::Milliseconds((int64_t{1} << 32) - 1);
+  constexpr absl::Duration kLargest = absl::Milliseconds((int64_t{1} << 32) - 2);
+  for (const absl::Duration never : {kInfinite, absl::Hours(1'000'000), absl::InfiniteDuration()}) {
+    StreamOptions options;
+    options.read_deadline = options.write_deadline = options.idle_deadline = never;
+    StreamPair pair = Pair({}, options);
+    Fate read;
+    pair.server->ReadReady(read.OnRead());
+    Settle();
+    EXPECT_EQ(loop().Snapshot().timers, 0u) << never;
+    pair.server->SetReadDeadline(never);
+    pair.server->SetWriteDeadline(never);
+    pair.server->SetIdleDeadline(never);
+    Settle();
+    EXPECT_EQ(loop().Snapshot().timers, 0u) << never;
+    pair.server->SetReadDeadline(kLargest);
+    Settle();
+    EXPECT_GT(loop().Snapshot().timers, 0u);
+    EXPECT_FALSE(read.ended());
+  }
+}
+
 TEST_P(DeadlineTest, AStreamMayBeDestroyedInACallbackThatADeadlineRuns) {
   StreamOptions options;
   options.idle_deadline = kShort;

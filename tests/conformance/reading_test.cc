@@ -334,6 +334,31 @@ TEST_P(ReadingTest, ShutdownReadEndsAPendingRead) {
   EXPECT_EQ(read.runs(), 1);
 }
 
+TEST_P(ReadingTest, WhatComesAfterShutdownReadIsNotTaken) {
+  StreamPair pair = Pair(SmallBuffers(), SmallBuffers());
+  pair.server->ShutdownRead();
+  Settle();
+  const uint64_t before = pair.server->stats().bytes_in;
+  Fate write;
+  pair.client->Write(Chain(PatternBytes(1, 0, 8 << 20)), write.OnDone());
+  Settle();
+  EXPECT_EQ(pair.server->stats().bytes_in, before);
+  EXPECT_EQ(pair.server->stats().pinned_bytes, 0u);
+  EXPECT_EQ(pair.server->stats().sealed_pinned_bytes, 0u);
+  EXPECT_TRUE(IsEof(Read(*pair.server).status()));
+  if (is_unix()) {
+    // unix(7) sockets tell the peer, whose sends end with EPIPE.
+    ASSERT_TRUE(Drive([&] { return write.ended(); }));
+    EXPECT_TRUE(IsReset(write.status())) << write.status();
+    return;
+  }
+  EXPECT_FALSE(write.ended()) << "the peer stops when the kernel's buffers are full";
+  Exchange(*pair.server, *pair.client, "the other way");
+  pair.server.reset();
+  ASSERT_TRUE(Drive([&] { return write.ended(); }));
+  EXPECT_TRUE(IsReset(write.status())) << write.status();
+}
+
 TEST_P(ReadingTest, WritingGoesOnAfterShutdownRead) {
   StreamPair pair = Pair();
   pair.server->ShutdownRead();

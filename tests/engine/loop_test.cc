@@ -143,6 +143,19 @@ TEST_P(LoopTest, StopBeforeRunEndsItAtOnce) {
   EXPECT_TRUE(ran);
 }
 
+TEST_P(LoopTest, PollTakesNoNoticeOfStop) {
+  loop().Stop();
+  bool ran = false;
+  loop().Post([&] { ran = true; });
+  ASSERT_TRUE(Drive([&] { return ran; }));
+  Timer give_up(loop());
+  give_up.Arm(absl::Minutes(5), [&] {
+    ADD_FAILURE() << "the next Run did not end";
+    loop().Stop();
+  });
+  loop().Run();
+}
+
 TEST_P(LoopTest, StopFromAnotherThreadWakesASleepingLoop) {
   std::unique_ptr<Loop> other = *environment().NewLoop({});
   std::atomic<bool> running{false};
@@ -175,8 +188,10 @@ TEST_P(LoopTest, DrainStopsAcceptingAndEndsRunWithTheLastStream) {
     std::move(read_ended)(std::move(got));
     server_leaves.Arm(absl::Milliseconds(20), [&] { pair.server.reset(); });
   });
+  EXPECT_FALSE(loop().draining());
   loop().Post([&] {
     loop().Drain(absl::Minutes(10));
+    EXPECT_TRUE(loop().draining() && !loop().drained());
     late = PlainSocket::Connect(listener->address());
     // A few turns later the streams go in order.
     loop().Post([&] {
@@ -194,6 +209,7 @@ TEST_P(LoopTest, DrainStopsAcceptingAndEndsRunWithTheLastStream) {
   });
   loop().Run();
   ASSERT_FALSE(slept_on);
+  EXPECT_TRUE(loop().drained());
   EXPECT_EQ(read.data(), "last words");
   EXPECT_EQ(pair.server, nullptr);
   EXPECT_TRUE(accepted().empty());
@@ -206,6 +222,8 @@ TEST_P(LoopTest, DrainStopsAcceptingAndEndsRunWithTheLastStream) {
   const absl::Status unheard =
       Listener::Listen(loop(), environment().NewAddress(), {}, [](StreamPtr) {}).status();
   EXPECT_TRUE(absl::IsFailedPrecondition(unheard)) << unheard;
+  const absl::Status switched = listener->SwitchEngine(EngineKind::kAuto);
+  EXPECT_TRUE(absl::IsFailedPrecondition(switched)) << switched;
   const absl::Status refused = ConnectTo(listener->address(), Connecting()).status();
   EXPECT_TRUE(absl::IsResourceExhausted(refused)) << refused;
 }

@@ -385,6 +385,7 @@ TEST_P(ListenerTest, MayOutliveItsLoop) {
   listener->Pause();
   listener->Resume();
   EXPECT_EQ(listener->stats().accepted, 0u);
+  EXPECT_TRUE(absl::IsFailedPrecondition(listener->SwitchEngine(EngineKind::kAuto)));
   // Nobody listens there any more.
   const std::unique_ptr<BarePeer> peer = NewPeer(environment(), address);
   if (peer == nullptr) return;
