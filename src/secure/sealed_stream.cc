@@ -140,6 +140,8 @@ void SealedStream::ShutdownRead() {
 
 void SealedStream::Abort() {
   if (seal_loop_ == nullptr || (!read_end_.ok() && !write_end_.ok())) return;
+  // The stream below has ended both ways: what is written later hears how.
+  if (IsReset(read_end_) || IsDeadlineExceeded(read_end_)) return;
   read_end_ = write_end_ =
       absl::CancelledError(absl::StrCat("connection to ", peer().ToString(), ": aborted"));
   below_->Abort();
