@@ -6,8 +6,10 @@
 // ones, then all of them for some ticks, and compares the thread's CPU time for each read with what
 // it was before, on average over the ticks that led to the trial. It keeps the other engine only
 // for a gain, and only when no tick of the trial was worse than the best before; otherwise it goes
-// back, and waits before it tries again, twice as long each further time. Streams that were
-// connecting when the others went follow when it is kept. Faults of the engine that is tried
+// back, and waits before it tries again, twice as long each further time. Streams that are
+// connecting when all go follow by themselves when they are open. Those that were on their way to
+// another engine or loop just then are fetched by one more sweep, when a trial is kept and when all
+// have gone back. Faults of the engine that is tried
 // (LoopSnapshot::faults_epoll, faults_uring), which no peer causes, end a trial at once, and lead
 // back also later, when it was won; so do streams that it refuses, and a delay of the loop's turns
 // that grows by 20 ms during a trial. A tick with fewer than 200 reads says nothing: on a quieter
@@ -55,7 +57,7 @@ struct AdaptiveOptions {
   absl::Duration dwell = absl::Seconds(30);
   absl::Duration dwell_max = absl::Hours(1);
   // At most so many sweeps over all streams, there and back, in any such time; but one more away
-  // from an engine at fault.
+  // from an engine at fault. What fetches those that were left behind does not count.
   int switches_max = 3;
   absl::Duration window = absl::Minutes(5);
   // Lines kept for trace(); the oldest go first. 0: none.

@@ -139,7 +139,7 @@ class PENSTOCK_EXPORT Loop {
   LoopHandle handle();
 
   // The engine that new listeners and connections use by default, never kAuto. SwitchAll changes it
-  // when its sweep has ended, also when some streams stayed, unless fd() was asked for.
+  // as it begins, also when some streams then stay.
   EngineKind engine() const;
   // Why this engine: "requested", "requested by PENSTOCK_ENGINE", "io_uring available", what kAuto
   // found missing, or that SwitchAll changed it.

@@ -43,7 +43,9 @@ PENSTOCK_EXPORT void SwitchEngine(Stream& stream, EngineKind to,
 // SwitchEngine for every open stream of `loop`, idle or busy, except those of
 // StreamOptions::pinned_engine and those that move already; as a rule at most 32 are under way at
 // once, so that the others are served meanwhile. Listeners without that option switch too, and with
-// them the streams they accept, without closing: no connection is refused. `done` runs when all
+// them the streams they accept, without closing: no connection is refused. Who connects, listens or
+// comes from another loop from then on without asking for an engine begins on `to`; who is
+// connecting follows when open, and is counted by LoopSnapshot alone. `done` runs when all
 // have, or have stayed, and counts both. A sweep that is under way ends, with what it had done,
 // when another one begins. Loop's thread. Errors of Loop::EnableEngine.
 PENSTOCK_EXPORT absl::Status SwitchAll(Loop& loop, EngineKind to,

@@ -320,6 +320,7 @@ bool Connection::FinishConnect() {
   if (error == 0) {
     Apply(ConnectionEvent::kConnected);
     if (has_deadlines_ && idle_deadline_ms_ != kNever) active_at_ = loop_->FreshTick();
+    if (follows_) Move(EngineKind::kAuto, nullptr, nullptr);
   } else {
     End(ErrnoStatus(error, "connect to", &peer_), false);
   }

@@ -116,6 +116,10 @@ class Connection : private TimerNode {
   bool MayBeSwitched(EngineKind to) const {
     return settled() && !pinned_engine_ && engine_->kind() != to;
   }
+  // By a sweep that switches all: one that is connecting follows when it is open.
+  void SwitchWhenOpen() {
+    follows_ = follows_ || (state_ == ConnectionState::kConnecting && !pinned_engine_);
+  }
   bool MayBeMigrated() const { return settled() && migratable_; }
   // The engine that it then wants there: any, or the one that it is pinned to.
   EngineKind EngineElsewhere() const {
@@ -376,6 +380,7 @@ class Connection : private TimerNode {
   bool migratable_ : 1;
   bool observer_is_remote_ : 1 = false;
   bool received_little_ : 1 = false;  // the last receive, for its size
+  bool follows_ : 1 = false;          // SwitchWhenOpen
   uint32_t receive_size_;
   uint32_t receive_max_;
   uint32_t send_queue_high_;

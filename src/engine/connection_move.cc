@@ -285,6 +285,7 @@ void Connection::HandOver() {
   }
   parcel_->source = loop_->handle();
   parcel_->source_engine = engine_->kind();
+  parcel_->source_switches = loop_->switches_begun();
   parcel_->sys = &loop_->sys();
   if (observer_ != nullptr && !observer_is_remote_) {
     observer_is_remote_ = true;
@@ -348,7 +349,9 @@ void Connection::Arrive(LoopCore& loop) {
 void Connection::ComeBack(LoopCore& loop) {
   loop.counters().moves_back.Add(1);
   if (!parcel_->target.has_value()) loop.CountRefusal(MoveDirection::kOut, MoveRefusal::kGone);
-  const bool same = loop.EngineFor(parcel_->source_engine).ok();
+  // Those that stayed may all have been switched meanwhile.
+  const bool switched = loop.switches_begun() != parcel_->source_switches && !pinned_engine_;
+  const bool same = !switched && loop.EngineFor(parcel_->source_engine).ok();
   const absl::Status status = JoinLoop(loop, same ? parcel_->source_engine : EngineKind::kAuto);
   if (!status.ok()) {
     const bool whole = JoinWithoutEngine(loop);

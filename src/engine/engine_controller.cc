@@ -106,6 +106,10 @@ void EngineController::NoteHold(AdaptHold hold, double batch) {
 
 EngineController::Action EngineController::Watch(const LoadSample& sample) {
   if (const uint64_t faults = sample.FaultsOf(engine_); won_ && faults > 0) return BlowFuse(faults);
+  const bool moving = StillMoving();
+  if (!moving && std::exchange(follow_, false)) {
+    if (const Action follow = Follow(sample); follow.to != EngineKind::kAuto) return follow;
+  }
   if (sample.reads >= kReadsMin) delay_before_ = sample.delay;
   if (!Speaks(sample)) {
     Forget();
@@ -121,7 +125,7 @@ EngineController::Action EngineController::Watch(const LoadSample& sample) {
   if (before_each_.size() > kTicksKept) before_each_.pop_front();
   const double batch = ReadsOfTurn(sample);
   const bool at_once = engine_ == EngineKind::kEpoll && batch >= options_.up_at_once;
-  if ((speaks_ < options_.sustain && !at_once) || StillMoving() || !MayTry(sample)) return {};
+  if ((speaks_ < options_.sustain && !at_once) || moving || !MayTry(sample)) return {};
   before_ns_ = NsOfRead(before_cpu_, before_reads_);
   before_best_ns_ = *std::min_element(before_each_.begin(), before_each_.end());
   open_before_ = sample.open;
@@ -216,6 +220,7 @@ EngineController::Action EngineController::GoBack(const std::string& why) {
   Rest(true);
   Note(absl::StrCat("back to ", Name(engine_), ": ", why, "; no trial for ",
                     absl::FormatDuration(rest_until_ - now_)));
+  follow_ = true;
   return SwitchAll(engine_);
 }
 
@@ -237,6 +242,7 @@ EngineController::Action EngineController::GiveUp(const std::string& why) {
 }
 
 void EngineController::Adopt(EngineKind engine) {
+  follow_ = false;  // theirs takes the place of what would
   if (engine == engine_ && state_ == AdaptState::kWatching) return;
   ++counts_.adopted;
   Apply(AdaptEvent::kIll);  // whatever was tried, they undo
@@ -257,6 +263,7 @@ EngineController::Action EngineController::BlowFuse(uint64_t faults) {
   Note(absl::StrCat("back to ", Name(engine_), ": ", faults, " engine faults of ", Name(at_fault),
                     ", which a trial was won by; no trial for ",
                     absl::FormatDuration(rest_until_ - now_)));
+  follow_ = true;
   return SwitchAll(engine_);
 }
 

@@ -124,7 +124,7 @@ class EngineController {
   void Resign();
   // The same when no stream has gone yet.
   Action GiveUp(const std::string& why);
-  // Has those follow that were connecting, or were moved by others, when all went to engine_.
+  // Has those follow that were on their way elsewhere when all went to engine_.
   Action Follow(const LoadSample& sample);
   // The engine that a trial was won by is at fault.
   Action BlowFuse(uint64_t faults);
@@ -142,6 +142,7 @@ class EngineController {
   int ticks_moved_ = 0;
   std::string trouble_;
   bool none_went_ = false;  // of those that were to go first
+  bool follow_ = false;     // when all have gone back
   absl::Duration now_;      // since the controller was made
   absl::Duration rest_until_;
   absl::Duration dwell_;

@@ -29,7 +29,7 @@ int Loop::fd() const { return core_->fd(); }
 bool Loop::Poll() { return core_->Poll(); }
 void Loop::Post(absl::AnyInvocable<void() &&> task) { core_->Post(std::move(task)); }
 LoopHandle Loop::handle() { return core_->handle(); }
-EngineKind Loop::engine() const { return core_->primary().kind(); }
+EngineKind Loop::engine() const { return core_->default_engine(); }
 const std::string& Loop::engine_reason() const { return core_->engine_reason(); }
 absl::Status Loop::EnableEngine(EngineKind kind) { return core_->EngineFor(kind).status(); }
 BufferPool& Loop::pool() { return core_->pool(); }

@@ -42,7 +42,7 @@ class LoopAdapter : private LoopObserver {
 
   void OnConnectionClosed() override {}
   void OnDrain() override {}
-  // Loop::engine would not tell: a loop whose descriptor a host watches keeps its own.
+  // Of sweeps that are not its own.
   void OnSwitchAll(EngineKind to, BeginListenerSwitch begin) override;
   void OnLoopGone() override {}
 

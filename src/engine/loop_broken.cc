@@ -71,10 +71,11 @@ absl::Status LoopCore::TryLeaveBroken() {
     return refuge.status();
   }
   absl::Status status;
-  if (primary_->broken()) {
-    status = SwapPrimary();
+  if (default_->broken()) {
+    default_ = *refuge;
     engine_reason_ = "io_uring has failed";
   }
+  if (primary_->broken()) status = SwapPrimary();
   status.Update(MoveWatches(**refuge));
   const std::vector<LoopObserver*> observers = observers_;
   for (LoopObserver* observer : observers) {

@@ -117,6 +117,7 @@ absl::Status LoopCore::ChoosePrimary() {
     absl::StatusOr<std::unique_ptr<Engine>> engine = make_engine_(*this, first);
     if (engine.ok()) {
       primary_ = *std::move(engine);
+      default_ = primary_.get();
       engine_reason_ = automatic                              ? "io_uring available"
                        : options_.engine == EngineKind::kAuto ? "requested by PENSTOCK_ENGINE"
                                                               : "requested";
@@ -129,6 +130,7 @@ absl::Status LoopCore::ChoosePrimary() {
   absl::StatusOr<std::unique_ptr<Engine>> engine = make_engine_(*this, EngineKind::kEpoll);
   if (!engine.ok()) return engine.status();
   primary_ = *std::move(engine);
+  default_ = primary_.get();
   engine_reason_ = std::string(missing.message());
   Log(LogSeverity::kInfo, absl::StrCat("epoll engine: ", engine_reason_));
   return absl::OkStatus();
@@ -136,9 +138,8 @@ absl::Status LoopCore::ChoosePrimary() {
 
 absl::StatusOr<Engine*> LoopCore::EngineFor(EngineKind kind) {
   if (kind == EngineKind::kAuto) {
-    if (!primary_->broken()) return primary_.get();
-    // Until LeaveBroken has come to it there may be no other.
-    return secondary_ != nullptr ? secondary_.get() : EngineFor(EngineKind::kEpoll);
+    if (!default_->broken()) return default_;
+    return EngineFor(EngineKind::kEpoll);  // until LeaveBroken has come to it there may be none
   }
   for (Engine* engine : {primary_.get(), secondary_.get()}) {
     if (engine == nullptr || engine->kind() != kind) continue;

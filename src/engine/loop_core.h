@@ -118,6 +118,10 @@ class LoopCore : private RoomWaiter {
   // No other thread is in the middle of a turn: its objects may be used.
   bool MayUse() const;
   Engine& primary() { return *primary_; }
+  // What kAuto means: the first engine, or the one that SwitchAll was told last, from then on.
+  EngineKind default_engine() const { return default_->kind(); }
+  // Sweeps of SwitchAll, so far.
+  uint64_t switches_begun() const { return switches_begun_; }
   const std::string& engine_reason() const { return engine_reason_; }
   BufferPool& pool() { return *pool_; }
   Loop& loop() { return *loop_; }
@@ -191,7 +195,7 @@ class LoopCore : private RoomWaiter {
     counters_.moves_refused[static_cast<size_t>(direction)][static_cast<size_t>(why)].Add(1);
   }
   MoveDirection DirectionTo(EngineKind engine) const {
-    const EngineKind to = engine == EngineKind::kAuto ? primary_->kind() : engine;
+    const EngineKind to = engine == EngineKind::kAuto ? default_engine() : engine;
     return to == EngineKind::kUring ? MoveDirection::kToUring : MoveDirection::kToEpoll;
   }
   // For a connection that leaves for another loop.
@@ -335,6 +339,7 @@ class LoopCore : private RoomWaiter {
   mutable int64_t now_ns_ = 0;         // 0: not read in this turn
   std::unique_ptr<Engine> primary_;    // waits
   std::unique_ptr<Engine> secondary_;  // watched by the primary; made on demand
+  Engine* default_ = nullptr;          // of the two
   Connection* ready_head_ = nullptr;
   Connection* ready_tail_ = nullptr;
   int64_t trim_at_ns_ = INT64_MAX;  // when to look whether there has been traffic since
@@ -372,6 +377,7 @@ class LoopCore : private RoomWaiter {
   std::unique_ptr<LoopAttachment> attachment_;
   // One of each sort: of SwitchAll, of LeaveBroken, and of MigrateAll.
   std::array<std::unique_ptr<MoveSweep>, kMoveSweepSorts> sweeps_;
+  uint64_t switches_begun_ = 0;
   uint32_t leaving_sweeps_ = 0;  // of MigrateAll, those replaced included, until all have arrived
   const std::shared_ptr<Away> away_ = std::make_shared<Away>();
   std::vector<LoopObserver*> observers_;

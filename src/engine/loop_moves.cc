@@ -42,6 +42,10 @@ absl::Status LoopCore::SwitchAll(EngineKind to, MoveSweep::Done done) {
   const absl::StatusOr<Engine*> engine = EngineFor(to);
   if (!engine.ok()) return engine.status();
   to = (*engine)->kind();
+  // Before the sweep has come to its end: those that come meanwhile need not be looked for.
+  if (std::exchange(default_, *engine) != *engine)
+    engine_reason_ = "every stream was switched to it";
+  ++switches_begun_;
   const std::vector<LoopObserver*> observers = observers_;
   auto sweep =
       std::make_unique<MoveSweep>(*this, to, connections_, MoveSweep::kAll, std::move(done));
@@ -118,7 +122,6 @@ absl::Status LoopCore::SwapPrimary() {
   DoubtAlarm();  // the other engine may have been about to tell of it
   primary_->StopNotifying();
   secondary_ready_ = true;  // what is due there already raises no event
-  engine_reason_ = "every stream was switched to it";
   return absl::OkStatus();
 }
 

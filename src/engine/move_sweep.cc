@@ -260,6 +260,7 @@ void MoveSweep::Run() {
   }
   for (int i = 0; i < kLooksMax && slice > 0 && next_ != nullptr; ++i) {
     Connection& connection = *std::exchange(next_, next_->next());
+    if (switches_all()) connection.SwitchWhenOpen();
     if (!Concerns(connection) || !tally_->Chooses()) continue;
     if (left_-- == 0) {
       next_ = nullptr;

@@ -3,8 +3,10 @@
 // turn (I9).
 //
 // Owned by its loop, one of each sort at a time; its thread. Connections that come while it runs
-// are not visited: those of a switch begin on the new engine, for the listeners switch first. Those
-// that are connecting stay where they are: those of a broken engine LoopCore ends.
+// are not visited. When all switch, listeners switch first, and who comes or connects without
+// asking for an engine begins on the new one; those that are connecting follow, uncounted, when
+// they are open. A switch of some leaves those alone; of a broken engine's, LoopCore ends them. One
+// that is between engines goes where it was going.
 #ifndef PENSTOCK_ENGINE_MOVE_SWEEP_H_
 #define PENSTOCK_ENGINE_MOVE_SWEEP_H_
 

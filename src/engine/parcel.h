@@ -129,6 +129,7 @@ class Parcel : public Deferred {
   AwayTicket away;
   LoopHandle source;
   EngineKind source_engine = EngineKind::kAuto;
+  uint64_t source_switches = 0;  // LoopCore::switches_begun, there and then
   Sys* sys = nullptr;
   // Not OK: why nothing comes of it; `done` is still to be told.
   absl::Status refusal;

@@ -145,6 +145,54 @@ TEST_F(EngineControllerTest, StreamsThatWereNotReadyFollowOnceWhenAGainIsKept) {
   for (int i = 0; i < 100; ++i) ASSERT_TRUE(None(c.Tick(won))) << "one may be pinned";
 }
 
+// Those of a trial that were between the engines when all went back.
+TEST_F(EngineControllerTest, StreamsThatWereNotReadyFollowOnceWhenAllHaveGoneBack) {
+  for (const bool fuse : {false, true}) {
+    EngineController c(options_, EngineKind::kEpoll);
+    c.Tick(Load(100, 1000));
+    c.Ended({.moved = 50});
+    LoadSample load = Load(100, 1000);
+    if (fuse) {
+      c.Tick(load);
+      c.Ended({.moved = 950});
+      load = Load(100, 800);
+      load.open_uring = load.open;
+      for (int i = 0; i < 3; ++i) ASSERT_TRUE(None(c.Tick(load)));
+      ASSERT_EQ(c.engine(), EngineKind::kUring);
+    }
+    LoadSample bad = load;
+    bad.faults_uring = 1;
+    ASSERT_EQ(c.Tick(bad).to, EngineKind::kEpoll);
+    load.open_uring = 3;
+    load.open_epoll = load.open - 3;
+    for (int i = 0; i < 3; ++i) ASSERT_TRUE(None(c.Tick(load))) << "the sweep has not ended";
+    c.Ended({.moved = load.open_epoll});
+    const uint64_t switches = c.switches();
+    const EngineController::Action follow = c.Tick(load);
+    EXPECT_EQ(follow.to, EngineKind::kEpoll);
+    EXPECT_EQ(follow.streams, 0u) << "all that may";
+    EXPECT_TRUE(Traced(c, "3 streams are on uring still: those that may go follow"));
+    c.Ended({.moved = 2});
+    EXPECT_EQ(c.switches(), switches);
+    for (int i = 0; i < 20; ++i) ASSERT_TRUE(None(c.Tick(load))) << "one may be pinned";
+  }
+}
+
+TEST_F(EngineControllerTest, NobodyFollowsWhenOthersHaveSwitchedAllMeanwhile) {
+  EngineController c(options_, EngineKind::kEpoll);
+  c.Tick(Load(100, 1000));
+  c.Ended({.moved = 50});
+  LoadSample load = Load(100, 1000);
+  load.faults_uring = 1;
+  ASSERT_EQ(c.Tick(load).to, EngineKind::kEpoll);
+  c.Ended({.moved = 47});
+  c.Adopt(EngineKind::kEpoll);
+  load.faults_uring = 0;
+  load.open_uring = 3;
+  load.open_epoll = load.open - 3;
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(None(c.Tick(load))) << "theirs is under way";
+}
+
 TEST_F(EngineControllerTest, NoGainGoesBack) {
   PromptController c = Make(EngineKind::kEpoll);
   c.Tick(Load(100, 1000));

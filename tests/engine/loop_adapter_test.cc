@@ -1,5 +1,8 @@
 // An adapter on a loop with real traffic: what it decides depends on the machine, that it decides,
 // and what that does to the streams, does not. Its rules are in engine_controller_test.cc.
+//
+// The test is the host of the loop, by fd() and Poll(): once it has asked for fd(), its engines
+// keep their places, and whoever serves, the loop wakes its host.
 #include <penstock/adaptive.h>
 #include <penstock/move.h>
 
@@ -11,6 +14,7 @@
 
 #include <gtest/gtest.h>
 
+#include "engine/loop_core.h"
 #include "testing/harness.h"
 #include "testing/pattern.h"
 
@@ -76,6 +80,8 @@ TEST_P(LoopAdapterTest, TriesUnderLoadAndLosesNoByte) {
     options.down = 1e6;
     options.up = options.up_at_once = 2e6;
   }
+  ASSERT_GE(loop().fd(), 0);  // from now on a host watches it
+  const std::unique_ptr<Listener> listening = Listen();
   std::vector<std::unique_ptr<Pinger>> pingers;
   for (uint64_t i = 0; i < 16; ++i) {
     StreamPair pair = Pair();
@@ -94,6 +100,13 @@ TEST_P(LoopAdapterTest, TriesUnderLoadAndLosesNoByte) {
     EXPECT_TRUE(pinger->intact());
     EXPECT_GT(pinger->received(), 0u);
   }
+  // Whatever it has come to: new streams begin where the loop says, and are served there.
+  adapter->reset();
+  EXPECT_EQ(loop().core().primary().kind(), environment().listen_engine());
+  StreamPtr late = ConnectTo(listening->address(), ConnectOptions()).value();
+  EXPECT_EQ(late->stats().engine, loop().engine());
+  ASSERT_TRUE(Drive([&] { return !accepted().empty(); }));
+  Exchange(*late, *accepted().back(), "woken");
 }
 
 TEST_P(LoopAdapterTest, LeavesAnIdleLoopAlone) {

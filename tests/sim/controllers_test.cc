@@ -152,12 +152,23 @@ class SimAdapter : public Controlled {
     Open(*loop_, kBusy, true);
   }
   uint64_t OnUring() const { return loop_->Snapshot().open_uring; }
+  // From the loop, to a peer that says nothing.
+  void StartConnect(StreamPtr& stream) {
+    if (listener_ == nullptr) {
+      listener_ = *Listener::Listen(*peers_, *SocketAddress::Parse("10.0.0.2:0"), {},
+                                    [this](StreamPtr s) { streams_.push_back(std::move(s)); });
+    }
+    Connect(*loop_, listener_->address(), {},
+            [&stream](absl::StatusOr<StreamPtr> made) { stream = *std::move(made); });
+    world_.Touch(*loop_);
+  }
   bool Says(const std::string& words) const { return Traced(adapter_->trace(), words); }
   std::string Trace() const { return Joined(adapter_->trace()); }
 
   AdaptiveOptions options_;
   std::unique_ptr<Loop> loop_;
   std::unique_ptr<EngineAdapter> adapter_;
+  std::unique_ptr<Listener> listener_;
 };
 
 TEST_F(SimAdapter, TriesOnFewThenOnAllAndKeepsWhatSaves) {
@@ -217,20 +228,59 @@ TEST_F(SimAdapter, IdleStreamsMoveInSlices) {
 TEST_F(SimAdapter, AStreamThatWasConnectingFollows) {
   cost_uring_ = absl::Nanoseconds(700);
   Adapt();
-  const auto listener =
-      *Listener::Listen(*peers_, *SocketAddress::Parse("10.0.0.2:0"), {},
-                        [this](StreamPtr s) { streams_.push_back(std::move(s)); });
-  ASSERT_TRUE(RunUntil([&] { return Says("streams follow"); })) << Trace();
+  ASSERT_TRUE(RunUntil([&] { return Says("go first"); })) << Trace();
   StreamPtr late;
-  Connect(*loop_, listener->address(), {},
-          [&](absl::StatusOr<StreamPtr> stream) { late = *std::move(stream); });
-  world_.Touch(*loop_);
+  world_.faults().wire_delay_max = 25'000'000'000;
+  StartConnect(late);
+  world_.faults().wire_delay_max = 0;
+  ASSERT_TRUE(RunUntil([&] { return Says("uring stays"); })) << Trace();
+  ASSERT_EQ(late, nullptr) << "it was to take longer";
   ASSERT_TRUE(RunUntil([&] { return late != nullptr; }));
-  EXPECT_EQ(late->stats().engine, EngineKind::kEpoll) << "it was none of those that went";
-  ASSERT_TRUE(RunUntil([&] { return Says("6 streams are on epoll still"); })) << Trace();
   RunFor(absl::Seconds(1));
   EXPECT_EQ(late->stats().engine, EngineKind::kUring) << Trace();
   EXPECT_EQ(adapter_->switches(), 1u);
+}
+
+TEST_F(SimAdapter, AStreamThatWasConnectingFollowsBack) {
+  Adapt();
+  ASSERT_TRUE(RunUntil([&] { return Says("streams follow"); })) << Trace();
+  RunFor(absl::Milliseconds(10));
+  StreamPtr late;
+  world_.faults().wire_delay_max = 25'000'000'000;
+  StartConnect(late);
+  world_.faults().wire_delay_max = 0;
+  ASSERT_TRUE(RunUntil([&] { return Says("back to epoll"); })) << Trace();
+  ASSERT_EQ(late, nullptr) << "it was to take longer";
+  ASSERT_TRUE(RunUntil([&] { return late != nullptr; }));
+  RunFor(absl::Seconds(1));
+  EXPECT_EQ(late->stats().engine, EngineKind::kEpoll) << Trace();
+  EXPECT_EQ(loop_->Snapshot().open_uring, 0u);
+}
+
+// Its host watches the descriptor of the engine that waits, which therefore stays; all else is as
+// on any other loop.
+TEST_F(SimAdapter, ServesALoopThatAHostWatchesAsWell) {
+  const int watched = loop_->fd();
+  cost_uring_ = absl::Nanoseconds(700);
+  Adapt();
+  ASSERT_TRUE(RunUntil([&] { return Says("uring stays"); })) << Trace();
+  EXPECT_EQ(OnUring(), uint64_t{kBusy + kIdle});
+  EXPECT_EQ(loop_->fd(), watched);
+  EXPECT_EQ(loop_->core().primary().kind(), EngineKind::kEpoll);
+  EXPECT_EQ(loop_->engine(), EngineKind::kUring);
+  StreamPtr late;
+  StartConnect(late);
+  ASSERT_TRUE(RunUntil([&] { return late != nullptr; }));
+  EXPECT_EQ(late->stats().engine, EngineKind::kUring) << "new streams begin on the new one";
+  const uint64_t reads = reads_;
+  RunFor(absl::Seconds(1));
+  EXPECT_GE(reads_ - reads, 100u * (kBusy + kPinned)) << "what every peer has sent";
+  // And when the load no longer speaks for it.
+  loop_->core().EngineFault(EngineKind::kUring, "made up");
+  RunFor(absl::Seconds(3));
+  EXPECT_EQ(OnUring(), 0u) << Trace();
+  EXPECT_EQ(late->stats().engine, EngineKind::kEpoll);
+  EXPECT_EQ(loop_->engine(), EngineKind::kEpoll);
 }
 
 TEST_F(SimAdapter, GoesBackWithoutAGainAndDwells) {

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "engine/loop_core.h"
 #include "testing/sim_wire.h"
 #include "testing/sim_world.h"
 
@@ -502,7 +503,7 @@ TEST_P(SimDirected, EnginesThatHaveChangedPlacesWakeTheLoop) {
     world_.Touch(*loop_);
     ASSERT_TRUE(RunUntil([&] { return swept.has_value(); }));
     EXPECT_GT(swept->moved, 0u);
-    EXPECT_EQ(loop_->engine(), to);
+    EXPECT_EQ(loop_->core().primary().kind(), to);
     RunFor(absl::Seconds(5));
     Timer timer(*loop_);
     bool fired = false, posted = false;
@@ -531,7 +532,7 @@ TEST_P(SimDirected, EnginesOfAnEmbeddedLoopKeepTheirPlaces) {
   world_.Touch(*loop_);
   ASSERT_TRUE(RunUntil([&] { return swept.has_value(); }));
   EXPECT_EQ(swept->moved, 2u);
-  EXPECT_EQ(loop_->engine(), EngineKind::kSimulated);
+  EXPECT_EQ(loop_->core().primary().kind(), EngineKind::kSimulated);
   Write(*client_, "hello");
   const auto got = ReadOnce(*server_);
   ASSERT_TRUE(got.has_value() && got->ok());

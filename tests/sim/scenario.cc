@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/loop_core.h"
 
 namespace penstock::testing {
 namespace {
@@ -332,7 +333,7 @@ void Scenario::CheckNothingLeft() {
   for (const auto& state : loops_) {
     if (state->gone) continue;
     const LoopSnapshot s = state->loop->Snapshot();
-    if (state->loop->engine() != EngineKind::kSimulated) ++result_.swaps;
+    if (state->loop->core().primary().kind() != EngineKind::kSimulated) ++result_.swaps;
     if (s.stranded > 0 && !scarce_) Violation("a move has left a stream without an engine");
     const uint64_t pinned = s.pinned_bytes + s.sealed_pinned_bytes;
     if (s.connecting + s.open + s.closing + pinned + s.idle + s.timers > 0) {
