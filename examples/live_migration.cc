@@ -377,7 +377,7 @@ class Table {
       moves.Add(loop);
       absl::PrintF("loop %-3d %9d %9d %12d %10d %9s %9s %10s\033[K\n", i,
                    loop.open - std::min(loop.open, loop.open_uring), loop.open_uring,
-                   moves.engine_switches, moves.loop_moves, FormatUs(moves.PauseUs(0.5)),
+                   moves.engine_switches(), moves.loop_moves, FormatUs(moves.PauseUs(0.5)),
                    FormatUs(moves.PauseUs(0.99)),
                    examples::FormatBytes(static_cast<double>(moves.bytes_carried)));
     }
@@ -397,9 +397,10 @@ class Table {
     absl::PrintF(
         "%.0f s: %d streams on epoll, %d on io_uring; %d switches, %d moves; pause p50 %s, "
         "p99 %s; %s verified, %d errors\n",
-        absl::ToDoubleSeconds(elapsed), open - std::min(open, uring), uring, moves.engine_switches,
-        moves.loop_moves, FormatUs(moves.PauseUs(0.5)), FormatUs(moves.PauseUs(0.99)),
-        examples::FormatBytes(static_cast<double>(tally.verified)), tally.errors.load());
+        absl::ToDoubleSeconds(elapsed), open - std::min(open, uring), uring,
+        moves.engine_switches(), moves.loop_moves, FormatUs(moves.PauseUs(0.5)),
+        FormatUs(moves.PauseUs(0.99)), examples::FormatBytes(static_cast<double>(tally.verified)),
+        tally.errors.load());
   }
 
   const bool terminal_;
@@ -426,7 +427,7 @@ bool SignalWithin(const sigset_t& set, absl::Duration wait) {
 uint64_t MovesSoFar(const Loops& loops) {
   MoveFigures moves;
   for (const LoopThread& loop : loops) moves.Add(loop.Snapshot());
-  return moves.engine_switches + moves.loop_moves;
+  return moves.engine_switches() + moves.loop_moves;
 }
 
 // Has the clients work for their time, and ends them. Returns how long they have worked.
@@ -466,8 +467,15 @@ absl::Duration Work(const Plan& plan, Loops& loops, Tally& tally, const sigset_t
   return elapsed;
 }
 
-void Report(const Plan& plan, const MoveFigures& moves, const Tally& tally, absl::Duration elapsed,
-            bool json) {
+// What is there at the end and was not at the beginning.
+struct Left {
+  uint64_t connections = 0;
+  uint64_t descriptors = 0;  // or the other way round
+  uint64_t bytes = 0;        // of buffers
+};
+
+void Report(const Plan& plan, const MoveFigures& moves, const Tally& tally, const Left& left,
+            absl::Duration elapsed, bool json) {
   const double seconds = absl::ToDoubleSeconds(elapsed);
   const double rate = seconds > 0 ? static_cast<double>(tally.verified) / seconds : 0;
   if (!json) {
@@ -475,7 +483,7 @@ void Report(const Plan& plan, const MoveFigures& moves, const Tally& tally, absl
         "%d connections in %.1f s: %d engine switches and %d moves between loops, %s carried "
         "along; "
         "pause p50 %s, p99 %s; %s verified (%s/s), %d errors, %d stranded\n",
-        plan.connections, seconds, moves.engine_switches, moves.loop_moves,
+        plan.connections, seconds, moves.engine_switches(), moves.loop_moves,
         examples::FormatBytes(static_cast<double>(moves.bytes_carried)),
         FormatUs(moves.PauseUs(0.5)), FormatUs(moves.PauseUs(0.99)),
         examples::FormatBytes(static_cast<double>(tally.verified)), examples::FormatBytes(rate),
@@ -488,12 +496,17 @@ void Report(const Plan& plan, const MoveFigures& moves, const Tally& tally, absl
       .Add("seconds", seconds)
       .Add("bytes", tally.verified.load())
       .Add("bytes_per_s", rate)
-      .Add("errors", tally.errors.load());
+      .Add("errors", tally.errors.load())
+      .Add("connections_left", left.connections)
+      .Add("descriptors_left", left.descriptors)
+      .Add("bytes_left", left.bytes);
   moves.AddTo(line);
   line.Print();
 }
 
 absl::Status Run(const Plan& plan, const sigset_t& signals, bool json, Tally& tally) {
+  Left left;
+  const uint64_t descriptors = examples::DescriptorsOpen();
   BufferPool pool;  // of both loops: buffers travel with the streams that hold them
   MoveFigures moves;
   absl::Duration elapsed;
@@ -514,16 +527,22 @@ absl::Status Run(const Plan& plan, const sigset_t& signals, bool json, Tally& ta
     if (!address.ok()) return address.status();
     for (const LoopThread& loop : loops) {
       moves.Add(loop.last());
+      left.connections += loop.last().connecting + loop.last().open + loop.last().closing;
       if (loop.last().faults > 0) {
         tally.Error(absl::StrCat(loop.last().faults, " faults of a loop, said above"));
       }
     }
   }
-  if (const uint64_t live = pool.Stats().live; live > 0) {
-    tally.Error(absl::StrCat(live, " bytes of buffers were not given back"));
+  left.bytes = pool.Stats().live;
+  const uint64_t descriptors_now = examples::DescriptorsOpen();
+  left.descriptors =
+      std::max(descriptors_now, descriptors) - std::min(descriptors_now, descriptors);
+  if (left.connections > 0 || left.descriptors > 0 || left.bytes > 0) {
+    tally.Error(absl::StrCat(left.connections, " connections, ", left.descriptors,
+                             " descriptors and ", left.bytes, " bytes of buffers are left"));
   }
   if (moves.stranded > 0) tally.Error(absl::StrCat(moves.stranded, " connections were stranded"));
-  Report(plan, moves, tally, elapsed, json);
+  Report(plan, moves, tally, left, elapsed, json);
   return absl::OkStatus();
 }
 

@@ -6,8 +6,13 @@
 namespace examples {
 
 void MoveFigures::Add(const penstock::LoopSnapshot& loop) {
-  engine_switches += loop.switches_to_epoll + loop.switches_to_uring;
+  switches_to_epoll += loop.switches_to_epoll;
+  switches_to_uring += loop.switches_to_uring;
+  listener_switches += loop.listener_switches;
+  listener_switches_refused += loop.listener_switches_refused;
   loop_moves += loop.moves_in;
+  moves_out += loop.moves_out;
+  moves_back += loop.moves_back;
   for (size_t i = 0; i < refused.size(); ++i) {
     refused[i] += std::accumulate(loop.moves_refused_by[i].begin(), loop.moves_refused_by[i].end(),
                                   uint64_t{0});
@@ -38,8 +43,14 @@ void MoveFigures::AddTo(JsonLine& line) const {
   const auto refusals = [this](penstock::MoveDirection direction) {
     return refused[static_cast<size_t>(direction)];
   };
-  line.Add("engine_switches", engine_switches)
+  line.Add("engine_switches", engine_switches())
+      .Add("switches_to_epoll", switches_to_epoll)
+      .Add("switches_to_uring", switches_to_uring)
+      .Add("listener_switches", listener_switches)
+      .Add("listener_switches_refused", listener_switches_refused)
       .Add("loop_moves", loop_moves)
+      .Add("moves_out", moves_out)
+      .Add("moves_back", moves_back)
       .Add("refused_to_epoll", refusals(penstock::MoveDirection::kToEpoll))
       .Add("refused_to_uring", refusals(penstock::MoveDirection::kToUring))
       .Add("refused_out", refusals(penstock::MoveDirection::kOut))

@@ -18,8 +18,15 @@ struct MoveFigures {
   double PauseUs(double fraction) const;
   void AddTo(JsonLine& line) const;
 
-  uint64_t engine_switches = 0;
-  uint64_t loop_moves = 0;
+  uint64_t engine_switches() const { return switches_to_epoll + switches_to_uring; }
+
+  uint64_t switches_to_epoll = 0;
+  uint64_t switches_to_uring = 0;
+  uint64_t listener_switches = 0;
+  uint64_t listener_switches_refused = 0;
+  uint64_t loop_moves = 0;  // that have arrived
+  uint64_t moves_out = 0;
+  uint64_t moves_back = 0;  // of these
   std::array<uint64_t, penstock::kMoveDirections> refused{};
   uint64_t stranded = 0;
   uint64_t late_completions = 0;

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <set>
 #include <utility>
@@ -203,6 +205,12 @@ void RaiseDescriptorLimit() {
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
   limit.rlim_cur = limit.rlim_max;
   setrlimit(RLIMIT_NOFILE, &limit);  // the soft limit stays when it is refused
+}
+
+uint64_t DescriptorsOpen() {
+  const std::filesystem::directory_iterator all("/proc/self/fd");
+  // One of them is what lists them.
+  return static_cast<uint64_t>(std::distance(begin(all), end(all))) - 1;
 }
 
 }  // namespace examples

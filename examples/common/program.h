@@ -57,6 +57,9 @@ absl::Duration NotNegativeOrFail(std::string_view flag, absl::Duration duration)
 // Lets the process have as many descriptors as the hard limit allows.
 void RaiseDescriptorLimit();
 
+// How many descriptors the process has (proc(5)).
+uint64_t DescriptorsOpen();
+
 }  // namespace examples
 
 #endif  // PENSTOCK_EXAMPLES_COMMON_PROGRAM_H_

@@ -270,6 +270,7 @@ class BalanceFigures {
     line.Add("balance_moved", counts_.moved)
         .Add("balance_none", counts_.none)
         .Add("balance_given_up", counts_.given_up)
+        .Add("balance_held", counts_.held)
         .Add("balance_last", last_);
   }
 

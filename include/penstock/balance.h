@@ -14,7 +14,8 @@
 // called off, and those that have not ended by then are waited for no longer.
 //
 // Only streams of StreamOptions::migratable go; what Migrate (penstock/move.h) asks of those who
-// own them holds for these moves too. Every decision is a line in trace().
+// own them holds for these moves too. Every decision is a line in trace(), as is a loop that is
+// left out or answers again; each begins with the time, to a tick, since the balancer was made.
 #ifndef PENSTOCK_BALANCE_H_
 #define PENSTOCK_BALANCE_H_
 
@@ -55,6 +56,7 @@ struct BalanceCounts {
   uint64_t moved = 0;     // streams went
   uint64_t none = 0;      // none may go, is small enough or was taken
   uint64_t given_up = 0;  // not begun, or not ended, within 8 ticks
+  uint64_t held = 0;      // nothing was asked for: loops differ in a rest, or did so no more
 };
 
 namespace internal {

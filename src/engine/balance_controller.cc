@@ -1,6 +1,7 @@
 #include "engine/balance_controller.h"
 
 #include <algorithm>
+#include <array>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -46,6 +47,7 @@ BalanceController::Action BalanceController::Tick(std::span<const Busy> loops) {
   if (state_ == BalanceState::kMoving) return {};
   const std::optional<Pair> pair = Differing(loops);
   if (!pair.has_value() || (differed_ > 0 && pair->from != from_)) {
+    if (state_ == BalanceState::kObserving) NoteEven(pair);
     differed_ = 0;
     Apply(BalanceEvent::kEven);
   }
@@ -53,17 +55,39 @@ BalanceController::Action BalanceController::Tick(std::span<const Busy> loops) {
   from_ = pair->from;
   ++differed_;
   if (state_ == BalanceState::kWatching) {
-    if (differed_ < options_.sustain || tick_ < rest_until_) return {};
+    if (differed_ < options_.sustain) return {};
+    if (tick_ < rest_until_) {
+      NoteRest(*pair, loops);
+      return {};
+    }
     Apply(BalanceEvent::kDiffer);
     return {Action::Kind::kObserve, pair->from, pair->to, 0};
   }
   Apply(BalanceEvent::kDiffer);
   const double busy = *loops[pair->from];
-  why_ = absl::StrFormat(
-      "loop %d is busy for %.0f %% of the time and loop %d for %.0f %%, for %d ticks", pair->from,
-      100 * busy, pair->to, 100 * *loops[pair->to], differed_);
+  why_ = Told(*pair, loops);
   differed_ = 0;
   return {Action::Kind::kMove, pair->from, pair->to, pair->difference / 2 / busy};
+}
+
+std::string BalanceController::Told(const Pair& pair, std::span<const Busy> loops) const {
+  return absl::StrFormat(
+      "loop %d is busy for %.0f %% of the time and loop %d for %.0f %%, for %d ticks", pair.from,
+      100 * *loops[pair.from], pair.to, 100 * *loops[pair.to], differed_);
+}
+
+void BalanceController::NoteEven(const std::optional<Pair>& pair) {
+  ++counts_.held;
+  const std::string now = pair.has_value() ? absl::StrFormat("loop %d is the busiest", pair->from)
+                                           : "it is not much busier than another any more";
+  Note(absl::StrFormat("streams of loop %d were looked at, but %s: none goes", from_, now));
+}
+
+void BalanceController::NoteRest(const Pair& pair, std::span<const Busy> loops) {
+  if (std::exchange(rest_told_, true)) return;
+  ++counts_.held;
+  Note(absl::StrFormat("%s, but no stream is asked for another %d ticks (rest)", Told(pair, loops),
+                       rest_until_ - tick_));
 }
 
 void BalanceController::Ended(const MoveCount& streams, double part) {
@@ -102,17 +126,23 @@ void BalanceController::Late(const MoveCount& streams) {
 int BalanceController::Rest() {
   rest_ = rest_ == 0 ? options_.rest : std::min(2 * rest_, options_.rest_max);
   rest_until_ = tick_ + static_cast<uint64_t>(rest_);
+  rest_told_ = false;
   return rest_;
 }
 
-void BalanceController::LeaveOut(size_t loop) {
-  Note(absl::StrFormat(
-      "loop %d is left out: it has a LoopOptions::busy_poll, and is on a CPU whatever it has to do",
-      loop));
+void BalanceController::LeaveOut(size_t loop, BalanceAbsence why) {
+  constexpr std::array<const char*, kBalanceAbsences> kWhy = {
+      "it has a LoopOptions::busy_poll, and is on a CPU whatever it has to do",
+      "it does not come to answer", "it has gone"};
+  Note(absl::StrFormat("loop %d is left out: %s", loop, kWhy[static_cast<size_t>(why)]));
 }
 
-void BalanceController::Note(std::string line) {
-  trace_.push_back(std::move(line));
+void BalanceController::TakeIn(size_t loop) {
+  Note(absl::StrFormat("loop %d answers again", loop));
+}
+
+void BalanceController::Note(std::string_view line) {
+  trace_.push_back(absl::StrFormat("%s %s", absl::FormatDuration(now_), line));
   if (trace_.size() > options_.trace_max) trace_.pop_front();
 }
 

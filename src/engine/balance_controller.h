@@ -17,8 +17,10 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -42,6 +44,14 @@ inline constexpr std::array<std::array<BalanceState, kBalanceEvents>, kBalanceSt
         /* kMoving    */ {BalanceState::kMoving, BalanceState::kMoving, BalanceState::kWatching},
     }};
 
+// Why a loop is left out.
+enum class BalanceAbsence : uint8_t {
+  kPolls,  // LoopOptions::busy_poll: it is on a CPU whatever it has to do
+  kLate,   // no answer for some ticks
+  kGone,
+};
+inline constexpr size_t kBalanceAbsences = 3;
+
 class BalanceController {
  public:
   // Part of the tick that a loop's thread was on a CPU; none of a loop that did not tell.
@@ -62,7 +72,9 @@ class BalanceController {
   // InvalidArgument names the option.
   static absl::Status Check(const BalanceOptions& options);
 
-  // Once a tick, with all loops.
+  // A tick has come, so long after the one before.
+  void Pass(absl::Duration span) { now_ += span; }
+  // Then, with all loops; not while their streams are waited for.
   Action Tick(std::span<const Busy> loops);
   // What became of kMove: so many streams have arrived, with that part of the loop's traffic;
   // others were refused, or have ended on their way.
@@ -72,8 +84,9 @@ class BalanceController {
   void GaveUp(int ticks, bool begun);
   void Late(const MoveCount& streams);
 
-  // `loop` polls before it sleeps: it tells nothing, and the trace why.
-  void LeaveOut(size_t loop);
+  // `loop` tells nothing from now on, and the trace why; or it tells again.
+  void LeaveOut(size_t loop, BalanceAbsence why);
+  void TakeIn(size_t loop);
 
   BalanceState state() const { return state_; }
   uint64_t moves() const { return moves_; }
@@ -92,14 +105,21 @@ class BalanceController {
   }
   // The busiest and the least busy loop, when they differ by enough.
   std::optional<Pair> Differing(std::span<const Busy> loops) const;
+  std::string Told(const Pair& pair, std::span<const Busy> loops) const;
+  // Those that differed long enough do no more, or `pair` does: nothing comes of what was begun.
+  void NoteEven(const std::optional<Pair>& pair);
+  // Once in each rest.
+  void NoteRest(const Pair& pair, std::span<const Busy> loops);
   // None is asked for some ticks, more each time in a row; how many.
   int Rest();
-  void Note(std::string line);
+  void Note(std::string_view line);
 
   const BalanceOptions options_;
   BalanceState state_ = BalanceState::kWatching;
+  absl::Duration now_;  // since the controller was made
   uint64_t tick_ = 0;
   uint64_t rest_until_ = 0;
+  bool rest_told_ = false;
   int rest_ = 0;      // ticks of the last rest, 0 after a move
   int differed_ = 0;  // ticks in a row
   size_t from_ = 0;

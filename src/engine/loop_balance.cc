@@ -195,7 +195,8 @@ LoopBalance::LoopBalance(LoopCore& home, std::vector<LoopHandle> loops,
       home_handle_(home.handle()),
       options_(options),
       controller_(options),
-      timer_(home.timers()) {
+      timer_(home.timers()),
+      ticked_at_ns_(home.sys().Now()) {
   for (LoopHandle& loop : loops) members_.emplace_back().loop = std::move(loop);
 }
 
@@ -206,18 +207,24 @@ void LoopBalance::Arm() {
 
 void LoopBalance::Ask(size_t index) {
   Member& member = members_[index];
-  if (!member.asked.expired()) return;  // so busy that it has not come to it
+  if (member.left_out || !member.asked.expired()) return;  // or so busy that it has not come to it
   auto reading = std::make_shared<Reading>();
   member.asked = reading;
-  // A loop that is gone destroys the task.
-  member.loop.Post([core = LoopCore::Of(member.loop), home = home_handle_, index,
-                    self = weak_from_this(), reading = std::move(reading)]() mutable {
-    *reading = {core->sys().Now(), core->sys().ThreadCpu(),
-                core->options().busy_poll > absl::ZeroDuration()};
-    home.Post([self = std::move(self), index, reading = std::move(reading)] {
-      if (const auto balance = self.lock()) balance->OnAnswer(index, *reading);
-    });
-  });
+  // One that goes meanwhile destroys the task.
+  const bool there =
+      member.loop.Post([core = LoopCore::Of(member.loop), home = home_handle_, index,
+                        self = weak_from_this(), reading = std::move(reading)]() mutable {
+        *reading = {core->sys().Now(), core->sys().ThreadCpu(),
+                    core->options().busy_poll > absl::ZeroDuration()};
+        home.Post([self = std::move(self), index, reading = std::move(reading)] {
+          if (const auto balance = self.lock()) balance->OnAnswer(index, *reading);
+        });
+      });
+  if (!there) LeaveOut(index, BalanceAbsence::kGone);
+}
+
+void LoopBalance::LeaveOut(size_t index, BalanceAbsence why) {
+  if (!std::exchange(members_[index].left_out, true)) controller_.LeaveOut(index, why);
 }
 
 BalanceController::Busy LoopBalance::Member::TakeBusy() {
@@ -225,17 +232,14 @@ BalanceController::Busy LoopBalance::Member::TakeBusy() {
     late = 0;
     return busy;
   }
-  if (!known || left_out || asked.expired() || ++late > kLateTicks) return std::nullopt;
+  if (left_out || asked.expired() || ++late > kLateTicks || !known) return std::nullopt;
   return 1.0;
 }
 
 void LoopBalance::OnAnswer(size_t index, const Reading& reading) {
   Member& member = members_[index];
   member.asked.reset();
-  if (reading.polls) {
-    if (!std::exchange(member.left_out, true)) controller_.LeaveOut(index);
-    return;
-  }
+  if (reading.polls) return LeaveOut(index, BalanceAbsence::kPolls);
   const auto span = static_cast<double>(reading.now_ns - member.last.now_ns);
   if (member.known && span > 0) {
     member.busy = std::min(static_cast<double>(reading.cpu_ns - member.last.cpu_ns) / span, 1.0);
@@ -245,9 +249,23 @@ void LoopBalance::OnAnswer(size_t index, const Reading& reading) {
   member.last = reading;
 }
 
-void LoopBalance::Tick() {
+std::vector<BalanceController::Busy> LoopBalance::TakeBusy() {
   std::vector<BalanceController::Busy> busy;
-  for (Member& member : members_) busy.push_back(member.TakeBusy());
+  for (size_t i = 0; i < members_.size(); ++i) {
+    Member& member = members_[i];
+    const bool was_late = member.late > kLateTicks;
+    busy.push_back(member.TakeBusy());
+    const bool is_late = member.late > kLateTicks;
+    if (is_late && !was_late) controller_.LeaveOut(i, BalanceAbsence::kLate);
+    if (was_late && !is_late) controller_.TakeIn(i);
+  }
+  return busy;
+}
+
+void LoopBalance::Tick() {
+  const int64_t now = home_.sys().Now();
+  controller_.Pass(absl::Nanoseconds(now - std::exchange(ticked_at_ns_, now)));
+  const std::vector<BalanceController::Busy> busy = TakeBusy();
   GiveUpWhenLate();
   if (!AwaitsTraffic(busy)) Do(controller_.Tick(busy));
   Arm();

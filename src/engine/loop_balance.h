@@ -44,8 +44,8 @@ class LoopBalance : public std::enable_shared_from_this<LoopBalance> {
     std::weak_ptr<Reading> asked;  // until the answer has come, or the loop has gone
     bool told = false;             // since the last tick
     bool known = false;            // `last` is set
-    bool left_out = false;
-    int late = 0;  // ticks in a row without an answer
+    bool left_out = false;         // for good
+    int late = 0;                  // ticks in a row without an answer
     Reading last;
     double busy = 0;
   };
@@ -60,6 +60,9 @@ class LoopBalance : public std::enable_shared_from_this<LoopBalance> {
   void Tick();
   void Do(const BalanceController::Action& action);
   void Ask(size_t index);
+  // For good.
+  void LeaveOut(size_t index, BalanceAbsence why);
+  std::vector<BalanceController::Busy> TakeBusy();
   void OnAnswer(size_t index, const Reading& reading);
   // Whether the loop began to count what streams carry less than a whole tick ago, or has not yet.
   bool AwaitsTraffic(const std::vector<BalanceController::Busy>& busy);
@@ -78,6 +81,7 @@ class LoopBalance : public std::enable_shared_from_this<LoopBalance> {
   std::vector<Member> members_;
   BalanceController controller_;
   CallbackTimer timer_;
+  int64_t ticked_at_ns_;
   std::shared_ptr<Traffic> traffic_;
   std::weak_ptr<void> observing_;  // until the loop has begun to, or has gone
   size_t observed_ = 0;

@@ -23,6 +23,7 @@ class BalanceControllerTest : public ::testing::Test {
   static int TicksUntil(BalanceController& c, const std::vector<Busy>& loops, Kind kind,
                         Action* action = nullptr) {
     for (int i = 1; i <= 1000; ++i) {
+      c.Pass(absl::Seconds(1));
       const Action asked = c.Tick(loops);
       if (asked.kind == kind) {
         if (action != nullptr) *action = asked;
@@ -64,9 +65,10 @@ TEST_F(BalanceControllerTest, TheBusiestGivesTheLeastBusyHalfOfWhatTheyDifferBy)
   c.Ended({.moved = 12}, 0.31);
   EXPECT_EQ(c.moves(), 12u);
   ASSERT_EQ(c.trace().size(), 1u);
-  EXPECT_EQ(c.trace().front(),
-            "loop 1 is busy for 90 % of the time and loop 2 for 30 %, for 4 ticks: 12 streams with "
-            "31 % of its traffic go");
+  EXPECT_EQ(
+      c.trace().front(),
+      "4s loop 1 is busy for 90 % of the time and loop 2 for 30 %, for 4 ticks: 12 streams with "
+      "31 % of its traffic go");
   EXPECT_EQ(TicksUntil(c, loops, Kind::kObserve), 3) << "watched anew after a move";
 }
 
@@ -83,7 +85,11 @@ TEST_F(BalanceControllerTest, ADifferenceThatDoesNotLastMovesNothing) {
   EXPECT_EQ(TicksUntil(c, apart, Kind::kObserve), 3);
   EXPECT_EQ(c.Tick(near).kind, Kind::kNone);
   EXPECT_EQ(c.state(), BalanceState::kWatching);
-  EXPECT_TRUE(c.trace().empty());
+  ASSERT_EQ(c.trace().size(), 1u) << "what had begun";
+  EXPECT_EQ(c.trace().front(),
+            "3s streams of loop 0 were looked at, but it is not much busier than another any more: "
+            "none goes");
+  EXPECT_EQ(c.counts().held, 1u);
 }
 
 TEST_F(BalanceControllerTest, AnotherBusiestLoopBeginsAnew) {
@@ -91,8 +97,44 @@ TEST_F(BalanceControllerTest, AnotherBusiestLoopBeginsAnew) {
   EXPECT_EQ(c.Tick(std::vector<Busy>{0.9, 0.1}).kind, Kind::kNone);
   EXPECT_EQ(c.Tick(std::vector<Busy>{0.9, 0.1}).kind, Kind::kNone);
   EXPECT_EQ(TicksUntil(c, {0.1, 0.9}, Kind::kObserve), 3);
+  EXPECT_TRUE(c.trace().empty());
   // And while the traffic of one is looked at.
   EXPECT_EQ(TicksUntil(c, {0.9, 0.1}, Kind::kObserve), 3);
+  ASSERT_EQ(c.trace().size(), 1u);
+  EXPECT_EQ(c.trace().front(),
+            "4s streams of loop 1 were looked at, but loop 0 is the busiest: none goes");
+}
+
+TEST_F(BalanceControllerTest, SaysOnceInARestWhyADifferenceIsNotAnswered) {
+  options_.rest = 10;
+  BalanceController c = Make();
+  const std::vector<Busy> loops = {0.9, 0.1};
+  ASSERT_EQ(TicksUntil(c, loops, Kind::kObserve), 3);
+  for (const size_t rests : {1u, 2u}) {
+    ASSERT_EQ(TicksUntil(c, loops, Kind::kMove), 1);
+    c.Ended({}, 0);
+    EXPECT_GT(TicksUntil(c, loops, Kind::kObserve), 3);
+    EXPECT_EQ(c.trace().size(), 2 * rests) << "what came of it, and that it rests";
+    EXPECT_EQ(c.counts().held, rests);
+  }
+  EXPECT_EQ(c.trace()[1],
+            "7s loop 0 is busy for 90 % of the time and loop 1 for 10 %, for 3 ticks, but no "
+            "stream is asked for another 7 ticks (rest)");
+}
+
+TEST_F(BalanceControllerTest, TellsOfLoopsThatAreLeftOut) {
+  BalanceController c = Make();
+  c.Pass(absl::Seconds(90));
+  c.LeaveOut(2, BalanceAbsence::kPolls);
+  c.LeaveOut(0, BalanceAbsence::kLate);
+  c.TakeIn(0);
+  c.LeaveOut(0, BalanceAbsence::kGone);
+  ASSERT_EQ(c.trace().size(), 4u);
+  EXPECT_NE(c.trace()[0].find("1m30s loop 2 is left out: it has a LoopOptions::busy_poll"),
+            std::string::npos);
+  EXPECT_EQ(c.trace()[1], "1m30s loop 0 is left out: it does not come to answer");
+  EXPECT_EQ(c.trace()[2], "1m30s loop 0 answers again");
+  EXPECT_EQ(c.trace()[3], "1m30s loop 0 is left out: it has gone");
 }
 
 TEST_F(BalanceControllerTest, RestsLongerEachTimeNothingCouldGo) {
@@ -107,7 +149,8 @@ TEST_F(BalanceControllerTest, RestsLongerEachTimeNothingCouldGo) {
     EXPECT_EQ(TicksUntil(c, loops, Kind::kObserve), rest);
   }
   EXPECT_EQ(c.moves(), 0u);
-  EXPECT_NE(c.trace().back().find("none is asked for 35 ticks"), std::string::npos);
+  EXPECT_NE(c.trace().back().find("rest"), std::string::npos);
+  EXPECT_NE(c.trace()[c.trace().size() - 2].find("none is asked for 35 ticks"), std::string::npos);
   ASSERT_EQ(TicksUntil(c, loops, Kind::kMove), 1);
   c.Ended({.moved = 1}, 0.1);
   EXPECT_EQ(TicksUntil(c, loops, Kind::kObserve), 3) << "what could go ends the rests";
@@ -131,9 +174,9 @@ TEST_F(BalanceControllerTest, WhatIsGivenUpRestsAndMayArriveLate) {
     EXPECT_EQ(TicksUntil(c, loops, Kind::kObserve), begun ? 20 : 10);
   }
   c.Late({});
-  EXPECT_EQ(c.trace().size(), 2u) << "nobody has arrived";
+  EXPECT_EQ(c.trace().size(), 4u) << "nobody has arrived";
   c.Late({.moved = 3});
-  EXPECT_EQ(c.trace().back(), "3 streams have arrived after all");
+  EXPECT_NE(c.trace().back().find(" 3 streams have arrived after all"), std::string::npos);
   EXPECT_EQ(c.moves(), 3u);
   EXPECT_EQ(c.counts().given_up, 2u);
 }

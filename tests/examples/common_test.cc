@@ -65,6 +65,9 @@ TEST(MoveFigures, AddUpLoops) {
   loop.switches_to_uring = 2;
   loop.moves_in = 4;
   loop.moves_out = 100;
+  loop.moves_back = 32;
+  loop.listener_switches = 64;
+  loop.listener_switches_refused = 128;
   loop.moves_refused_by[static_cast<size_t>(penstock::MoveDirection::kIn)] = {1, 0, 2, 0, 0, 0};
   loop.late_completions = 8;
   loop.bytes_carried = 16;
@@ -72,8 +75,14 @@ TEST(MoveFigures, AddUpLoops) {
   MoveFigures figures;
   figures.Add(loop);
   figures.Add(loop);
-  EXPECT_EQ(figures.engine_switches, 6u);
+  EXPECT_EQ(figures.engine_switches(), 6u);
+  EXPECT_EQ(figures.switches_to_epoll, 2u);
+  EXPECT_EQ(figures.switches_to_uring, 4u);
+  EXPECT_EQ(figures.listener_switches, 128u);
+  EXPECT_EQ(figures.listener_switches_refused, 256u);
   EXPECT_EQ(figures.loop_moves, 8u);
+  EXPECT_EQ(figures.moves_out, 200u);
+  EXPECT_EQ(figures.moves_back, 64u);
   EXPECT_EQ(figures.refused, (std::array<uint64_t, penstock::kMoveDirections>{0, 0, 0, 6}));
   EXPECT_EQ(figures.stranded, 0u);
   EXPECT_EQ(figures.late_completions, 16u);

@@ -18,9 +18,11 @@ from programs import (PATIENCE, Case, Running, Server, each_engine, flood, recei
 SERVER_KEYS = ["engine", "engine_reason", "loops", "connections", "uring_connections",
                "idle_connections", "pinned_bytes", "sealed_pinned_bytes", "framed_pinned_bytes",
                "pool_live_bytes", "pool_ring_bytes", "pool_mapped_bytes", "bytes_in", "bytes_out",
-               "errors", "accepted", "closed", "engine_switches", "loop_moves",
-               "refused_to_epoll", "refused_to_uring", "refused_out", "refused_in", "stranded",
-               "pause_p50_us", "pause_p99_us", "late_completions", "bytes_carried"]
+               "errors", "accepted", "closed", "engine_switches", "switches_to_epoll",
+               "switches_to_uring", "listener_switches", "listener_switches_refused",
+               "loop_moves", "moves_out", "moves_back", "refused_to_epoll", "refused_to_uring",
+               "refused_out", "refused_in", "stranded", "pause_p50_us", "pause_p99_us",
+               "late_completions", "bytes_carried"]
 CLIENT_KEYS = ["engine", "connections", "size", "depth", "seconds", "requests", "requests_per_s",
                "bytes", "p50_us", "p90_us", "p99_us", "p999_us", "max_us", "errors"]
 
