@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "testing/fate.h"
 #include "testing/sanitized.h"
 #include "testing/sim_choices.h"
@@ -53,12 +54,14 @@ constexpr Way kWays[] = {
 // What happens, a letter each; the letters of one word keep their order.
 //   the peer: d sends a byte, f ends its stream, r resets
 //   the owner: m moves, w writes more than the kernel takes at once, x cancels the read, a reads,
-//   c closes
+//   s ends sending, t sets a deadline for reads, b moves back to where it began, c closes
+//   the clock: p, what t has set passes
 struct Cast {
   const char* peer;
   const char* owner;
   bool reads;            // a read waits from the beginning, and each is followed by another
   bool early_terminals;  // a receive may end with the byte it carries
+  bool refuses = false;  // engines may refuse to take the stream, the old one as well
 };
 
 constexpr Cast kCasts[] = {
@@ -70,6 +73,10 @@ constexpr Cast kCasts[] = {
     {"d", "xa", true, true},
     {"df", "a", false, true},
     {"d", "wc", true, false},
+    {"df", "s", true, false},
+    {"d", "t", true, false},
+    {"df", "b", true, true},
+    {"ddf", "", true, false, true},
     // For switches.
     {"df", "xa", true, true},
     {"ddf", "w", true, false},
@@ -77,13 +84,20 @@ constexpr Cast kCasts[] = {
     {"ddf", "c", true, false},
     {"ddf", "a", false, true},
     {"ddr", "a", false, false},
+    {"df", "ws", true, false},
+    {"df", "t", true, true},
+    {"dr", "b", true, false},
+    {"d", "wb", true, false},
+    {"df", "w", true, true, true},
 };
-constexpr size_t kCastsOfMigrate = 7;
+constexpr size_t kCastsOfMigrate = 11;
+
 EngineKind KindOf(SimStyle style) {
   return style == SimStyle::kReadiness ? EngineKind::kEpoll : EngineKind::kUring;
 }
 
 constexpr std::string_view kReply = "reply";
+constexpr absl::Duration kDeadline = absl::Milliseconds(1);
 
 // One order.
 class Story {
@@ -100,8 +114,10 @@ class Story {
   std::string Tell() {
     if (server_ == nullptr) return "the stream does not open";
     world_.faults().early_terminal = cast_.early_terminals ? 500 : 0;
+    if (cast_.refuses) world_.faults().attach_failure = 500;
     world_.wire().set_buffers(kReply.size() - 1, 1000);
     words_ = {cast_.peer, "m", cast_.owner};
+    if (Has('t')) words_.push_back("p");
     if (cast_.reads) {
       Read();
       world_.Touch(*first_);
@@ -135,6 +151,10 @@ class Story {
     link_ = world_.wire().links().back().get();
   }
 
+  bool Has(char step) const {
+    return std::string_view(cast_.owner).find(step) != std::string::npos;
+  }
+
   // --- Steps ---
 
   // Takes one of the steps that are possible; false when all words have been said.
@@ -145,7 +165,7 @@ class Story {
       if (word.empty()) continue;
       said = false;
       // While it may be on its way, the stream is its callbacks' alone.
-      const bool owners = std::string_view("wxac").find(word[0]) != std::string_view::npos;
+      const bool owners = std::string_view("dfrp").find(word[0]) == std::string_view::npos;
       if (!owners || !migrating()) possible += word[0];
     }
     if (said) return false;
@@ -178,6 +198,8 @@ class Story {
         return;
       case 'r':
         return world_.wire().Close(std::exchange(peer_, -1), true);
+      case 'p':
+        return world_.Pass(3 * kDeadline);
       default:
         break;
     }
@@ -191,8 +213,19 @@ class Story {
     switch (step) {
       case 'm':
         asked_ = true;
+        goes_back_ = false;
         return way_.migrates ? Migrate(*server_, second_->handle(), Done(moved_))
                              : SwitchEngine(*server_, KindOf(way_.to), Done(moved_));
+      case 'b':
+        asked_back_ = goes_back_ = true;
+        return way_.migrates ? Migrate(*server_, first_->handle(), Done(back_))
+                             : SwitchEngine(*server_, KindOf(way_.from), Done(back_));
+      case 's':
+        shut_ = true;
+        return server_->ShutdownWrite(Done(shut_down_));
+      case 't':
+        timed_ = true;
+        return server_->SetReadDeadline(kDeadline);
       case 'w':
         wrote_ = true;
         return server_->Write(*pool_.Copy(kReply), Done(written_));
@@ -215,7 +248,13 @@ class Story {
     if (world_.wire().Send(peer_, {&part, 1}) != 1) --sent_;
   }
 
-  bool migrating() const { return way_.migrates && asked_ && !moved_.ended(); }
+  bool migrating() const {
+    return way_.migrates && ((asked_ && !moved_.ended()) || (asked_back_ && !back_.ended()));
+  }
+  // No engine took it.
+  bool stranded() const {
+    return first_->Snapshot().stranded + (second_ ? second_->Snapshot().stranded : 0) > 0;
+  }
 
   // --- Callbacks ---
 
@@ -236,6 +275,9 @@ class Story {
         got_ += bytes->view();
       } else if (absl::IsCancelled(bytes.status()) && std::exchange(cancelled_, false)) {
         if (!again_) return;
+      } else if (absl::IsDeadlineExceeded(bytes.status()) && timed_ && !expired_) {
+        expired_ = true;
+        server_->SetReadDeadline(absl::InfiniteDuration());
       } else if (end_.has_value()) {
         return Wrong("a second end");
       } else {
@@ -248,6 +290,7 @@ class Story {
 
   void OnEnd(const absl::Status& end) {
     end_ = end;
+    if (stranded()) return;
     const SimSide& mine = link_->sides[1];
     if (got_.size() != mine.received || mine.waiting() > 0) {
       Wrong(absl::StrCat("an end after ", got_.size(), " bytes of ", mine.received, " taken and ",
@@ -299,15 +342,20 @@ class Story {
     for (size_t i = 0; i < got_.size(); ++i) {
       if (got_[i] != static_cast<char>('a' + i)) Wrong("wrong bytes: " + got_);
     }
+    if (stranded()) {
+      if (moved_.status().ok() || !end_.has_value() || end_->ok()) Wrong("stranded, and not told");
+      return;
+    }
     const std::string_view peer = cast_.peer;
     if (got_.size() != mine.received) Wrong("bytes have gone: " + got_);
     if (peer.back() != 'r' && got_.size() != sent_) Wrong("bytes are missing: " + got_);
     if (peer.back() == 'd' && end_.has_value()) Wrong("an end that nobody sent");
     if (peer.back() == 'f' && !(end_.has_value() && IsEof(*end_))) Wrong("no end of stream");
     if (peer.back() == 'r' && !(end_.has_value() && IsReset(*end_))) Wrong("no reset");
-    if (!moved_.status().ok()) Wrong("the move fails: " + moved_.status().ToString());
-    if (server_->stats().engine != KindOf(way_.to)) Wrong("it is not where it went");
-    if (way_.migrates && &server_->loop() != second_.get()) Wrong("it is not where it went");
+    if (timed_ && peer.back() == 'd' && !expired_) Wrong("a deadline that does not pass");
+    if (shut_ && !shut_down_.status().ok()) Wrong("the end of sending fails");
+    if (shut_ && !link_->sides[0].fin_arrived) Wrong("the peer does not hear of the end");
+    CheckPlace();
     if (wrote_ && written_.status().ok() != (mine.sent == kReply.size())) {
       Wrong("a write that was not taken ends well, or the other way round");
     }
@@ -316,11 +364,30 @@ class Story {
     }
   }
 
+  // The last that was asked for counts, and what it took the place of says so.
+  void CheckPlace() {
+    const Fate& last = goes_back_ ? back_ : moved_;
+    const Fate& before = goes_back_ ? moved_ : back_;
+    const bool refused = cast_.refuses && absl::IsResourceExhausted(last.status());
+    const bool stays = goes_back_ || refused;
+    if (!last.status().ok() && !refused) Wrong("the move fails: " + last.status().ToString());
+    if (asked_back_ && !before.status().ok() && !absl::IsCancelled(before.status())) {
+      Wrong("the move before fails: " + before.status().ToString());
+    }
+    const Loop* const loop = stays || !way_.migrates ? first_.get() : second_.get();
+    if (&server_->loop() != loop) Wrong("it is on another loop than it should be");
+    if (server_->stats().engine != KindOf(stays ? way_.from : way_.to)) {
+      Wrong("it is with another engine than it should be");
+    }
+  }
+
   void CheckCallbacks(bool was_open) {
     const auto check = [&](const Fate& fate, int asked, const char* what) {
       if (fate.runs() + fate.dropped() != asked) Wrong(absl::StrCat(what, " not exactly once"));
     };
     check(moved_, asked_ ? 1 : 0, "the move's callback");
+    check(back_, asked_back_ ? 1 : 0, "the callback of the move back");
+    check(shut_down_, shut_ ? 1 : 0, "the callback of the end of sending");
     check(written_, wrote_ ? 1 : 0, "the write's callback");
     check(read_, reads_, "the reads' callbacks");
     if (was_open && moved_.dropped() > 0) Wrong("the move's callback is dropped");
@@ -329,7 +396,7 @@ class Story {
   void CheckLoop(const Loop& loop) {
     const LoopSnapshot s = loop.Snapshot();
     if (s.open + s.closing + s.connecting > 0) Wrong("a connection is left");
-    if (s.stranded + s.moves_refused > 0) Wrong("a move was refused");
+    if (s.stranded + s.moves_refused > 0 && !cast_.refuses) Wrong("a move was refused");
     if (s.pinned_bytes > 0) Wrong("bytes are left pinned (I1)");
   }
 
@@ -355,8 +422,15 @@ class Story {
   bool reading_ = false;
   bool cancelled_ = false;
   bool again_ = false;
+  bool timed_ = false;
+  bool expired_ = false;
+  bool shut_ = false;
+  bool asked_back_ = false;
+  bool goes_back_ = false;
   int reads_ = 0;
   Fate moved_;
+  Fate back_;
+  Fate shut_down_;
   Fate written_;
   Fate read_;
 };

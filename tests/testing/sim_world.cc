@@ -195,6 +195,11 @@ void SimWorld::TakeActions() {
   }
 }
 
+void SimWorld::Pass(absl::Duration time) {
+  now_ns_ += absl::ToInt64Nanoseconds(time);
+  TakeActions();
+}
+
 void SimWorld::HoldCancels(bool on) {
   holds_ = on;
   while (!on && HasHeld()) TakeHeld();

@@ -97,6 +97,8 @@ class SimWorld {
   bool HasTurn(const Loop& loop) const;
   void TakeTurn(const Loop& loop);
   void TakeActions();
+  // Time alone passes: what the world was to do by then it does, and no loop runs.
+  void Pass(absl::Duration time);
   void HoldCancels(bool on);
   bool HasHeld() const { return !held_.empty(); }
   void TakeHeld();
