@@ -259,8 +259,19 @@ void UringEngine::Keep(Slot& slot) {
 
 void UringEngine::CannotCancel(uint32_t index) {
   if (Slot* const releasing = Releasing(index)) return Keep(*releasing);
-  loop_.EngineFault(kind(),
-                    "io_uring: an operation cannot be cancelled; what has it stays closing");
+  Slot& slot = loop_.slots().at(index);
+  if (slot.object == nullptr || HasFlag(slot, UringBit::kLeaving)) {
+    return loop_.EngineFault(
+        kind(), "io_uring: an operation cannot be cancelled; what has it stays closing");
+  }
+  {
+    // Of a paused listener, of a stream that nobody reads: told to end again when it is next to.
+    UringWordRef word(slot);
+    word->cancelling = 0;
+    word->cancels = 0;
+  }
+  loop_.EngineFault(
+      kind(), "io_uring: an operation cannot be cancelled, and goes on; what it brings waits");
 }
 
 bool UringEngine::MayUseRing(const Slot& slot) const {

@@ -4,12 +4,20 @@
 #include <penstock/listener.h>
 #include <penstock/loop.h>
 #include <penstock/move.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <optional>
+#include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -150,6 +158,81 @@ TEST_F(UringReleaseTest, ADroppedCompletionEndsTheRing) {
   EXPECT_TRUE(absl::IsDataLoss(end_)) << "its bytes may have been dropped: " << end_;
   ExpectHears(*other, other_peer);
   EXPECT_EQ(other->stats().engine, EngineKind::kEpoll);
+}
+
+// The ring's count of completions that the kernel had no memory to keep, which it alone writes.
+class DroppedCount {
+ public:
+  DroppedCount() {
+    io_uring_params params{};
+    const int own = static_cast<int>(::syscall(SYS_io_uring_setup, 1, &params));
+    const int ring = RingBut(own);
+    if (own >= 0) ::close(own);
+    if (ring < 0) return;
+    // Where it lies is the same for every ring of a kernel (io_uring_setup(2), cq_off).
+    size_ = params.cq_off.overflow + sizeof(uint32_t);
+    void* const base =
+        ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQ_RING);
+    if (base != MAP_FAILED) base_ = static_cast<char*>(base);
+  }
+  ~DroppedCount() {
+    if (base_ != nullptr) ::munmap(base_, size_);
+  }
+  DroppedCount(const DroppedCount&) = delete;
+  DroppedCount& operator=(const DroppedCount&) = delete;
+
+  bool found() const { return base_ != nullptr; }
+  void Add() {
+    auto& count = *reinterpret_cast<uint32_t*>(base_ + size_ - sizeof(uint32_t));
+    std::atomic_ref(count).fetch_add(1);
+  }
+
+ private:
+  // The only other ring of this process, -1 for none.
+  static int RingBut(int own) {
+    for (const auto& fd : std::filesystem::directory_iterator("/proc/self/fd")) {
+      std::error_code gone;
+      const int number = std::stoi(fd.path().filename().string());
+      const auto what = std::filesystem::read_symlink(fd.path(), gone).string();
+      if (number != own && what == "anon_inode:[io_uring]") return number;
+    }
+    return -1;
+  }
+
+  char* base_ = nullptr;
+  size_t size_ = 0;
+};
+
+// The kernel says EBADR to one call only, and before Linux 5.19 to none: the count stays.
+TEST_F(UringReleaseTest, ACompletionThatIsCountedAsDroppedEndsTheRing) {
+  const StreamPtr other = Open({});
+  PlainSocket other_peer = peers_.Accept();
+  Read();
+  for (int i = 0; i < 100; ++i) loop_->Poll();
+  DroppedCount dropped;
+  ASSERT_TRUE(dropped.found());
+  EXPECT_EQ(loop_->engine(), EngineKind::kUring);
+  dropped.Add();
+  ASSERT_TRUE(PollUntil([&] { return loop_->engine() == EngineKind::kEpoll; }));
+  EXPECT_TRUE(Logged("the kernel has dropped a completion"));
+  ASSERT_TRUE(PollUntil([&] { return !end_.ok(); }));
+  EXPECT_TRUE(absl::IsDataLoss(end_)) << "its bytes may have been dropped: " << end_;
+  ExpectHears(*other, other_peer);
+  EXPECT_EQ(other->stats().engine, EngineKind::kEpoll);
+}
+
+TEST_F(UringReleaseTest, AnAcceptThatCannotBeCancelledGoesOnAndIsToldToEndAgain) {
+  const auto listener = Listen();
+  for (int i = 0; i < 100; ++i) loop_->Poll();
+  sys_.swallowed = RingOp::kAccept;
+  sys_.misses_cancels = true;
+  for (const int times : {1, 2}) {
+    listener->Pause();
+    ASSERT_TRUE(PollUntil([&] { return LinesWith("cannot be cancelled, and goes on") == times; }));
+    listener->Resume();
+  }
+  EXPECT_EQ(loop_->Snapshot().faults_uring, 2u);
+  EXPECT_FALSE(Logged("stays closing"));
 }
 
 class UringRescueTest : public UringReleaseTest {

@@ -50,12 +50,14 @@ class NoEpollSys : public FaultSys {
   void RingCompletion(RingOp op, int32_t* result, uint32_t* flags) override {
     FaultSys::RingCompletion(op, result, flags);
     if (op == swallowed && *result == -ECANCELED) *flags |= IORING_CQE_F_MORE;
+    if (op == RingOp::kCancel && misses_cancels) *result = -ENOENT;
   }
 
   int create_error = 0;
   int add_error = 0;
   int sockets_refused = 0;  // so many of those to come
   RingOp swallowed = RingOp::kNone;
+  bool misses_cancels = false;  // says so
   int polls = 0;
 
  private:
