@@ -245,11 +245,11 @@ coro::Task<absl::Status> Send(Loop& loop, const Transfer& transfer, Outcome& out
   // Also when the receiver has closed: it may have said why before.
   if (!sent.ok() && !penstock::IsReset(sent)) co_return sent;
   (*stream)->SetReadDeadline(sent.ok() ? kAckPatience * transfer.timeout : absl::Seconds(1));
+  outcome.carrier = transfer.transport.carrier();  // before the peer has answered and gone
   Reader reader(**stream, coro::CancelToken());
   std::array<char, examples::kAckSize> bytes;
   const absl::Status answered = co_await reader.Fill(bytes.data(), bytes.size());
   outcome.elapsed = watch.elapsed();
-  outcome.carrier = transfer.transport.carrier();
   if (!answered.ok()) co_return sent.ok() ? answered : sent;
   const absl::StatusOr<Ack> ack = examples::DecodeAck(bytes);
   if (!ack.ok()) co_return ack.status();

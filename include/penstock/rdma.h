@@ -129,8 +129,8 @@ class PENSTOCK_EXPORT RdmaDevice {
  public:
   // UNAVAILABLE when the machine has no RDMA or the port is down; NOT_FOUND when it has RDMA and no
   // device, or none of this name, or the port no such address; INVALID_ARGUMENT;
-  // RESOURCE_EXHAUSTED when `receives` exceed a limit of the device, which the message names; or
-  // what the device says.
+  // RESOURCE_EXHAUSTED when the options exceed a limit of the device, which the message names, or
+  // it has no shared receive queue; or what the device says.
   static absl::StatusOr<std::shared_ptr<RdmaDevice>> Open(Loop& loop,
                                                           const RdmaDeviceOptions& options = {});
   virtual ~RdmaDevice() = default;

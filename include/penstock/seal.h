@@ -143,7 +143,7 @@ PENSTOCK_EXPORT SealAttempt Seal(StreamPtr plain, CredentialsPtr credentials,
                                  HandshakeOptions handshake, SealOptions options,
                                  SealCallback done);
 
-// Receives each stream that was accepted and sealed, or why one was not. Loop's thread.
+// Receives each stream that was accepted and sealed, or why one was not. Loop's thread. Not empty.
 using SealedAcceptCallback = absl::AnyInvocable<void(absl::StatusOr<StreamPtr>)>;
 
 // For Listener::Listen: seals, as the server, whatever is accepted. Handshakes under way go on when

@@ -155,8 +155,9 @@ void UringEngine::SubmitBacklog() {
   while (done < backlog_.size()) {
     io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
     if (sqe == nullptr) {
+      if (EnterRefusal() < 0) break;
       loop_.counters().syscalls.Add(1);
-      if (EnterRefusal() < 0 || io_uring_submit(&ring_) <= 0) break;
+      if (io_uring_submit(&ring_) <= 0) break;
       sqe = io_uring_get_sqe(&ring_);
       if (sqe == nullptr) break;
     }
@@ -368,10 +369,9 @@ int UringEngine::DispatchCompletions() {
     if (head == tail) {
       // What did not fit waits in the kernel until we ask.
       if (!io_uring_cq_has_overflow(&ring_)) break;
+      if (EnterRefusal() < 0) break;
       loop_.counters().syscalls.Add(1);
-      if (EnterRefusal() < 0 || io_uring_get_events(&ring_) < 0 || io_uring_cq_ready(&ring_) == 0) {
-        break;
-      }
+      if (io_uring_get_events(&ring_) < 0 || io_uring_cq_ready(&ring_) == 0) break;
     }
     if (tail - head > 1) loop_.slots().Prefetch(Token(CompletionAt(head + 1).user_data));
     const io_uring_cqe& cqe = CompletionAt(head);

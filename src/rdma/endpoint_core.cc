@@ -67,6 +67,9 @@ absl::Status CheckRdmaOptions(const RdmaOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("lanes is ", options.lanes, ", must be 1 to ", kLanesMax));
   }
+  if (options.message_max < 1) {  // which a HELLO would not tell
+    return absl::InvalidArgumentError("message_max must be at least 1 byte");
+  }
   if (options.ping_interval <= absl::ZeroDuration() || options.pings_missed_max < 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("ping_interval is ", absl::FormatDuration(options.ping_interval),
@@ -394,6 +397,7 @@ EndpointCore::Leftovers EndpointCore::TakeLeftovers() {
        {&sends_out_, &writes_out_, &reads_out_, &lane_writes_, &lane_reads_, &finished_}) {
     left.works.splice(left.works.end(), *list);
   }
+  quiet_out_ = {};
   left.probe = std::exchange(probe_, nullptr);
   left.watcher = std::exchange(watcher_, nullptr);
   left.receive_done = std::exchange(receive_done_, nullptr);

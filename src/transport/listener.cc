@@ -332,11 +332,12 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
 
   void LogPause(std::string_view what) {
     const int64_t now = core_->sys().Now();
-    if (now < log_after_ns_) {
+    if (now < log_after_ns_ && what == logged_pause_) {
       ++pauses_unlogged_;
       return;
     }
     log_after_ns_ = now + kLogPauseNs;
+    logged_pause_ = what;
     std::string line = absl::StrCat("listener on ", address_.ToString(), ": ", std::string(what),
                                     "; pausing for ", absl::FormatDuration(retry_after_));
     if (pauses_unlogged_ > 0) {
@@ -415,7 +416,8 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
   CallbackTimer retry_timer_;
   absl::Duration retry_after_ = kRetryMin;
   int64_t log_after_ns_ = 0;
-  uint64_t pauses_unlogged_ = 0;
+  std::string logged_pause_;
+  uint64_t pauses_unlogged_ = 0;  // of the same cause
 };
 
 void OpenCount::OnConnectionClosed() {

@@ -237,7 +237,7 @@ class Echo:
             self.assertEqual(server.stop()["errors"], 0)
 
     def test_connection_on_which_nothing_moves_is_closed(self):
-        with self.server("--idle-timeout=200ms") as server, server.connect() as peer:
+        with self.server("--idle-timeout=2s") as server, server.connect() as peer:
             peer.sendall(b"x")
             self.assertEqual(peer.recv(1), b"x")
             try:

@@ -472,7 +472,6 @@ TEST(NthFailure, BothEndsMoveManyTimes) {
   for (const auto& [call, count] : counts) EXPECT_GT(count, 0u) << CallName(call);
 }
 
-// The sweep ends where a call is no longer made; these are the calls it must have met at all.
 TEST(NthFailure, WithoutARingAndEpollItWaitsByPollAndEnds) {
   if (const std::string why = MissingEngine(EngineKind::kUring); !why.empty()) {
     GTEST_SKIP() << why;
@@ -486,6 +485,7 @@ TEST(NthFailure, WithoutARingAndEpollItWaitsByPollAndEnds) {
   for (const Call call : kRinglessCalls) EXPECT_GT(sys.count(call), 0u) << CallName(call);
 }
 
+// The sweep ends where a call is no longer made; these are the calls it must have met at all.
 TEST(NthFailure, TheScenarioMakesTheCallsItClaimsToTest) {
   const auto expect_calls = [](EngineKind engine, Place place, std::vector<Call> calls) {
     FaultSys sys;

@@ -192,6 +192,7 @@ TEST_P(EndpointTest, BadOptionsEndIt) {
       {"read_depth", [](RdmaOptions& options) { options.read_depth = 1025; }},
       {"lanes", [](RdmaOptions& options) { options.lanes = 0; }},
       {"lanes", [](RdmaOptions& options) { options.lanes = 9; }},
+      {"message_max", [](RdmaOptions& options) { options.message_max = 0; }},
       {"ping_interval", [](RdmaOptions& options) { options.ping_interval = {}; }},
       {"ping_interval",
        [](RdmaOptions& options) { options.ping_interval = -absl::InfiniteDuration(); }},

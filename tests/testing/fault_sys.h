@@ -90,7 +90,7 @@ class FaultSys : public Sys {
     counts_ = {};
     fired_ = failed_ = false;
   }
-  // Fails beside the chosen one, from the beginning on.
+  // Fails beside the chosen one; its calls are counted from the beginning on.
   void Also(Fault fault) { background_.push_back(fault); }
   void Clear() { fault_ = {}; }
   // The chosen one has.
