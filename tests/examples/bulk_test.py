@@ -68,7 +68,9 @@ class Bulk:
             self.assertEqual(sender.end(), 0, sender.stderr())
             self.assertEqual(receiver.end(), 0, receiver.stderr())
             for figures in (json.loads(sender.line()), json.loads(receiver.line())):
-                self.assertEqual(list(figures), ["bytes", "seconds", "bytes_per_s", "sha256"])
+                self.assertEqual(list(figures), ["transport", "fallback", "bytes", "seconds",
+                                                 "bytes_per_s", "sha256"])
+                self.assertEqual((figures["transport"], figures["fallback"]), ("tcp", ""))
                 self.assertEqual(figures["bytes"], len(content))
                 self.assertEqual(figures["sha256"], hashlib.sha256(content).hexdigest())
         self.assertEqual(self.target.read_bytes(), content)
