@@ -57,7 +57,7 @@ absl::Duration NotNegativeOrFail(std::string_view flag, absl::Duration duration)
 // Lets the process have as many descriptors as the hard limit allows.
 void RaiseDescriptorLimit();
 
-// How many descriptors the process has (proc(5)).
+// How many descriptors the process has (proc(5)); 0 where that cannot be told.
 uint64_t DescriptorsOpen();
 
 }  // namespace examples

@@ -47,7 +47,7 @@ BalanceController::Action BalanceController::Tick(std::span<const Busy> loops) {
   if (state_ == BalanceState::kMoving) return {};
   const std::optional<Pair> pair = Differing(loops);
   if (!pair.has_value() || (differed_ > 0 && pair->from != from_)) {
-    if (state_ == BalanceState::kObserving) NoteEven(pair);
+    if (state_ == BalanceState::kObserving) NoteEven(pair, loops[from_].has_value());
     differed_ = 0;
     Apply(BalanceEvent::kEven);
   }
@@ -76,10 +76,11 @@ std::string BalanceController::Told(const Pair& pair, std::span<const Busy> loop
       100 * *loops[pair.from], pair.to, 100 * *loops[pair.to], differed_);
 }
 
-void BalanceController::NoteEven(const std::optional<Pair>& pair) {
+void BalanceController::NoteEven(const std::optional<Pair>& pair, bool judged) {
   ++counts_.held;
-  const std::string now = pair.has_value() ? absl::StrFormat("loop %d is the busiest", pair->from)
-                                           : "it is not much busier than another any more";
+  const std::string now = !judged            ? "it is left out now"
+                          : pair.has_value() ? absl::StrFormat("loop %d is the busiest", pair->from)
+                                             : "it is not much busier than another any more";
   Note(absl::StrFormat("streams of loop %d were looked at, but %s: none goes", from_, now));
 }
 

@@ -106,8 +106,9 @@ class BalanceController {
   // The busiest and the least busy loop, when they differ by enough.
   std::optional<Pair> Differing(std::span<const Busy> loops) const;
   std::string Told(const Pair& pair, std::span<const Busy> loops) const;
-  // Those that differed long enough do no more, or `pair` does: nothing comes of what was begun.
-  void NoteEven(const std::optional<Pair>& pair);
+  // Those that differed long enough do no more, or `pair` does, or the one that was looked at
+  // cannot be judged any more: nothing comes of what was begun.
+  void NoteEven(const std::optional<Pair>& pair, bool judged);
   // Once in each rest.
   void NoteRest(const Pair& pair, std::span<const Busy> loops);
   // None is asked for some ticks, more each time in a row; how many.

@@ -319,6 +319,9 @@ class Connection : private TimerNode {
   // An engine has it: the one it was to go to, or with an error the old one.
   void Settled(absl::Status status);
   void Stay(absl::Status why);
+  // All streams of `loop` have been switched since it was asked to move, and it may not have been
+  // among them: with a move that comes to nothing it goes where they went, if that engine takes it.
+  bool HasMissedSwitch(const LoopCore& loop) const;
   // No engine takes it: it ends, and counts as stranded.
   [[gnu::cold]] void Strand(const absl::Status& why);
   void FinishMove(absl::Status status);

@@ -104,6 +104,7 @@ void Connection::Move(EngineKind engine, const LoopHandle* target, DoneCallback&
   if (parcel_ == nullptr) {
     parcel_ = std::make_unique<Parcel>(
         *this, [](Deferred* node) { static_cast<Parcel*>(node)->connection.BeginMove(); });
+    parcel_->switches = loop_->switches_ended();
   } else if (parcel_->callbacks.done) {
     parcel_->callbacks.replaced.push(std::move(parcel_->callbacks.done));
   }
@@ -207,8 +208,10 @@ void Connection::Stay(absl::Status why) {
   CountRefused(RefusalOf(why));
   Engine& from = *parcel_->from;
   absl::StatusOr<Engine*> back = &from;
-  if (from.broken()) back = loop_->EngineFor(EngineKind::kAuto);
-  const absl::Status again = back.ok() ? AttachTo(**back) : back.status();
+  const bool follows = parcel_->target.has_value() && HasMissedSwitch(*loop_);
+  if (follows || from.broken()) back = loop_->EngineFor(EngineKind::kAuto);
+  absl::Status again = back.ok() ? AttachTo(**back) : back.status();
+  if (!again.ok() && follows && !from.broken()) again = AttachTo(from);
   if (!again.ok()) {
     if (!from.broken()) return Strand(again);
     BelongTo(from);
@@ -285,7 +288,6 @@ void Connection::HandOver() {
   }
   parcel_->source = loop_->handle();
   parcel_->source_engine = engine_->kind();
-  parcel_->source_switches = loop_->switches_begun();
   parcel_->sys = &loop_->sys();
   if (observer_ != nullptr && !observer_is_remote_) {
     observer_is_remote_ = true;
@@ -346,13 +348,18 @@ void Connection::Arrive(LoopCore& loop) {
   Settled(absl::OkStatus());
 }
 
+bool Connection::HasMissedSwitch(const LoopCore& loop) const {
+  return parcel_->switches != loop.switches_begun() && !pinned_engine_;
+}
+
 void Connection::ComeBack(LoopCore& loop) {
   loop.counters().moves_back.Add(1);
   if (!parcel_->target.has_value()) loop.CountRefusal(MoveDirection::kOut, MoveRefusal::kGone);
-  // Those that stayed may all have been switched meanwhile.
-  const bool switched = loop.switches_begun() != parcel_->source_switches && !pinned_engine_;
-  const bool same = !switched && loop.EngineFor(parcel_->source_engine).ok();
-  const absl::Status status = JoinLoop(loop, same ? parcel_->source_engine : EngineKind::kAuto);
+  const bool same = loop.EngineFor(parcel_->source_engine).ok();
+  const bool follows = HasMissedSwitch(loop);
+  absl::Status status =
+      JoinLoop(loop, same && !follows ? parcel_->source_engine : EngineKind::kAuto);
+  if (!status.ok() && same && follows) status = JoinLoop(loop, parcel_->source_engine);
   if (!status.ok()) {
     const bool whole = JoinWithoutEngine(loop);
     // It has nowhere to be; whoever waits for it is told so. But a failed engine has a successor.

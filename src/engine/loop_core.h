@@ -122,6 +122,8 @@ class LoopCore : private RoomWaiter {
   EngineKind default_engine() const { return default_->kind(); }
   // Sweeps of SwitchAll, so far.
   uint64_t switches_begun() const { return switches_begun_; }
+  // Of these, those that have come to everybody: one that is under way may not have.
+  uint64_t switches_ended() const;
   const std::string& engine_reason() const { return engine_reason_; }
   BufferPool& pool() { return *pool_; }
   Loop& loop() { return *loop_; }

@@ -38,6 +38,11 @@ void LoopCore::Leave(Connection& connection) {
   for (LoopObserver* observer : observers) observer->OnConnectionClosed();
 }
 
+uint64_t LoopCore::switches_ended() const {
+  const MoveSweep* const sweep = sweeps_[static_cast<size_t>(MoveSweep::Sort::kSwitch)].get();
+  return switches_begun_ - (sweep != nullptr && sweep->switches_all() ? 1 : 0);
+}
+
 absl::Status LoopCore::SwitchAll(EngineKind to, MoveSweep::Done done) {
   const absl::StatusOr<Engine*> engine = EngineFor(to);
   if (!engine.ok()) return engine.status();

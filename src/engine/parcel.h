@@ -124,12 +124,12 @@ class Parcel : public Deferred {
   std::optional<LoopHandle> target;       // of a loop move
   int64_t began_ns = 0;
   Engine* from = nullptr;  // of a switch: who has had it
+  uint64_t switches = 0;   // LoopCore::switches_ended when it was asked
   // Of a loop move, once under way: that it is, the way back, and how to close the socket without a
   // loop.
   AwayTicket away;
   LoopHandle source;
   EngineKind source_engine = EngineKind::kAuto;
-  uint64_t source_switches = 0;  // LoopCore::switches_begun, there and then
   Sys* sys = nullptr;
   // Not OK: why nothing comes of it; `done` is still to be told.
   absl::Status refusal;

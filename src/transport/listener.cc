@@ -332,17 +332,16 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
 
   void LogPause(std::string_view what) {
     const int64_t now = core_->sys().Now();
-    if (now < log_after_ns_ && what == logged_pause_) {
+    if (now < log_after_ns_) {
       ++pauses_unlogged_;
       return;
     }
     log_after_ns_ = now + kLogPauseNs;
-    logged_pause_ = what;
     std::string line = absl::StrCat("listener on ", address_.ToString(), ": ", std::string(what),
                                     "; pausing for ", absl::FormatDuration(retry_after_));
     if (pauses_unlogged_ > 0) {
       absl::StrAppend(&line, "; paused ", std::exchange(pauses_unlogged_, 0),
-                      " more times since the last line");
+                      " more times, for whatever reason, since the last line");
     }
     core_->Log(LogSeverity::kWarning, line);
   }
@@ -416,8 +415,7 @@ class SocketListener final : public Listener, public Acceptor, private LoopObser
   CallbackTimer retry_timer_;
   absl::Duration retry_after_ = kRetryMin;
   int64_t log_after_ns_ = 0;
-  std::string logged_pause_;
-  uint64_t pauses_unlogged_ = 0;  // of the same cause
+  uint64_t pauses_unlogged_ = 0;
 };
 
 void OpenCount::OnConnectionClosed() {

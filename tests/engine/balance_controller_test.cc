@@ -105,6 +105,15 @@ TEST_F(BalanceControllerTest, AnotherBusiestLoopBeginsAnew) {
             "4s streams of loop 1 were looked at, but loop 0 is the busiest: none goes");
 }
 
+TEST_F(BalanceControllerTest, SaysThatTheOneItLookedAtIsLeftOut) {
+  BalanceController c = Make();
+  EXPECT_EQ(TicksUntil(c, {0.9, 0.1}, Kind::kObserve), 3);
+  EXPECT_EQ(c.Tick(std::vector<Busy>{std::nullopt, 0.1}).kind, Kind::kNone);
+  ASSERT_EQ(c.trace().size(), 1u);
+  EXPECT_EQ(c.trace().front(),
+            "3s streams of loop 0 were looked at, but it is left out now: none goes");
+}
+
 TEST_F(BalanceControllerTest, SaysOnceInARestWhyADifferenceIsNotAnswered) {
   options_.rest = 10;
   BalanceController c = Make();

@@ -105,7 +105,11 @@ class MoveTimeTest : public ::testing::TestWithParam<EngineKind> {
       const Clock::time_point began = Clock::now();
       const Clock::duration waited = Waited();
       EXPECT_EQ(round(), kStreams);
-      best = std::min(best, Clock::now() - began - (Waited() - waited));
+      // Threads of this process wait for each other where processors are few: no more than half
+      // of the time is taken for others' doing.
+      const Clock::duration took = Clock::now() - began;
+      const Clock::duration others = std::clamp(Waited() - waited, Clock::duration(0), took / 2);
+      best = std::min(best, took - others);
       if (!MayJudgeTime()) return;
     }
     EXPECT_LE(std::chrono::duration_cast<std::chrono::milliseconds>(best).count(), kLimit.count());

@@ -144,17 +144,44 @@ TEST_P(SimComers, WhoComesFromAnotherLoopMeanwhileBeginsOnTheNewEngine) {
   EXPECT_EQ(accepted_.front()->stats().engine, EngineKind::kUring);
 }
 
+class SimReturners : public SimComers {
+ protected:
+  SimReturners() {
+    StartConnect();
+    EXPECT_TRUE(world_.Run([&] { return client_ && !accepted_.empty(); }, absl::Minutes(1)));
+    Settle();
+    // The other loop has two engines, and neither is the one that will be asked for.
+    EXPECT_TRUE(other_->EnableEngine(EngineKind::kUring).ok());
+  }
+  // To the other loop, which will refuse it.
+  void Leave() {
+    Migrate(
+        *client_, other_->handle(), [this](absl::Status status) { moved_ = status; },
+        EngineKind::kEpoll);
+    world_.Touch(*loop_);
+  }
+  void Switch() { EXPECT_TRUE(SwitchAll(*loop_, EngineKind::kUring).ok()); }
+  void ExpectBackOn(EngineKind engine) {
+    ASSERT_TRUE(world_.Run([&] { return moved_.has_value(); }, absl::Minutes(1)));
+    EXPECT_TRUE(absl::IsUnimplemented(*moved_)) << *moved_;
+    Settle();
+    EXPECT_EQ(client_->stats().engine, engine);
+    EXPECT_EQ(loop_->Snapshot().stranded, 0u);
+    ExpectHears("it is back");
+  }
+
+  std::optional<absl::Status> moved_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Styles, SimReturners,
+                         ::testing::Values(SimStyle::kReadiness, SimStyle::kCompletion),
+                         [](const auto& info) {
+                           return info.param == SimStyle::kReadiness ? "Readiness" : "Completion";
+                         });
+
 // It finds what it left for another engine, on which all others are.
-TEST_P(SimComers, WhoComesBackMeanwhileBeginsOnTheNewEngine) {
-  StartConnect();
-  ASSERT_TRUE(world_.Run([&] { return client_ && !accepted_.empty(); }, absl::Minutes(1)));
-  Settle();
-  ASSERT_TRUE(other_->EnableEngine(EngineKind::kUring).ok());
-  std::optional<absl::Status> moved;
-  // The other loop has two engines, and neither is the one that is asked for.
-  Migrate(
-      *client_, other_->handle(), [&](absl::Status status) { moved = status; }, EngineKind::kEpoll);
-  world_.Touch(*loop_);
+TEST_P(SimReturners, WhoIsAwayMeanwhileComesBackToTheNewEngine) {
+  Leave();
   for (int i = 0; i < 100 && loop_->Snapshot().moves_out == 0; ++i) {
     world_.TakeTurn(*loop_);
     world_.TakeActions();
@@ -162,11 +189,36 @@ TEST_P(SimComers, WhoComesBackMeanwhileBeginsOnTheNewEngine) {
   ASSERT_EQ(loop_->Snapshot().moves_out, 1u);
   const MoveCount count = SwitchTheLoop();
   EXPECT_EQ(count.moved, 0u) << "it was away";
-  ASSERT_TRUE(world_.Run([&] { return moved.has_value(); }, absl::Minutes(1)));
-  EXPECT_TRUE(absl::IsUnimplemented(*moved)) << *moved;
-  EXPECT_EQ(client_->stats().engine, EngineKind::kUring);
-  EXPECT_EQ(loop_->Snapshot().stranded, 0u);
-  ExpectHears("it is back");
+  ExpectBackOn(EngineKind::kUring);
+}
+
+TEST_P(SimReturners, WhoIsAboutToLeaveAsTheSweepBeginsComesBackToTheNewEngine) {
+  Leave();
+  Switch();
+  ExpectBackOn(EngineKind::kUring);
+}
+
+TEST_P(SimReturners, WhoLeavesBeforeTheSweepHasComeToItComesBackToTheNewEngine) {
+  Switch();
+  Leave();
+  ExpectBackOn(EngineKind::kUring);
+}
+
+TEST_P(SimReturners, WhomTheNewEngineDoesNotTakeIsBackOnTheOldOne) {
+  world_.faults().attach_failure = 1000;
+  world_.faults().attach_failure_of = EngineKind::kUring;
+  Leave();
+  Switch();
+  ExpectBackOn(EngineKind::kSimulated);
+}
+
+TEST_P(SimReturners, WhoLeavesAfterTheSweepComesBackToWhereItWas) {
+  SwitchTheLoop();
+  ASSERT_EQ(client_->stats().engine, EngineKind::kUring);
+  SwitchEngine(*client_, EngineKind::kSimulated, [](absl::Status) {});
+  Settle();
+  Leave();
+  ExpectBackOn(EngineKind::kSimulated);
 }
 
 // A host that watches the loop's descriptor keeps the engine that waits, but not the default.

@@ -430,7 +430,10 @@ int SimEngine::Shutdown(Connection& connection, int how) {
 // --- Connections ---
 
 absl::Status SimEngine::Attach(Connection& connection) {
-  if (world_.random().Chance(world_.faults().attach_failure)) {
+  const SimFaults& faults = world_.faults();
+  const EngineKind fails = faults.attach_failure_of;
+  if ((fails == EngineKind::kAuto || fails == kind_) &&
+      world_.random().Chance(faults.attach_failure)) {
     return ErrnoStatus(ENOSPC, "watch the connection to", &connection.peer());
   }
   State& state = StateOf(connection.slot());

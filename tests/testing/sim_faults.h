@@ -39,7 +39,8 @@ struct SimFaults {
   uint32_t send_again = 0;     // EAGAIN although there is room; an event follows
   uint32_t send_error = 0;     // ENOBUFS, EIO or EHOSTUNREACH; the bytes are refused
   uint32_t attach_failure = 0;
-  uint32_t map_failure = 0;  // the pool gets no memory
+  EngineKind attach_failure_of = EngineKind::kAuto;  // that engine alone; kAuto: each
+  uint32_t map_failure = 0;                          // the pool gets no memory
 
   // Events and completions.
   int64_t event_delay_max = 0;  // of one; events of one socket keep their order
