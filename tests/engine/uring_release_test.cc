@@ -46,6 +46,15 @@ class UringReleaseTest : public BreakingRing {
     ASSERT_TRUE(PollUntil([&] { return accepted_ != nullptr; }));
     ExpectHears(*std::exchange(accepted_, nullptr), client);
   }
+  // For a dropped completion: the stream that is read ends, `other` goes to epoll.
+  void ExpectRingEnds(Stream& other, PlainSocket& other_peer) {
+    ASSERT_TRUE(PollUntil([&] { return loop_->engine() == EngineKind::kEpoll; }));
+    EXPECT_TRUE(Logged("the kernel has dropped a completion"));
+    ASSERT_TRUE(PollUntil([&] { return !end_.ok(); }));
+    EXPECT_TRUE(absl::IsDataLoss(end_)) << "its bytes may have been dropped: " << end_;
+    ExpectHears(other, other_peer);
+    EXPECT_EQ(other.stats().engine, EngineKind::kEpoll);
+  }
   uint64_t RefusedToEpoll(MoveRefusal why) const {
     constexpr auto kToEpoll = static_cast<size_t>(MoveDirection::kToEpoll);
     return loop_->Snapshot().moves_refused_by[kToEpoll][static_cast<size_t>(why)];
@@ -152,12 +161,7 @@ TEST_F(UringReleaseTest, ADroppedCompletionEndsTheRing) {
   Read();
   for (int i = 0; i < 100; ++i) loop_->Poll();
   sys_.Set({.call = Call::kRingEnter, .error = EBADR, .nth = 1, .persistent = false});
-  ASSERT_TRUE(PollUntil([&] { return loop_->engine() == EngineKind::kEpoll; }));
-  EXPECT_TRUE(Logged("the kernel has dropped a completion"));
-  ASSERT_TRUE(PollUntil([&] { return !end_.ok(); }));
-  EXPECT_TRUE(absl::IsDataLoss(end_)) << "its bytes may have been dropped: " << end_;
-  ExpectHears(*other, other_peer);
-  EXPECT_EQ(other->stats().engine, EngineKind::kEpoll);
+  ExpectRingEnds(*other, other_peer);
 }
 
 // The ring's count of completions that the kernel had no memory to keep, which it alone writes.
@@ -213,12 +217,7 @@ TEST_F(UringReleaseTest, ACompletionThatIsCountedAsDroppedEndsTheRing) {
   ASSERT_TRUE(dropped.found());
   EXPECT_EQ(loop_->engine(), EngineKind::kUring);
   dropped.Add();
-  ASSERT_TRUE(PollUntil([&] { return loop_->engine() == EngineKind::kEpoll; }));
-  EXPECT_TRUE(Logged("the kernel has dropped a completion"));
-  ASSERT_TRUE(PollUntil([&] { return !end_.ok(); }));
-  EXPECT_TRUE(absl::IsDataLoss(end_)) << "its bytes may have been dropped: " << end_;
-  ExpectHears(*other, other_peer);
-  EXPECT_EQ(other->stats().engine, EngineKind::kEpoll);
+  ExpectRingEnds(*other, other_peer);
 }
 
 TEST_F(UringReleaseTest, AnAcceptThatCannotBeCancelledGoesOnAndIsToldToEndAgain) {

@@ -162,6 +162,19 @@ class SimAdapter : public Controlled {
             [&stream](absl::StatusOr<StreamPtr> made) { stream = *std::move(made); });
     world_.Touch(*loop_);
   }
+  // One that connects from now on, and is open only when the trace has `words`, is then on
+  // `engine`.
+  void ExpectLateFollows(const std::string& words, EngineKind engine) {
+    StreamPtr late;
+    world_.faults().wire_delay_max = 25'000'000'000;
+    StartConnect(late);
+    world_.faults().wire_delay_max = 0;
+    ASSERT_TRUE(RunUntil([&] { return Says(words); })) << Trace();
+    ASSERT_EQ(late, nullptr) << "it was to take longer";
+    ASSERT_TRUE(RunUntil([&] { return late != nullptr; }));
+    RunFor(absl::Seconds(1));
+    EXPECT_EQ(late->stats().engine, engine) << Trace();
+  }
   bool Says(const std::string& words) const { return Traced(adapter_->trace(), words); }
   std::string Trace() const { return Joined(adapter_->trace()); }
 
@@ -229,15 +242,7 @@ TEST_F(SimAdapter, AStreamThatWasConnectingFollows) {
   cost_uring_ = absl::Nanoseconds(700);
   Adapt();
   ASSERT_TRUE(RunUntil([&] { return Says("go first"); })) << Trace();
-  StreamPtr late;
-  world_.faults().wire_delay_max = 25'000'000'000;
-  StartConnect(late);
-  world_.faults().wire_delay_max = 0;
-  ASSERT_TRUE(RunUntil([&] { return Says("uring stays"); })) << Trace();
-  ASSERT_EQ(late, nullptr) << "it was to take longer";
-  ASSERT_TRUE(RunUntil([&] { return late != nullptr; }));
-  RunFor(absl::Seconds(1));
-  EXPECT_EQ(late->stats().engine, EngineKind::kUring) << Trace();
+  ExpectLateFollows("uring stays", EngineKind::kUring);
   EXPECT_EQ(adapter_->switches(), 1u);
 }
 
@@ -245,15 +250,7 @@ TEST_F(SimAdapter, AStreamThatWasConnectingFollowsBack) {
   Adapt();
   ASSERT_TRUE(RunUntil([&] { return Says("streams follow"); })) << Trace();
   RunFor(absl::Milliseconds(10));
-  StreamPtr late;
-  world_.faults().wire_delay_max = 25'000'000'000;
-  StartConnect(late);
-  world_.faults().wire_delay_max = 0;
-  ASSERT_TRUE(RunUntil([&] { return Says("back to epoll"); })) << Trace();
-  ASSERT_EQ(late, nullptr) << "it was to take longer";
-  ASSERT_TRUE(RunUntil([&] { return late != nullptr; }));
-  RunFor(absl::Seconds(1));
-  EXPECT_EQ(late->stats().engine, EngineKind::kEpoll) << Trace();
+  ExpectLateFollows("back to epoll", EngineKind::kEpoll);
   EXPECT_EQ(loop_->Snapshot().open_uring, 0u);
 }
 

@@ -16,6 +16,7 @@
 
 #include "absl/time/time.h"
 #include "engine/loop_core.h"
+#include "testing/sim_styles.h"
 #include "testing/sim_wire.h"
 #include "testing/sim_world.h"
 
@@ -113,12 +114,7 @@ class SimDirected : public ::testing::TestWithParam<SimStyle> {
   StreamPtr server_;
 };
 
-std::string StyleName(const ::testing::TestParamInfo<SimStyle>& info) {
-  return info.param == SimStyle::kReadiness ? "Readiness" : "Completion";
-}
-
-INSTANTIATE_TEST_SUITE_P(Styles, SimDirected,
-                         ::testing::Values(SimStyle::kReadiness, SimStyle::kCompletion), StyleName);
+INSTANTIATE_TEST_SUITE_P(Styles, SimDirected, SimStyles(), SimStyleName);
 
 struct NamedFault {
   const char* name;
@@ -542,7 +538,7 @@ TEST_P(SimDirected, EnginesOfAnEmbeddedLoopKeepTheirPlaces) {
 class SimCompletion : public SimDirected {};
 
 INSTANTIATE_TEST_SUITE_P(Styles, SimCompletion, ::testing::Values(SimStyle::kCompletion),
-                         StyleName);
+                         SimStyleName);
 
 // The wait for room has ended when the kernel refuses to end the receive: it must begin again.
 TEST_P(SimCompletion, AStreamThatCannotBeReleasedGoesOnSending) {

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "testing/sim_styles.h"
 #include "testing/sim_world.h"
 
 namespace penstock::testing {
@@ -57,11 +58,7 @@ class SimDrain : public ::testing::TestWithParam<SimStyle> {
   StreamPtr stream_;
 };
 
-INSTANTIATE_TEST_SUITE_P(Styles, SimDrain,
-                         ::testing::Values(SimStyle::kReadiness, SimStyle::kCompletion),
-                         [](const auto& info) {
-                           return info.param == SimStyle::kReadiness ? "Readiness" : "Completion";
-                         });
+INSTANTIATE_TEST_SUITE_P(Styles, SimDrain, SimStyles(), SimStyleName);
 
 TEST_P(SimDrain, RunReturnsWhenTheKernelHasLetGoOfTheLastStream) {
   world_.faults().event_delay_max = 50'000'000;

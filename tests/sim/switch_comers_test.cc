@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "testing/sim_styles.h"
 #include "testing/sim_world.h"
 
 namespace penstock::testing {
@@ -81,11 +82,7 @@ class SimComers : public ::testing::TestWithParam<SimStyle> {
   StreamPtr client_;
 };
 
-INSTANTIATE_TEST_SUITE_P(Styles, SimComers,
-                         ::testing::Values(SimStyle::kReadiness, SimStyle::kCompletion),
-                         [](const auto& info) {
-                           return info.param == SimStyle::kReadiness ? "Readiness" : "Completion";
-                         });
+INSTANTIATE_TEST_SUITE_P(Styles, SimComers, SimStyles(), SimStyleName);
 
 TEST_P(SimComers, WhoIsConnectingFollowsWhenItIsOpen) {
   world_.faults().wire_delay_max = 5'000'000'000;
@@ -173,11 +170,7 @@ class SimReturners : public SimComers {
   std::optional<absl::Status> moved_;
 };
 
-INSTANTIATE_TEST_SUITE_P(Styles, SimReturners,
-                         ::testing::Values(SimStyle::kReadiness, SimStyle::kCompletion),
-                         [](const auto& info) {
-                           return info.param == SimStyle::kReadiness ? "Readiness" : "Completion";
-                         });
+INSTANTIATE_TEST_SUITE_P(Styles, SimReturners, SimStyles(), SimStyleName);
 
 // It finds what it left for another engine, on which all others are.
 TEST_P(SimReturners, WhoIsAwayMeanwhileComesBackToTheNewEngine) {
