@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "penstock/loop.h"
 #include "testing/sim_random.h"
 
 namespace penstock::testing {
