@@ -121,16 +121,16 @@ void CompletionPump::AwaitSends() {
 void CompletionPump::Turn() {
   if (lost_ || loop() == nullptr) return;
   again_.Cancel();
+  if (stepped_ > 0) loop()->FreshTick();  // the turn has gone on since it asked for the time
   // Where it is armed still, an event that nobody has taken yet tells of what is not found now.
   for (bool may_sleep = asleep();; may_sleep = true) {
     const int found = Drain(kTurnMax);
     if (found < 0) return Lose(-found, "poll a completion queue");
-    if (Spin(found > 0)) {
+    if (Spin(std::exchange(came_, false) || found > 0)) {
       ++stats_.spins;
-      LookOn(static_cast<uint32_t>(found));
-      if (!lost_) loop()->Defer(again_);
-      return;
+      return TurnAgain(LookOn(static_cast<uint32_t>(found)));
     }
+    stepped_ = 0;
     if (found > 0) return loop()->Defer(again_);
     if (may_sleep) break;
     if (!Rest(queue_) || (sends_ && sends_awaited_ && !Rest(*sends_))) return;
@@ -160,7 +160,7 @@ bool CompletionPump::Rest(Queue& queue) {
 
 // A turn of the loop costs a system call and a look some nanoseconds, so one that spins looks more
 // than once, while nobody has anything to do. It is over in microseconds all the same (I9).
-void CompletionPump::LookOn(uint32_t taken) {
+uint32_t CompletionPump::LookOn(uint32_t taken) {
   const uint32_t before = taken;
   for (int looks = 1; looks <= kLooksPerSpin && taken < kTurnMax && !loop()->HasReady(); ++looks) {
     const bool glance = looks % kLooksPerGlance == 0;
@@ -168,10 +168,24 @@ void CompletionPump::LookOn(uint32_t taken) {
     const uint32_t room = kTurnMax - taken;
     bool all;
     const int found = glance || sends_awaited_ ? Drain(room) : DrainOne(room, &all);
-    if (found < 0) return Lose(-found, "poll a completion queue");
+    if (found < 0) {
+      Lose(-found, "poll a completion queue");
+      break;
+    }
     taken += static_cast<uint32_t>(found);
   }
-  if (taken > before) Spin(true);
+  came_ = taken > before;
+  return taken;
+}
+
+// Behind those whom what was taken has woken. When nothing was, the loop's other descriptors have
+// waited long enough.
+void CompletionPump::TurnAgain(uint32_t taken) {
+  if (lost_) return;
+  stepped_ += taken;
+  if (taken > 0 && stepped_ < kStepMax) return loop()->DeferSoon(again_);
+  stepped_ = 0;
+  loop()->Defer(again_);
 }
 
 // What has come goes before the ends of sends, which are looked for when nothing has, or the next

@@ -7,7 +7,9 @@
 // something has come for acts before that, and before the event is taken: both are system calls.
 // While traffic is brisk the queue is polled every turn instead for a little longer (twice the
 // longest gap of late between completions, at most `spin_max`), since waking up costs more; when
-// the gap is longer than that, not at all.
+// the gap is longer than that, not at all. What answers the messages it has found is looked for in
+// the same ready step, a few of them long: between two steps the loop asks the kernel for events,
+// which takes longer than most answers do.
 //
 // Sends may have a queue of their own, because nobody waits for most of their ends: a message that
 // the peer's device has acknowledged shall wake no one. It is drained along with the other, and
@@ -88,6 +90,8 @@ struct PumpStats {
 class CompletionPump final {
  public:
   static constexpr uint32_t kTurnMax = 256;
+  // Completions after which a ready step of a loop that spins goes by without another look (I9).
+  static constexpr uint32_t kStepMax = 16;
 
   struct Options {
     uint32_t depth = 4096;    // no more may wait in the queue at once
@@ -170,7 +174,9 @@ class CompletionPump final {
   void Dispatch(const FabricCompletion& completion);
   // Whether to poll again next turn instead of sleeping.
   bool Spin(bool found);
-  void LookOn(uint32_t taken);
+  // How many have been taken by then, `taken` included.
+  uint32_t LookOn(uint32_t taken);
+  void TurnAgain(uint32_t taken);
   // Has the next completion wake the loop: poll again before sleeping. False: the queue is lost.
   bool Rest(Queue& queue);
   void Lose(int error, const char* operation);
@@ -186,7 +192,9 @@ class CompletionPump final {
   std::vector<SinkSlot> sinks_;
   uint32_t free_sink_ = kIndexMask;
   bool lost_ = false;
-  int64_t gap_ns_;  // between arrivals: the longest of late
+  bool came_ = false;     // what the last looks found is to be counted as an arrival
+  uint32_t stepped_ = 0;  // completions taken in this ready step
+  int64_t gap_ns_;        // between arrivals: the longest of late
   int64_t arrival_ns_ = INT64_MIN / 2;
   int64_t spin_until_ns_ = 0;
   PumpStats stats_;
