@@ -13,41 +13,49 @@ void CreditWindow::Open(uint32_t peer_depth) {
 }
 
 absl::Status CreditWindow::OnHeader(uint32_t credits, uint16_t received) {
-  // A peer with more room than acknowledgements can count is taken at kDepthMax.
-  const uint32_t room = credits - sent_;
-  if (credits - limit_ > kDepthMax) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("credits went back from ", limit_, " to ", credits));
-  }
-  if (room > peer_depth_) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(room, " credits, but the peer has room for ", peer_depth_));
-  }
   const auto news = static_cast<uint16_t>(received - static_cast<uint16_t>(acknowledged_));
-  if (news > sent_ - acknowledged_) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(news, " pieces acknowledged, but ", sent_ - acknowledged_, " are on the way"));
-  }
-  // What is acknowledged and what there is room for come from one count of the peer's.
-  if (credits - (acknowledged_ + news) > peer_depth_) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("credits for ", credits - (acknowledged_ + news),
-                     " pieces beyond those acknowledged, but the peer has room for ", peer_depth_));
-  }
+  // A peer with more room than acknowledgements can count is taken at kDepthMax. What is
+  // acknowledged and what there is room for come from one count of the peer's.
+  const bool can_be = credits - limit_ <= kDepthMax && credits - sent_ <= peer_depth_ &&
+                      news <= sent_ - acknowledged_ &&
+                      credits - (acknowledged_ + news) <= peer_depth_;
+  if (!can_be) [[unlikely]]
+    return BadHeader(credits, news);
   limit_ = credits;
   acknowledged_ += news;
   return absl::OkStatus();
 }
 
+absl::Status CreditWindow::BadHeader(uint32_t credits, uint16_t news) const {
+  if (credits - limit_ > kDepthMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("credits went back from ", limit_, " to ", credits));
+  }
+  if (credits - sent_ > peer_depth_) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(credits - sent_, " credits, but the peer has room for ", peer_depth_));
+  }
+  if (news > sent_ - acknowledged_) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(news, " pieces acknowledged, but ", sent_ - acknowledged_, " are on the way"));
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("credits for ", credits - (acknowledged_ + news),
+                   " pieces beyond those acknowledged, but the peer has room for ", peer_depth_));
+}
+
 absl::Status CreditWindow::OnPiece(uint32_t sequence) {
+  if (sequence != received_ + 1 || received_ == granted_) [[unlikely]]
+    return BadPiece(sequence);
+  ++received_;
+  return absl::OkStatus();
+}
+
+absl::Status CreditWindow::BadPiece(uint32_t sequence) const {
   if (sequence != received_ + 1) {
     return absl::InvalidArgumentError(absl::StrCat("piece ", sequence, " after piece ", received_));
   }
-  if (received_ == granted_) {
-    return absl::InvalidArgumentError(absl::StrCat("piece ", sequence, " without a credit"));
-  }
-  ++received_;
-  return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("piece ", sequence, " without a credit"));
 }
 
 }  // namespace internal

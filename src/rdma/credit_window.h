@@ -59,6 +59,10 @@ class CreditWindow {
   }
 
  private:
+  // Why they cannot be.
+  [[gnu::cold]] absl::Status BadHeader(uint32_t credits, uint16_t news) const;
+  [[gnu::cold]] absl::Status BadPiece(uint32_t sequence) const;
+
   uint32_t depth_;
   uint32_t peer_depth_ = 0;
   uint32_t limit_ = 0;

@@ -280,6 +280,10 @@ void EndpointCore::End(absl::Status status) {
   MarkReady();
 }
 
+void EndpointCore::EndBy(const absl::Status& problem) {
+  End(Explain(problem.code(), "RDMA endpoint to", MessageOf(problem)));
+}
+
 void EndpointCore::FailAll() {
   place_.Leave();
   for (WorkList* out : {&sends_out_, &writes_out_, &reads_out_, &lane_writes_, &lane_reads_}) {

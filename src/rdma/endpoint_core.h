@@ -258,6 +258,8 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   void ArmQueueTimer();
   // Why it ended; the peer is told if it can be.
   void End(absl::Status status);
+  // Because the peer does not keep to the protocol, or cannot be kept up with.
+  [[gnu::cold]] void EndBy(const absl::Status& problem);
   void FailAll();
   void Retire();
   void DropChannel();
@@ -279,15 +281,17 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   void Service();
   bool HasCallbacks() const;
   bool Step();
+  [[gnu::noinline]] bool RunCall();
   bool RunFinished();
   bool RunReceive();
+  [[gnu::noinline]] bool EndReceive();
   bool RunRegion();
   void Settle();
   void Pump();
   bool HasToPost() const;
   bool HasRoom() const;
   void PostData(MessageHeader header, const std::optional<AccessPrefix>& access,
-                BufferChain payload);
+                BufferChain&& payload);
   bool PostNext();
   bool PostPieceOfMessage(Work& work);
   void EndPiece(Work& work);
@@ -318,11 +322,11 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   void OnDrain(const ControlDrain& drain);
   void OnPeerClose(const ControlClose& close);
   void OnData(const MessageHeader& header, BufferChain body) override;
-  void Take(MessageHeader header, BufferChain body, bool by_lane);
+  void Take(MessageHeader header, BufferChain&& body, bool by_lane);
   absl::Status TakeHeader(MessageHeader& header, bool by_lane);
-  absl::Status TakeData(const MessageHeader& header, BufferChain body);
-  absl::Status TakePiece(const MessageHeader& header, BufferChain body);
-  void AddPiece(BufferChain data, uint64_t fetched, bool last);
+  absl::Status TakeData(const MessageHeader& header, BufferChain&& body);
+  absl::Status TakePiece(const MessageHeader& header, BufferChain&& body);
+  void AddPiece(BufferChain&& data, uint64_t fetched, bool last);
   absl::Status TakeWrite(const MessageHeader& header, BufferChain body);
   absl::Status TakeWritten(uint32_t number);
   absl::Status TakeRead(const MessageHeader& header, const BufferChain& body);
@@ -377,7 +381,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   void OnFallback(const ControlFallback& fallback);
   bool Resend();
   void ResendWrite(LaneWindow::Write write);
-  void OnLaneMessage(BufferChain message) override;
+  void OnLaneMessage(Buffer message) override;
   void OnLaneStray() override;
   void OnLaneRoom() override { MarkReadySoon(); }
   void OnLaneDone(uint64_t token, RdmaOutcome outcome, BufferChain data) override;

@@ -152,13 +152,10 @@ void EndpointCore::OnLaneDone(uint64_t token, RdmaOutcome outcome, BufferChain d
 }
 
 // Callbacks run in a turn of their own: never inside the pump, which they may destroy.
-void EndpointCore::OnLaneMessage(BufferChain message) {
+void EndpointCore::OnLaneMessage(Buffer message) {
   if (dead()) return;
-  // All of it lies in one receive.
-  const absl::StatusOr<MessageHeader> header = DecodeMessageHeader(message.front());
-  if (!header.ok()) {
-    return End(Explain(header.status().code(), "RDMA endpoint to", MessageOf(header.status())));
-  }
+  const absl::StatusOr<MessageHeader> header = DecodeMessageHeader(message.view());
+  if (!header.ok()) return EndBy(header.status());
   message.TrimFront(kMessageHeaderSize);
   Take(*header, std::move(message), /*by_lane=*/true);
   MarkReadySoon();
@@ -202,9 +199,7 @@ void EndpointCore::OnFallback(const ControlFallback& fallback) {
     CountHeld();
     status = lane_window_.OnFallback(fallback.received);
   }
-  if (!status.ok()) {
-    return End(Explain(status.code(), "RDMA endpoint to", MessageOf(status)));
-  }
+  if (!status.ok()) return EndBy(status);
   if (carrier_ == Carrier::kLane) {
     LeaveLanes(fallback.closing ? std::string()
                                 : absl::StrCat("the peer has given up its lane: ", fallback.text),
@@ -214,9 +209,7 @@ void EndpointCore::OnFallback(const ControlFallback& fallback) {
   piece_max_ = kStreamPieceMax;
   window_.TellAgain();
   status = window_.OnHeader(window_.sent() + window_.available(), lane_window_.acknowledged());
-  if (!status.ok()) {
-    return End(Explain(status.code(), "RDMA endpoint to", MessageOf(status)));
-  }
+  if (!status.ok()) return EndBy(status);
   FinishAcknowledged();
   while (const std::optional<LaneWindow::Write> write = lane_window_.TakeDoneWrite()) {
     if (!lane_writes_.empty() && lane_writes_.front().number == write->number) {

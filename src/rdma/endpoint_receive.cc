@@ -80,7 +80,7 @@ void EndpointCore::OnOpenControl(const ControlMessage& message) {
   } else if (const auto* grant = std::get_if<ControlGrant>(&message)) {
     status = OnGrant(*grant);
   }
-  if (!status.ok()) End(Explain(status.code(), "RDMA endpoint to", MessageOf(status)));
+  if (!status.ok()) EndBy(status);
 }
 
 // Each ping is answered once at most, in order.
@@ -98,15 +98,11 @@ void EndpointCore::OnPong(const ControlPong& pong) {
 void EndpointCore::OnRevoke(const ControlRevoke& revoke) {
   if (revoke.reply) {
     absl::StatusOr<RegionTable::Revoked> revoked = regions_.OnRevoked(revoke.region, revoke.epoch);
-    if (!revoked.ok()) {
-      return End(Explain(revoked.status().code(), "RDMA endpoint to", MessageOf(revoked.status())));
-    }
+    if (!revoked.ok()) return EndBy(revoked.status());
     return TellRevoked(*std::move(revoked));
   }
   const absl::StatusOr<bool> unused = peer_regions_.Revoke(revoke.region, revoke.epoch);
-  if (!unused.ok()) {
-    return End(Explain(unused.status().code(), "RDMA endpoint to", MessageOf(unused.status())));
-  }
+  if (!unused.ok()) return EndBy(unused.status());
   WorkList gone = queue_.TakeIf([this](const Work& work) {
     return work.kind != Work::Kind::kSend && peer_regions_.revoked(work.region);
   });
@@ -176,7 +172,7 @@ absl::Status EndpointCore::TakeHeader(MessageHeader& header, bool by_lane) {
   return window_.OnHeader(header.credits, header.received);
 }
 
-void EndpointCore::Take(MessageHeader header, BufferChain body, bool by_lane) {
+void EndpointCore::Take(MessageHeader header, BufferChain&& body, bool by_lane) {
   if (dead()) return;
   heard_ = true;
   const GateAction action = gate_.OnData(header.tag);
@@ -186,12 +182,12 @@ void EndpointCore::Take(MessageHeader header, BufferChain body, bool by_lane) {
   if (!dead()) {
     absl::Status status = TakeHeader(header, by_lane);
     if (status.ok()) status = TakeData(header, std::move(body));
-    if (!status.ok()) End(Explain(status.code(), "RDMA endpoint to", MessageOf(status)));
+    if (!status.ok()) EndBy(status);
   }
   if (!dead()) FinishAcknowledged();
 }
 
-absl::Status EndpointCore::TakeData(const MessageHeader& header, BufferChain body) {
+absl::Status EndpointCore::TakeData(const MessageHeader& header, BufferChain&& body) {
   if (body.size() > kStreamPieceMax + kAccessPrefixSize) {
     return Violation(absl::StrCat("a piece of ", body.size(), " bytes"));
   }
@@ -215,7 +211,7 @@ absl::Status EndpointCore::TakeData(const MessageHeader& header, BufferChain bod
   }
 }
 
-absl::Status EndpointCore::TakePiece(const MessageHeader& header, BufferChain body) {
+absl::Status EndpointCore::TakePiece(const MessageHeader& header, BufferChain&& body) {
   if (absl::Status status = window_.OnPiece(header.sequence); !status.ok()) return status;
   if (body.size() > options_.message_max - arriving_) {
     return Violation(absl::StrCat("a message of more than message_max ", options_.message_max));
@@ -232,7 +228,11 @@ absl::Status EndpointCore::TakePiece(const MessageHeader& header, BufferChain bo
 }
 
 // Everything before it is there.
-void EndpointCore::AddPiece(BufferChain data, uint64_t fetched, bool last) {
+void EndpointCore::AddPiece(BufferChain&& data, uint64_t fetched, bool last) {
+  if (last && partial_.data.empty() && partial_.held == 0) {  // a message of one piece
+    ++messages_whole_;
+    return ready_.push({.data = std::move(data), .held = 1, .fetched = fetched});
+  }
   partial_.data.Append(std::move(data));
   partial_.fetched += fetched;
   ++partial_.held;

@@ -58,16 +58,17 @@ bool EndpointCore::HasCallbacks() const {
 
 bool EndpointCore::Step() {
   if (released_) return false;
-  bool did = false;
-  if (!calls_.empty()) {
-    Call call = calls_.pop();
-    std::move(call)();
-    did = true;
-  }
+  bool did = !calls_.empty() && RunCall();
   did |= RunFinished();
   did |= RunReceive();
   did |= RunRegion();
   return did;
+}
+
+bool EndpointCore::RunCall() {
+  Call call = calls_.pop();
+  std::move(call)();
+  return true;
 }
 
 bool EndpointCore::RunFinished() {
@@ -89,28 +90,28 @@ bool EndpointCore::RunFinished() {
 
 bool EndpointCore::RunReceive() {
   if (!receive_done_) return false;
-  if (receive_cancelled_) {
-    receive_cancelled_ = false;
-    auto done = std::exchange(receive_done_, nullptr);
-    std::move(done)(
-        Explain(absl::StatusCode::kCancelled, "receive from", "cancelled by CancelReceive"));
-    return true;
-  }
-  if (!ready_.empty()) {
-    Message message = ready_.pop();
-    window_.Release(message.held);
-    fetched_bytes_ -= message.fetched;
-    // What is being received goes on, as it is the next to be delivered.
-    if (ready_.empty()) window_.Release(std::exchange(partial_.held, 0));
-    ++stats_.messages_received;
-    stats_.bytes_in += message.data.size();
-    auto done = std::exchange(receive_done_, nullptr);
-    std::move(done)(std::move(message.data));
-    return true;
-  }
-  if (end_.ok()) return false;
+  if (receive_cancelled_ || ready_.empty()) return EndReceive();
+  Message message = ready_.pop();
+  window_.Release(message.held);
+  fetched_bytes_ -= message.fetched;
+  // What is being received goes on, as it is the next to be delivered.
+  if (ready_.empty()) window_.Release(std::exchange(partial_.held, 0));
+  ++stats_.messages_received;
+  stats_.bytes_in += message.data.size();
   auto done = std::exchange(receive_done_, nullptr);
-  std::move(done)(end_);
+  std::move(done)(std::move(message.data));
+  return true;
+}
+
+// Without a message, if that is its end.
+bool EndpointCore::EndReceive() {
+  if (!receive_cancelled_ && end_.ok()) return false;
+  absl::Status status = end_;
+  if (std::exchange(receive_cancelled_, false)) {
+    status = Explain(absl::StatusCode::kCancelled, "receive from", "cancelled by CancelReceive");
+  }
+  auto done = std::exchange(receive_done_, nullptr);
+  std::move(done)(std::move(status));
   return true;
 }
 
@@ -183,7 +184,7 @@ bool EndpointCore::HasRoom() const {
 }
 
 void EndpointCore::PostData(MessageHeader header, const std::optional<AccessPrefix>& access,
-                            BufferChain payload) {
+                            BufferChain&& payload) {
   if (carrier_ == Carrier::kStream) {
     return channel_->SendData(header, access, std::move(payload));
   }

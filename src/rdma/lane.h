@@ -69,7 +69,8 @@ class Lane final {
 
   class Owner {
    public:
-    virtual void OnLaneMessage(BufferChain message) = 0;
+    // All of it, in one piece.
+    virtual void OnLaneMessage(Buffer message) = 0;
     // HasRoom has become true.
     virtual void OnLaneRoom() = 0;
     // What was started with `token` has ended. kDone: the peer's device has all of it, in a receive

@@ -162,7 +162,7 @@ bool LaneGroup::HasRoom() const {
 
 // --- What the lanes tell ---
 
-void LaneGroup::Member::OnLaneMessage(BufferChain message) {
+void LaneGroup::Member::OnLaneMessage(Buffer message) {
   if (this != group.lanes_.front().get()) return group.owner_.OnLaneStray();
   group.owner_.OnLaneMessage(std::move(message));
 }

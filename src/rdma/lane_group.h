@@ -100,7 +100,7 @@ class LaneGroup final {
   // Hears of one lane for the group.
   struct Member final : Lane::Owner {
     explicit Member(LaneGroup& of) : group(of) {}
-    void OnLaneMessage(BufferChain message) override;
+    void OnLaneMessage(Buffer message) override;
     void OnLaneRoom() override;
     void OnLaneDone(uint64_t token, RdmaOutcome outcome, BufferChain data) override;
     void OnLaneEnd(absl::Status status) override { group.OnEnd(std::move(status)); }

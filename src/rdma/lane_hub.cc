@@ -255,8 +255,6 @@ bool LaneHub::Grant(uint32_t count) {
 
 // --- Slots ---
 
-bool LaneHub::HasSlot() const { return !spare_slots_.empty() || slots_.size() < slots_max(); }
-
 uint32_t LaneHub::TakeSlot(uint32_t qp_number) {
   if (!HasSlot()) FreeRested();
   // Not before those that wait already.
@@ -265,17 +263,17 @@ uint32_t LaneHub::TakeSlot(uint32_t qp_number) {
     AwaitSends();
     return kNoSlot;
   }
-  uint32_t number;
-  if (spare_slots_.empty()) {
-    number = static_cast<uint32_t>(slots_.size());
-    slots_.emplace_back();
-  } else {
-    number = spare_slots_.back();
-    spare_slots_.pop_back();
-  }
+  if (spare_slots_.empty()) AddSlot();
+  const uint32_t number = spare_slots_.back();
+  spare_slots_.pop_back();
   slots_[number].qp_number = qp_number;
   if (!look_timer_.armed()) LookLater();
   return number;
+}
+
+void LaneHub::AddSlot() {
+  spare_slots_.push_back(static_cast<uint32_t>(slots_.size()));
+  slots_.emplace_back();
 }
 
 void LaneHub::LookLater() {

@@ -236,7 +236,8 @@ class LaneHub final : private CompletionSink {
   void ArmRest();
   void ArmGraves();
   void DestroyOld();
-  bool HasSlot() const;
+  bool HasSlot() const { return !spare_slots_.empty() || slots_.size() < slots_max(); }
+  [[gnu::noinline]] void AddSlot();
   size_t slots_out() const { return slots_.size() - spare_slots_.size(); }
   // Sees to it that the end of what is posted is looked for, whoever waits for it.
   void LookLater();

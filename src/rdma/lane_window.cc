@@ -20,11 +20,15 @@ BufferChain LaneWindow::ShareOf(BufferChain& chain) {
 }
 
 void LaneWindow::Open(uint32_t depth, uint32_t peer_depth) {
-  limit_max_ = limit_ = std::min(peer_depth, UINT32_MAX - kSpare) + kSpare;
+  limit_max_ = std::min(peer_depth, UINT32_MAX - kSpare) + kSpare;
+  Limit(limit_max_);
   SetGranted(depth + kSpare);
 }
 
-uint32_t LaneWindow::most() const { return std::min(limit_, CreditWindow::kDepthMax + kSpare); }
+void LaneWindow::Limit(uint32_t receives) {
+  limit_ = receives;
+  most_ = std::min(limit_, CreditWindow::kDepthMax + kSpare);
+}
 
 void LaneWindow::SetGranted(uint32_t receives) {
   granted_ = receives;
@@ -38,7 +42,7 @@ absl::StatusOr<uint32_t> LaneWindow::SetLimit(uint32_t receives) {
                                                    " to ", limit_max_, " can be"));
   }
   // What is reserved stays free: two sides that both gave it up could never tell each other again.
-  if (receives >= limit_ || sent_.size() + kReserved <= receives) limit_ = receives;
+  if (receives >= limit_ || sent_.size() + kReserved <= receives) Limit(receives);
   return limit_;
 }
 
@@ -64,18 +68,22 @@ void LaneWindow::Acknowledge(uint64_t count) {
 
 absl::Status LaneWindow::OnHeader(MessageHeader& header) {
   const auto news = static_cast<uint16_t>(header.received - static_cast<uint16_t>(acknowledged_));
+  ++received_;
+  // It cannot know of more than what it has been told.
+  if (news > on_the_way() || received_ - told_ > granted_) [[unlikely]]
+    return BadHeader(news);
+  Acknowledge(news);
+  header.received = acknowledged();
+  return absl::OkStatus();
+}
+
+absl::Status LaneWindow::BadHeader(uint16_t news) const {
   if (news > on_the_way()) {
     return absl::InvalidArgumentError(absl::StrCat(news, " messages of the lane acknowledged, but ",
                                                    on_the_way(), " are on the way"));
   }
-  // It cannot know of more than what it has been told.
-  if (++received_ - told_ > granted_) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("more than ", granted_, " messages by the lane at once"));
-  }
-  Acknowledge(news);
-  header.received = static_cast<uint16_t>(pieces_acknowledged_);
-  return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("more than ", granted_, " messages by the lane at once"));
 }
 
 absl::Status LaneWindow::OnFallback(uint64_t received) {

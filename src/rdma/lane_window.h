@@ -67,8 +67,8 @@ class LaneWindow {
 
   // --- Sending ---
   // Room for anything; room for a message of type kCredit.
-  bool HasRoom() const { return sent_.size() + kReserved < most(); }
-  bool HasCreditRoom() const { return sent_.size() < most(); }
+  bool HasRoom() const { return sent_.size() + kReserved < most_; }
+  bool HasCreditRoom() const { return sent_.size() < most_; }
   // In the order they go out. `payload` may have to be sent again: all of it, or a share.
   void OnSent(const MessageHeader& header, const std::optional<AccessPrefix>& access,
               BufferChain payload);
@@ -111,10 +111,11 @@ class LaneWindow {
  private:
   static constexpr uint32_t kReserved = kSpare / 2;
 
-  // Of what the peer grants, as many as its acknowledgements can count.
-  uint32_t most() const;
+  void Limit(uint32_t receives);
   uint64_t on_the_way() const { return sent_.size() - held_; }
   void Acknowledge(uint64_t count);
+  // Why such a header cannot be.
+  [[gnu::cold]] absl::Status BadHeader(uint16_t news) const;
   std::optional<Write> TakeWriteBefore(uint64_t message);
 
   Fifo<Sent> sent_;
@@ -122,6 +123,7 @@ class LaneWindow {
   std::optional<Write> first_write_;  // looked at
   size_t held_ = 0;
   uint32_t limit_ = 0;
+  uint32_t most_ = 0;  // of these, as many as acknowledgements can count
   uint32_t limit_max_ = 0;
   uint32_t granted_ = 0;  // receives that the peer may use
   uint32_t news_ = 1;

@@ -14,7 +14,9 @@
 #include <span>
 #include <string_view>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/little_endian.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
@@ -51,9 +53,36 @@ struct MessageHeader {
   bool operator==(const MessageHeader&) const = default;
 };
 
-void EncodeMessageHeader(const MessageHeader& header, std::span<char, kMessageHeaderSize> out);
+inline void EncodeMessageHeader(const MessageHeader& header,
+                                std::span<char, kMessageHeaderSize> out) {
+  char* at = out.data();
+  PutLittle(at, static_cast<uint8_t>(header.type));
+  PutLittle(at, header.flags);
+  PutLittle(at, header.received);
+  PutLittle(at, header.tag);
+  PutLittle(at, header.sequence);
+  PutLittle(at, header.credits);
+}
+
+// Why these bytes begin with no header.
+[[gnu::cold]] absl::Status NoMessageHeader(std::string_view bytes);
+
 // InvalidArgument: too few bytes, or a type that this version does not know.
-absl::StatusOr<MessageHeader> DecodeMessageHeader(std::string_view bytes);
+inline absl::StatusOr<MessageHeader> DecodeMessageHeader(std::string_view bytes) {
+  if (bytes.size() < kMessageHeaderSize) return NoMessageHeader(bytes);
+  const char* at = bytes.data();
+  MessageHeader header;
+  header.type = static_cast<MessageType>(TakeLittle<uint8_t>(at));
+  if (header.type < MessageType::kMessage || header.type > MessageType::kFetched) {
+    return NoMessageHeader(bytes);
+  }
+  header.flags = TakeLittle<uint8_t>(at);
+  header.received = TakeLittle<uint16_t>(at);
+  header.tag = TakeLittle<uint32_t>(at);
+  header.sequence = TakeLittle<uint32_t>(at);
+  header.credits = TakeLittle<uint32_t>(at);
+  return header;
+}
 
 // Whether `number` is at or before `last`, modulo 2^32: less than 2^31 behind it.
 inline bool SequenceReached(uint32_t number, uint32_t last) {
@@ -101,7 +130,13 @@ inline size_t PartOfRegion(uint64_t region) { return region % kOfferPartsMax; }
 // What stands in front of a payload: a header, and behind it the access, if there is one.
 class MessageFront {
  public:
-  MessageFront(const MessageHeader& header, const std::optional<AccessPrefix>& access);
+  MessageFront(const MessageHeader& header, const std::optional<AccessPrefix>& access)
+      : size_(kMessageHeaderSize + (access.has_value() ? kAccessPrefixSize : 0)) {
+    const std::span<char> bytes(bytes_);
+    EncodeMessageHeader(header, bytes.first<kMessageHeaderSize>());
+    if (!access.has_value()) return;
+    EncodeAccessPrefix(*access, bytes.subspan<kMessageHeaderSize, kAccessPrefixSize>());
+  }
   std::string_view view() const { return {bytes_.data(), size_}; }
 
  private:

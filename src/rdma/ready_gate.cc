@@ -212,7 +212,7 @@ GateAction ReadyGate::OnSuperseded() {
   return Refuse(RejectCode::kSuperseded, "another endpoint of the two lives on");
 }
 
-GateAction ReadyGate::OnData(uint32_t tag) {
+GateAction ReadyGate::OnUnusualData(uint32_t tag) {
   if (state_ == GateState::kClosed) return Late();
   if (transcript_ != 0 && tag != data_tag()) return Violate("data of another attempt");
   return Apply(GateEvent::kData);

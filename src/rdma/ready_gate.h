@@ -198,7 +198,13 @@ class ReadyGate {
   GateAction OnSuperseded();
 
   // A receive has brought a message whose header has this tag.
-  GateAction OnData(uint32_t tag);
+  GateAction OnData(uint32_t tag) {
+    constexpr size_t kOpen = static_cast<size_t>(GateState::kOpen);
+    constexpr GateTransition kStep = kGateTransitions[kOpen][static_cast<size_t>(GateEvent::kData)];
+    static_assert(kStep.next == GateState::kOpen && kStep.action == GateAction::kNone);
+    const bool usual = state_ == GateState::kOpen && tag == data_tag();
+    return usual ? kStep.action : OnUnusualData(tag);
+  }
 
   // Whatever ends the attempt: the owner's reset, the end of the control stream, an error of the
   // codec. `status` is not OK. CLOSE or, before ACCEPT, REJECT tells the peer.
@@ -241,6 +247,7 @@ class ReadyGate {
 
  private:
   GateAction Apply(GateEvent event);
+  GateAction OnUnusualData(uint32_t tag);
   GateAction Late();
   GateAction Violate(std::string_view what);
   // Ends the attempt; says so to the peer with `code`, by REJECT if that is still possible.

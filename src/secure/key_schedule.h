@@ -17,8 +17,8 @@
 
 #include "absl/status/statusor.h"
 #include "base/check.h"
+#include "base/little_endian.h"
 #include "secure/aead.h"
-#include "secure/little_endian.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {

@@ -13,8 +13,8 @@
 #include <string_view>
 
 #include "absl/status/status.h"
+#include "base/little_endian.h"
 #include "secure/aead.h"
-#include "secure/little_endian.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {

@@ -205,7 +205,7 @@ class HostileGrantTest : public HostileHarness, private Lane::Owner {
   std::unique_ptr<Lane> lane_;
 
  private:
-  void OnLaneMessage(BufferChain) override {}
+  void OnLaneMessage(Buffer) override {}
   void OnLaneRoom() override {}
   void OnLaneDone(uint64_t, RdmaOutcome, BufferChain) override {}
   void OnLaneEnd(absl::Status) override {}

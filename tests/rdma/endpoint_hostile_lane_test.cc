@@ -115,8 +115,8 @@ class EndpointHostileLaneTest : public HostileHarness, private Lane::Owner {
   std::vector<MessageHeader> headers_;  // of what has come by the lane
 
  private:
-  void OnLaneMessage(BufferChain message) override {
-    const std::string bytes = message.ToString();
+  void OnLaneMessage(Buffer message) override {
+    const std::string bytes(message.view());
     headers_.push_back(*DecodeMessageHeader(bytes));
   }
   void OnLaneRoom() override {}

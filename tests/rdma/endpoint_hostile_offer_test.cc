@@ -208,8 +208,8 @@ class HostileFetchTest : public HostileHarness, private Lane::Owner {
   std::unique_ptr<Lane> lane_;
 
  private:
-  void OnLaneMessage(BufferChain message) override {
-    const std::string bytes = message.ToString();
+  void OnLaneMessage(Buffer message) override {
+    const std::string bytes(message.view());
     headers_.push_back(*DecodeMessageHeader(bytes));
     if (headers_.back().type != MessageType::kOffer) return;
     for (size_t at = kMessageHeaderSize; at < bytes.size(); at += kOfferPartSize) {

@@ -28,8 +28,8 @@ using internal::LaneHub;
 template <typename Owner>
 class LaneListener : public Owner {
  public:
-  void OnLaneMessage(BufferChain message) override {
-    messages.push_back(message.ToString());
+  void OnLaneMessage(Buffer message) override {
+    messages.emplace_back(message.view());
     if (on_message) on_message();
   }
   void OnLaneRoom() override { ++rooms; }

@@ -1,9 +1,10 @@
-// Little-endian words in a run of bytes, as records have them, whatever the machine's order.
+// Little-endian words in a run of bytes, as records and messages have them, whatever the machine's
+// order.
 //
 // Pure; any thread. One move each on a little-endian machine, which g++ 12 does not make of a loop
 // over the bytes.
-#ifndef PENSTOCK_SECURE_LITTLE_ENDIAN_H_
-#define PENSTOCK_SECURE_LITTLE_ENDIAN_H_
+#ifndef PENSTOCK_BASE_LITTLE_ENDIAN_H_
+#define PENSTOCK_BASE_LITTLE_ENDIAN_H_
 
 #include <penstock/export.h>
 
@@ -30,7 +31,21 @@ Word LoadLittle(const void* from) {
   return std::bit_cast<Word>(bytes);
 }
 
+// The same, and past it.
+template <typename Word>
+void PutLittle(char*& to, Word word) {
+  StoreLittle(to, word);
+  to += sizeof word;
+}
+
+template <typename Word>
+Word TakeLittle(const char*& from) {
+  const Word word = LoadLittle<Word>(from);
+  from += sizeof word;
+  return word;
+}
+
 }  // namespace internal
 PENSTOCK_END_NAMESPACE
 
-#endif  // PENSTOCK_SECURE_LITTLE_ENDIAN_H_
+#endif  // PENSTOCK_BASE_LITTLE_ENDIAN_H_
