@@ -68,7 +68,7 @@ RecordOpener::Result RecordOpener::Next(Buffer& out) {
 RecordOpener::Result RecordOpener::Open(Buffer& out) {
   if (wire_.empty()) return Result::kNeedMore;
   if (const size_t payload = LonePayload(); payload > 0) return OpenLone(payload, out);
-  const Run run = FindRun();
+  const Run run = FindRun(kTogetherRecordsMax);
   if (!status_.ok()) return Fail(std::move(status_));
   if (run.records == 0) {
     TakeHeader();
@@ -106,14 +106,14 @@ RecordOpener::Result RecordOpener::OpenLone(size_t payload, Buffer& out) {
   return Result::kData;
 }
 
-RecordOpener::Run RecordOpener::FindRun() {
+RecordOpener::Run RecordOpener::FindRun(int records_max) {
   Run run;
   ChainCursor cursor(wire_);
   size_t left = wire_.size();
   char header[kRecordHeaderSize];
   size_t known = header_size_;
   std::memcpy(header, header_, known);
-  while (run.records < kTogetherRecordsMax) {
+  while (run.records < records_max) {
     const size_t more = std::min(kRecordHeaderSize - known, left);
     cursor.Read(header + known, more);
     if (known + more < kRecordHeaderSize || !IsRecordHeader(header, frame_max_)) {
@@ -269,13 +269,23 @@ absl::Status RecordOpener::OnWireEnd() {
 }
 
 void RecordOpener::Rest() {
-  if (header_size_ < kRecordHeaderSize) return;
+  // Whole records stay as they came, for whoever reads next.
+  if (header_size_ < kRecordHeaderSize && (!plain_.empty() || !AtPartOfRecord())) return;
   while (!wire_.empty()) resting_.Append(wire_.PopFront());
   resting_.Rest(*pool_, BufferTag::kSeal);
 }
 
+bool RecordOpener::AtPartOfRecord() {
+  if (wire_.empty() || end_ != End::kNone || !status_.ok()) return false;
+  const Run run = FindRun(1);
+  if (!status_.ok()) Fail(std::move(status_));
+  if (run.records > 0 || !status_.ok()) return false;
+  TakeHeader();
+  return header_size_ == kRecordHeaderSize;
+}
+
 bool RecordOpener::Wake() {
-  // Next had said kNeedMore, so the header is in.
+  // Rest has seen that the header is in.
   const size_t payload = RecordPayloadSize({header_, kRecordHeaderSize});
   if (resting_.size() < payload + kAeadTagSize) return false;
   // Without room in the pool the first bytes come back in memory of the heap, which nobody else

@@ -66,8 +66,8 @@ class RecordOpener {
   // missing; or the error there was before.
   absl::Status OnWireEnd();
 
-  // Next has said kNeedMore, and there is nothing to feed: keeps the bound above from here on; on
-  // the heap where the pool has no room.
+  // There is nothing to feed: keeps the bound above from here on, whole records that Next was not
+  // asked for excepted; on the heap where the pool has no room.
   void Rest();
   // Whether it has bytes in blocks, and whether Next could say something else than kNeedMore.
   bool holds_bytes() const {
@@ -111,8 +111,9 @@ class RecordOpener {
   // else sees; else 0. So most messages come that are smaller than a record.
   size_t LonePayload() const;
   Result OpenLone(size_t payload, Buffer& out);
-  // `status_` holds the error of a header that cannot be good; of the first one only.
-  Run FindRun();
+  // Of `records_max` records at most. `status_` holds the error of a header that cannot be good; of
+  // the first one only.
+  Run FindRun(int records_max);
   Result OpenTogether(const Run& run, Buffer& out);
   // Opens up to the first record with plaintext in it.
   Result OpenInPlace(const Run& run, Buffer& out);
@@ -122,6 +123,9 @@ class RecordOpener {
   void TakeHeader();
   // Passes a record's body and tag. To where the body is when `to` is null.
   absl::Status Decrypt(ChainCursor& from, size_t payload, char* to);
+  // Whether what was received begins with a part of a record, whose header, if whole, is in header_
+  // then; an error of it is told by Next.
+  bool AtPartOfRecord();
   // All received bytes are in wire_, unless resting_ holds a part of a record.
   bool Wake();
   // Why a record's body did not become plaintext; `judged`: its tag was looked at.

@@ -49,7 +49,11 @@ SealLoop::SealLoop(LoopCore& core, std::unique_ptr<RecordCrypto> crypto)
       contexts_(std::make_shared<CipherContexts>(std::move(crypto))),
       sweep_(*this, [](TimerNode* node) { static_cast<SweepTimer*>(node)->owner.Sweep(); }) {}
 
-SealLoop::~SealLoop() { core_.timers().Cancel(sweep_); }
+// Callbacks that the ending loop destroys may begin handshakes.
+SealLoop::~SealLoop() {
+  OnLoopGone();
+  core_.timers().Cancel(sweep_);
+}
 
 void SealLoop::Join(SealMember& member) {
   member.seal_loop_ = this;
@@ -79,12 +83,10 @@ void SealLoop::OnRoom() {
 }
 
 void SealLoop::OnLoopGone() {
-  for (Head* list : {&members_, &waiting_}) {
-    while (!list->empty()) {
-      SealMember& member = list->first();
-      member.Leave();
-      member.OnLoopGone();
-    }
+  while (!members_.empty() || !waiting_.empty()) {
+    SealMember& member = members_.empty() ? waiting_.first() : members_.first();
+    member.Leave();
+    member.OnLoopGone();
   }
 }
 

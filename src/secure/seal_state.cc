@@ -206,13 +206,15 @@ void SealState::OnJobDropped() {
 void SealState::Advance(Handshaker::Progress progress) {
   consumed_ += progress.consumed;
   rest_.erase(0, progress.consumed);
-  if (!progress.out.empty()) Send(std::move(progress.out));
+  const bool told = !progress.out.empty();
+  if (told) Send(std::move(progress.out));
   switch (progress.state) {
     case Handshaker::State::kMore:
       if (!shown_ && !rest_.empty()) return Step();
       if (consumed_ + rest_.size() >= options_.handshake_bytes_max) {
-        return Tell(absl::ResourceExhaustedError(absl::StrCat(
-            "the peer sent ", options_.handshake_bytes_max, " bytes and no end of its handshake")));
+        return End(Explain(absl::ResourceExhaustedError(
+            absl::StrCat("the peer sent ", options_.handshake_bytes_max,
+                         " bytes and no end of its handshake"))));
       }
       phase_ = Phase::kReading;
       return Read();
@@ -225,7 +227,7 @@ void SealState::Advance(Handshaker::Progress progress) {
     case Handshaker::State::kDone:
       return Finish();
     case Handshaker::State::kFailed:
-      return Tell(progress.error);
+      return told ? Tell(progress.error) : End(Explain(progress.error));
   }
 }
 
@@ -264,13 +266,7 @@ void SealState::OnVerdict(absl::Status verdict) {
 
 void SealState::OnAuthorized(Handshaker::Progress progress) {
   shown_ = false;
-  if (progress.state != Handshaker::State::kFailed || !progress.out.empty()) {
-    return Advance(std::move(progress));
-  }
-  // This handshake has no words for a refusal, and the peer may be done with it: an orderly end
-  // would look like one of the stream, so there is none.
-  plain_->Abort();
-  End(Explain(progress.error));
+  Advance(std::move(progress));
 }
 
 void SealState::OnWake() {
@@ -338,6 +334,9 @@ void SealState::OnDeadline() {
 
 void SealState::End(absl::StatusOr<SealedPeer> result) {
   const std::shared_ptr<SealState> self = std::move(self_);
+  // The peer may be done with its handshake: an orderly end, without a word of this one, would look
+  // to it like one of the stream.
+  if (!result.ok() && phase_ != Phase::kTelling) plain_->Abort();
   if (phase_ == Phase::kQueued) options_.limiter->queue_->Forget(this);
   phase_ = Phase::kEnded;
   deadline_.Cancel();

@@ -216,9 +216,12 @@ void SealedStream::Fail(absl::Status status) {
   below_->Abort();
 }
 
+// Releasing an external buffer runs the caller's code, which may destroy the stream.
 void SealedStream::DropReceived() {
+  Hold();
   pinned_buffer_.Reset();
   if (!opening_) opener_.reset();
+  Drop();
 }
 
 // --- Work ---
@@ -418,9 +421,9 @@ void SealedStream::Settle() {
 
 void SealedStream::OnReadBelow(absl::StatusOr<Buffer>&& data) {
   reading_below_ = false;
-  if (!data.ok()) [[unlikely]] {
-    OnReadBelowEnded(data.status());
-  } else if (opener_.has_value()) {  // else reading has ended: nobody wants it
+  if (!data.ok()) [[unlikely]]
+    return OnReadBelowEnded(data.status());
+  if (opener_.has_value()) {  // else reading has ended: nobody wants it
     opener_->Feed(*std::move(data));
     hungry_ = false;
   }
@@ -428,8 +431,10 @@ void SealedStream::OnReadBelow(absl::StatusOr<Buffer>&& data) {
 }
 
 void SealedStream::OnReadBelowEnded(const absl::Status& end) {
-  if (!opener_.has_value()) return;
-  if (IsEof(end)) {
+  Hold();
+  if (!opener_.has_value()) {
+    // Reading has ended already.
+  } else if (IsEof(end)) {
     wire_ended_ = true;
   } else if (GoesOnAfter(end)) {
     read_below_ = end;
@@ -438,6 +443,8 @@ void SealedStream::OnReadBelowEnded(const absl::Status& end) {
     if (read_end_.ok()) read_end_ = end;
     DropReceived();
   }
+  Service();
+  Drop();
 }
 
 bool SealedStream::GoesOnAfter(const absl::Status& end) const {

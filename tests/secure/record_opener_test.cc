@@ -468,6 +468,40 @@ TEST(RecordOpener, ARestWithRecordsLeftChangesNothing) {
   EXPECT_EQ(RecordKit::Drain(opener).bytes, PatternBytes(1, 50'000, 100'000));
 }
 
+// Whoever reads no more after a record does not keep the block for the start of the next.
+TEST(RecordOpener, RestsAtAPartOfARecordThatNobodyAskedFor) {
+  for (size_t part : {1u, 7u, 8u, 9u, 100u, 1000u}) {
+    RecordKit kit;
+    RecordOpener opener = kit.Opener({});
+    const std::string bytes = Records(kit, {50'000, 1000});
+    const size_t first = 50'000 + kRecordOverhead;
+    kit.Feed(opener, std::string_view(bytes).substr(0, first + part));
+    Buffer out;
+    ASSERT_EQ(opener.Next(out), Result::kData);
+    std::string got(out.view());
+    out.Reset();
+    opener.Rest();
+    EXPECT_LE(opener.pinned_bytes(), CompactChain::PinnedMax(part)) << part;
+    EXPECT_EQ(kit.pool().Stats().live, opener.pinned_bytes()) << part;
+    got += kit.Open(opener, std::string_view(bytes).substr(first + part)).bytes;
+    EXPECT_EQ(got, PatternBytes(1, 0, 51'000)) << part;
+  }
+}
+
+// A header that cannot be good is told by Next, and holds nothing until then.
+TEST(RecordOpener, ABadHeaderFoundAtRestWaitsForNext) {
+  RecordKit kit;
+  RecordOpener opener = kit.Opener({});
+  kit.Feed(opener, Records(kit, {50'000}) + std::string(8, '\xff') + std::string(100, 'x'));
+  Buffer out;
+  ASSERT_EQ(opener.Next(out), Result::kData);
+  out.Reset();
+  opener.Rest();
+  EXPECT_EQ(opener.pinned_bytes(), 0u);
+  EXPECT_EQ(opener.Next(out), Result::kError);
+  EXPECT_TRUE(absl::IsInvalidArgument(opener.status())) << opener.status();
+}
+
 TEST(RecordOpener, OneThatMovesGoesOnWhereItWas) {
   RecordKit kit;
   const std::string wire = Records(kit, {500, 500});

@@ -237,6 +237,61 @@ TEST_P(SealRefusalTest, AListenerBoundsItsHandshakesUnlessToldNotTo) {
   }
 }
 
+// However a handshake fails that has no words for it: its peer may be done, and read to the end.
+TEST_P(SealRefusalTest, NoFailureOfOneEndLooksLikeTheOrderlyEndOfAStream) {
+  const auto keys = [](std::shared_ptr<UsedKeys> used) {
+    StaticKeyOptions options;
+    options.key = [] { return SecretKey(std::string(44, 'k')); };
+    options.used = std::move(used);
+    return *StaticKeyCredentials(options);
+  };
+  std::vector<AuthorizeAnswer> unanswered;
+  SealOptions late;
+  late.deadline = absl::Milliseconds(20);
+  late.authorize = [&](const PeerIdentity&, const Stream&, AuthorizeAnswer answer) {
+    unanswered.push_back(std::move(answer));
+  };
+  const auto full = std::make_shared<SealLimiter>(1, 0);
+  StreamPair other = Pair();
+  SealOptions limited;
+  limited.limiter = full;
+  Seal(std::move(other.server), std::make_shared<const Waiting>(), {.server = true}, limited,
+       nullptr);
+  Settle();
+  const auto spent = std::make_shared<UsedKeys>();
+  ASSERT_TRUE(spent->Use(SecretKey(std::string(44, 'k')), true).ok());
+  const struct {
+    absl::StatusCode code;
+    SealOptions options;
+    std::shared_ptr<UsedKeys> used;
+  } cases[] = {
+      {absl::StatusCode::kDeadlineExceeded, late, std::make_shared<UsedKeys>()},
+      {absl::StatusCode::kResourceExhausted, limited, std::make_shared<UsedKeys>()},
+      {absl::StatusCode::kFailedPrecondition, {}, spent},
+  };
+  for (const auto& c : cases) {
+    client = SealOutcome(), server = SealOutcome();
+    SealBoth(keys(std::make_shared<UsedKeys>()), {}, keys(c.used), c.options);
+    ASSERT_TRUE(Drive([&] { return server.ended; }));
+    EXPECT_EQ(server.status().code(), c.code) << server.status();
+    ExpectReset(client);
+  }
+}
+
+// The client has its result, and has sent the words that the server's end waits for.
+TEST_P(SealRefusalTest, AServiceThatRefusesTheServerAtLastResetsTheClientsStream) {
+  AltsFakeService service;
+  service.change = [](AltsFakeResponse& response, int call) {
+    if (call != 3) return;
+    response = {};
+    response.status_code = 7;
+  };
+  SealBoth(service.Credentials(), {}, service.Credentials(), {});
+  ASSERT_TRUE(Drive([&] { return server.ended; }));
+  EXPECT_TRUE(absl::IsPermissionDenied(server.status())) << server.status();
+  ExpectReset(client);
+}
+
 INSTANTIATE_TEST_SUITE_P(Environments, SealRefusalTest, ::testing::ValuesIn(EnvironmentsToSeal()),
                          EnvironmentName);
 
