@@ -323,6 +323,7 @@ class FiguresTest(unittest.TestCase):
         self.assertAlmostEqual(run.disturbance(figures, run.POINTS["same-64"]), 0.1)
         waits = dict(figures, server_delay_ns=5e8, client_delay_ns=2e7)
         self.assertAlmostEqual(run.disturbance(waits, run.POINTS["half-c1000-64"]), 0.02)
+        self.assertAlmostEqual(run.disturbance(waits, run.POINTS["most-c1000-64"]), 0.4)
         third = dict(waits, server_cpu_ns=3e8)
         self.assertAlmostEqual(run.disturbance(third, run.POINTS["half-c1000-64"]), 0.2)
 

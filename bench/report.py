@@ -215,8 +215,8 @@ def point_label(point, facts):
     if facts["connections"] == 1:
         return f"1 conn, {words} x{facts['depth']}"
     depth = f" x{facts['depth']}" if facts["depth"] > 1 else ""
-    half = ", half a CPU" if facts.get("halved") else ""
-    return f"{facts['connections']} conns, {words}{depth}{half}"
+    share = f", {facts['share']} of a CPU" if facts.get("share", 1) < 1 else ""
+    return f"{facts['connections']} conns, {words}{depth}{share}"
 
 
 def draw_echo(document, only):

@@ -8,9 +8,10 @@ round*, and of those the median. The server runs on one processor and the load g
 or both on one (points `same-*`, the most sensitive to what a library adds).
 
 Processor time per request is the more trustworthy figure, because the load generator is saturated
-at nearly all points. At the points `half-*` the server is what limits the rate: it shares its
-processor with a program that never waits, and so has half of it. A run is repeated when the server or the generator had to wait for its
-processor more than 5 % of the time: then somebody else was using the machine.
+at nearly all points. At the points `half-*` and `most-*` the server is what limits the rate: it
+shares its processor with a program that never waits, and so has a half or nine tenths of it. A run
+is repeated when the server or the generator had to wait for its processor more than 5 % of the
+time: then somebody else was using the machine.
 
 Python standard library only.
 """
@@ -26,7 +27,7 @@ import sys
 
 import servers
 
-Point = collections.namedtuple("Point", "connections size depth same_cpu halved", defaults=[False])
+Point = collections.namedtuple("Point", "connections size depth same_cpu share", defaults=[1])
 
 POINTS = {
     "c64-64": Point(64, 64, 1, False),
@@ -42,8 +43,10 @@ POINTS = {
     "same-64": Point(1, 64, 1, True),
     "same-16k": Point(1, 16384, 1, True),
     "bulk": Point(1, 65536, 16, False),
-    "half-c1000-64": Point(1000, 64, 1, False, halved=True),
-    "half-c1000-1k": Point(1000, 1024, 1, False, halved=True),
+    "half-c1000-64": Point(1000, 64, 1, False, share=0.5),
+    "half-c1000-1k": Point(1000, 1024, 1, False, share=0.5),
+    "most-c1000-64": Point(1000, 64, 1, False, share=0.9),
+    "most-c1000-1k": Point(1000, 1024, 1, False, share=0.9),
 }
 
 DISTURBED_ABOVE = 0.05
@@ -55,8 +58,8 @@ def load_once(name, command, generator, point, args):
     """One measurement: starts the server, loads it, ends it; returns the figures."""
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(servers.Server(name, command, args.server_cpu))
-        if point.halved:
-            stack.enter_context(servers.Spinner(args.server_cpu))
+        if point.share < 1:
+            stack.enter_context(servers.Spinner(args.server_cpu, point.share))
         return load_server(server, generator, point, args)
 
 
@@ -90,9 +93,9 @@ def disturbance(figures, point):
     if point.same_cpu:
         # The two sides delay each other all the time; together they should fill the processor.
         return max(0.0, 1 - (figures["server_cpu_ns"] + figures["client_cpu_ns"]) / window)
-    if point.halved:  # the server is meant to wait half the time, and to run the other half
+    if point.share < 1:  # the server is meant to wait for the rest of the time, and no longer
         return max(figures["client_delay_ns"] / window,
-                   0.5 - figures["server_cpu_ns"] / window)
+                   point.share - figures["server_cpu_ns"] / window)
     return max(figures["server_delay_ns"], figures["client_delay_ns"]) / window
 
 

@@ -72,7 +72,7 @@ absl::Status LoadGenerator::Connect() {
     connection.receive_offset = dialogue_.replies.StartOf(i);
     ++alive_;
     epoll_event event = {};
-    event.events = EPOLLIN;
+    event.events = EPOLLIN | EPOLLOUT | EPOLLET;
     event.data.ptr = &connection;
     if (epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, *fd, &event) < 0) {
       return absl::ErrnoToStatus(errno, "epoll_ctl");
@@ -180,8 +180,8 @@ void LoadGenerator::Issue(Connection& connection, int count, int64_t start) {
 }
 
 void LoadGenerator::Flush(Connection& connection) {
-  bool blocked = false;
-  while (connection.unsent > 0 && !blocked) {
+  connection.blocked = false;
+  while (connection.unsent > 0 && !connection.blocked) {
     size_t size = std::min<uint64_t>(connection.unsent, Pattern::kRunMax);
     ssize_t sent = send(connection.fd, dialogue_.requests.At(connection.send_offset), size,
                         MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -189,27 +189,28 @@ void LoadGenerator::Flush(Connection& connection) {
       Fail(connection, absl::StrCat("send: ", strerror(errno)));
       return;
     }
-    blocked = sent < static_cast<ssize_t>(size);
+    connection.blocked = sent < static_cast<ssize_t>(size);
     if (sent > 0) {
       connection.unsent -= sent;
       connection.send_offset = dialogue_.requests.Advance(connection.send_offset, sent);
     }
   }
-  if (blocked == connection.blocked) return;
-  connection.blocked = blocked;
-  epoll_event event = {};
-  event.events = blocked ? EPOLLIN | EPOLLOUT : EPOLLIN;
-  event.data.ptr = &connection;
-  epoll_ctl(epoll_fd_, EPOLL_CTL_MOD, connection.fd, &event);
 }
 
 void LoadGenerator::OnReadable(Connection& connection) {
-  ssize_t got = recv(connection.fd, buffer_.data(), buffer_.size(), MSG_DONTWAIT);
-  if (got <= 0) {
-    if (got < 0 && errno == EAGAIN) return;
-    Fail(connection, got == 0 ? "the server closed" : absl::StrCat("recv: ", strerror(errno)));
-    return;
-  }
+  ssize_t got;
+  do {
+    got = recv(connection.fd, buffer_.data(), buffer_.size(), MSG_DONTWAIT);
+    if (got <= 0) {
+      if (got < 0 && errno == EAGAIN) return;
+      Fail(connection, got == 0 ? "the server closed" : absl::StrCat("recv: ", strerror(errno)));
+      return;
+    }
+    OnBytes(connection, static_cast<size_t>(got));
+  } while (connection.fd >= 0 && got == static_cast<ssize_t>(buffer_.size()));
+}
+
+void LoadGenerator::OnBytes(Connection& connection, size_t got) {
   if (!dialogue_.replies.Matches(connection.receive_offset, buffer_.data(), got)) {
     Fail(connection, "wrong bytes came back");
     return;

@@ -1,10 +1,11 @@
 // Drives an echo server, or an HTTP server with one answer, with requests over many connections and
 // checks every byte that comes back.
 //
-// One thread and raw level-triggered epoll: it shares no code with the servers it measures and must
-// not saturate much before them. Closed loop by default (each connection keeps `depth` requests in
-// flight); with a rate, requests fall due at fixed intervals and a request's latency counts from
-// the moment it was due, so that a stalled server cannot hide the requests it kept from being sent.
+// One thread and raw edge-triggered epoll, which looks at each socket once less than
+// level-triggered does: it shares no code with the servers it measures and must not saturate much
+// before them. Closed loop by default (each connection keeps `depth` requests in flight); with a
+// rate, requests fall due at fixed intervals and a request's latency counts from the moment it was
+// due, so that a stalled server cannot hide the requests it kept from being sent.
 #ifndef PENSTOCK_BENCH_LOADGEN_LOAD_GENERATOR_H_
 #define PENSTOCK_BENCH_LOADGEN_LOAD_GENERATOR_H_
 
@@ -89,6 +90,7 @@ class LoadGenerator {
   void Issue(Connection& connection, int count, int64_t start);
   void Flush(Connection& connection);
   void OnReadable(Connection& connection);
+  void OnBytes(Connection& connection, size_t got);
   void OnReplies(Connection& connection, int count, int64_t now);
   void Fail(Connection& connection, std::string_view what);
   int64_t& StartTime(const Connection& connection, int index);
