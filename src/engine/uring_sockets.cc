@@ -339,12 +339,15 @@ bool UringEngine::Receive(Connection& connection, Slot& slot) {
 }
 
 void UringEngine::ChooseStrategy(Slot& slot, Connection& connection, size_t received) {
-  bool polls;
+  const bool large = received >= kLargePiece;
+  const UringWord now = UringWordOf(slot);
+  const bool polls = now.flags & UringBit::kPollStrategy;
+  // The usual: a piece like the last, and the strategy for such.
+  if (now.run == 0 && now.large == large && polls == large) [[likely]]
+    return;
   {
     UringWordRef word(slot);
     if ((word->flags & UringBit::kPollOnly) || received == 0) return;
-    polls = word->flags & UringBit::kPollStrategy;
-    const bool large = received >= kLargePiece;
     // A little behind a large piece is what did not fit, and speaks for neither.
     if (std::exchange(word->large, large) && !large) return;
     if (large == polls) {
