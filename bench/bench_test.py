@@ -370,8 +370,9 @@ class FiguresTest(unittest.TestCase):
 
     def test_ramp_reads_what_was_decided(self):
         text = ("http_hello: adaptive: 2s epoll: 20.0 reads a turn: 5 of 9 streams go first\n"
-                "other\nhttp_hello: adaptive: 3.5s uring serves some well: all 9 streams follow\n"
-                "http_hello: adaptive: 5m4.5s back to epoll: 10 ns of CPU a read\n"
+                "other\nhttp_hello: adaptive: 3.5s uring serves from now on: it takes 5 % less\n"
+                "http_hello: adaptive: 5m4.5s back to epoll: 1 engine faults of uring, which was "
+                "found better; no trial for 30s\n"
                 "http_hello: adaptive: switches: 2\n")
         trace, switches = ramp.decisions(text)
         self.assertEqual([at for at, _ in trace], [2, 3.5, 304.5])

@@ -68,7 +68,7 @@ def decisions(complaints):
 
 def most_switches(trace):
     """The most switches in any window, from the lines that tell of one each."""
-    times = [at for at, text in trace if "streams follow" in text or text.startswith("back to")]
+    times = [at for at, text in trace if "serves from now on" in text or "found better;" in text]
     return max((sum(at <= other < at + WINDOW_SECONDS for other in times) for at in times),
                default=0)
 

@@ -243,16 +243,20 @@ void AddDecisions(std::vector<ServerLoop>& loops, JsonLine& line) {
     sum.trials += decisions.counts.trials;
     sum.kept += decisions.counts.kept;
     sum.returned += decisions.counts.returned;
+    sum.recalled += decisions.counts.recalled;
     sum.held += decisions.counts.held;
     sum.adopted += decisions.counts.adopted;
+    sum.sweeps += decisions.counts.sweeps;
     if (decisions.last.empty()) continue;
     absl::StrAppend(&last, last.empty() ? "" : "; ", "loop ", i, ": ", decisions.last);
   }
   line.Add("adaptive_trials", sum.trials)
       .Add("adaptive_kept", sum.kept)
       .Add("adaptive_returned", sum.returned)
+      .Add("adaptive_recalled", sum.recalled)
       .Add("adaptive_held", sum.held)
       .Add("adaptive_adopted", sum.adopted)
+      .Add("adaptive_sweeps", sum.sweeps)
       .Add("adaptive_last", last);
 }
 

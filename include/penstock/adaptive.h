@@ -1,24 +1,36 @@
 // EngineAdapter: has the engine serve a loop that serves it better, by measuring and not by belief.
 //
-// Off unless you make one; one for a loop. Once a tick it looks at how many reads a turn of the
-// loop delivers: many at once are what io_uring is good at, few are what epoll is good at. When
-// that speaks for the other engine for some ticks it tries: a few streams first, old ones and new
-// ones, then all of them for some ticks, and compares the thread's CPU time for each read with what
-// it was before, on average over the ticks that led to the trial. It keeps the other engine only
-// for a gain, and only when no tick of the trial was worse than the best before; otherwise it goes
-// back, and waits before it tries again, twice as long each further time. Streams that are
-// connecting when all go follow by themselves when they are open. Those that were on their way to
-// another engine or loop just then are fetched by one more sweep, when a trial is kept and when all
-// have gone back. Faults of the engine that is tried
-// (LoopSnapshot::faults_epoll, faults_uring), which no peer causes, end a trial at once, and lead
-// back also later, when it was won; so do streams that it refuses, and a delay of the loop's turns
-// that grows by 20 ms during a trial. A tick with fewer than 200 reads says nothing: on a quieter
-// loop it never acts. Nor does it when the loop has given its io_uring engine up: nothing is left
-// to choose then, and a last line of the trace says so.
+// Off unless you make one; one for a loop. Once a tick it looks at the load: how many streams are
+// open, and how many reads a turn of the loop delivers. When that has stayed alike for some ticks,
+// and no verdict on such a load is at hand, a trial begins. A few streams go to the other engine
+// first, old ones and new ones, to see whether it takes them. Then the two engines serve all
+// streams by turns, for a slice of time each, and what is compared is the thread's CPU time for the
+// bytes that were read and written, in pairs of neighbouring slices: what an engine cannot change,
+// and what drifts meanwhile is the same for both. The trial goes on while the difference is within
+// its noise, which is estimated from the spread of the pairs (src/engine/engine_trial.h has the
+// model), and ends after `pairs_max` pairs at the latest. The engine that serves stays unless the
+// other one saves `gain`.
 //
-// Streams of StreamOptions::pinned_engine stay where they are; when no other may go either, a trial
-// ends before it has begun. A SwitchAll of the program's own (penstock/move.h) ends a trial, too:
-// what it chose serves, and for `dwell` nothing else is tried. Every decision is a line in trace().
+// A verdict is believed for loads of up to three times, or down to a third of, the same streams and
+// reads a turn: for `dwell`, up to ten times as long the further it was from its noise, and twice
+// as long each time that a trial finds the same again. When such a load comes back, its engine
+// does, without a trial. Trials take half of the time at most, however the load changes.
+//
+// Faults of the engine that is tried (LoopSnapshot::faults_epoll, faults_uring), which no peer
+// causes, end a trial at once, and lead back also later, when it was won; so do streams that it
+// refuses, and slices in which the loop's turns came 20 ms later than before, once it has had five
+// of them and twice as many as the other engine besides. Verdicts are then forgotten, and for
+// `dwell`, twice that after the second time, and so on, nothing is tried. A loop with fewer than
+// 200 reads in a tick, or whose thread uses less than `busy` of a processor, is left alone: there
+// is nothing to save. So is one that has given its io_uring engine up: nothing is left to choose
+// then, and a last line of the trace says so.
+//
+// Streams that are connecting when all go follow by themselves when they are open. Those that were
+// on their way to another engine or loop just then are fetched by one more sweep when a trial has
+// ended. Streams of StreamOptions::pinned_engine stay where they are; when no other may go either,
+// a trial ends before it has begun. A SwitchAll of the program's own (penstock/move.h) ends a
+// trial, too: what it chose serves, what was found is forgotten, and for `dwell` nothing else is
+// tried. Every decision is a line in trace().
 #ifndef PENSTOCK_ADAPTIVE_H_
 #define PENSTOCK_ADAPTIVE_H_
 
@@ -37,27 +49,30 @@ PENSTOCK_BEGIN_NAMESPACE
 
 struct AdaptiveOptions {
   absl::Duration tick = absl::Seconds(1);  // an hour at most
-  // Reads delivered in a turn of the loop, on average over a tick: from `up` on io_uring may do
-  // better, up to `down` epoll may. In between neither is tried.
-  double up = 8;
-  double down = 2;
-  // At once, without waiting for `sustain` ticks.
-  double up_at_once = 64;
+  // Ticks in a row that must be alike before anything is decided.
   int sustain = 2;
-  // Reads of more bytes than this on average do not speak for io_uring.
-  uint32_t large_read = 8 * 1024;
+  // Part of a processor that the loop's thread must use in each of them: from 0 to 1.
+  double busy = 0.1;
   // Part of the streams that go first, and at least so many.
   double canary_part = 0.05;
   uint32_t canary_min = 8;
-  // Ticks of a trial that are measured; the one in which streams move is not.
-  int trial = 2;
-  // Part of the CPU time for a read that a trial must save to be kept.
-  double gain = 0.03;
-  // After a trial none begins for `dwell`, twice that after the second that failed, and so on.
+  // How long an engine serves in a trial before the other one has its turn, two slices with the
+  // same one in a row; an hour at most; longer when there are few reads, or when all streams take
+  // more than half of it to change engine. The time that they take, and as long as this after it,
+  // is not measured.
+  absl::Duration slice = absl::Milliseconds(50);
+  // Pairs of slices after which a trial ends, whatever the noise; at least 8, before which none
+  // does. A pair takes one sweep over all streams, and three slices.
+  int pairs_max = 72;
+  // Part of the CPU time that the other engine must save.
+  double gain = 0.02;
+  // How long a verdict is believed at least, and at most; and how long nothing is tried after an
+  // engine was ill, at first and at most.
   absl::Duration dwell = absl::Seconds(30);
   absl::Duration dwell_max = absl::Hours(1);
-  // At most so many sweeps over all streams, there and back, in any such time; but one more away
-  // from an engine at fault. What fetches those that were left behind does not count.
+  // At most so many changes of the engine that last, in any such time; but one more away from an
+  // engine at fault. The slices of trials do not count, nor does what fetches those that were left
+  // behind: when none is left, no trial begins.
   int switches_max = 3;
   absl::Duration window = absl::Minutes(5);
   // Lines kept for trace(); the oldest go first. 0: none.
@@ -69,8 +84,10 @@ struct AdaptiveCounts {
   uint64_t trials = 0;    // begun: some streams were to go first
   uint64_t kept = 0;      // of these, won: the other engine serves from then on
   uint64_t returned = 0;  // of these, lost; or an engine at fault was left
-  uint64_t held = 0;      // a load spoke for the other engine, but not yet (dwell, switches_max)
+  uint64_t recalled = 0;  // the load was one that the other engine had been found better for
+  uint64_t held = 0;      // a trial or a switch was due, but not yet (a rest, switches_max)
   uint64_t adopted = 0;   // others had every stream switched
+  uint64_t sweeps = 0;    // over all streams, there and back, in trials
 };
 
 namespace internal {
@@ -91,7 +108,7 @@ class PENSTOCK_EXPORT EngineAdapter {
 
   // What was decided and why, oldest first, for a person to read.
   std::vector<std::string> trace() const;
-  // Sweeps over all streams so far, there and back.
+  // Changes of the engine so far, without those within trials.
   uint64_t switches() const;
   AdaptiveCounts counts() const;
 

@@ -1,10 +1,13 @@
 // EngineController: decides when a loop changes engine: samples in, actions out. Sans-I/O: it reads
 // no clock and moves nothing; LoopAdapter feeds it and does what it says. One thread.
 //
-// Watching ─want─► Canary ─well─► Trial ─gain─► Watching on the other engine
-//    ▲                └──── ill, fault ──┴─ none, fault ──► back, and Watching
+//     Watching ─want─► Canary ─well─► Trial ─well─► Watching, on the engine that was found better
+//        ▲                └─────── ill ──┴──► all go back, and Watching
 //
-// The fuse: faults of the engine that is tried, and later of the one that a trial was won by, lead
+// In the trial the engines serve by turns, a slice each: B | A A | B B | A ..., with a sweep over
+// all streams at each bar. Two slices between which a bar lies are a pair of EngineTrial.
+//
+// The fuse: faults of the engine that is tried, and later of the one that was found better, lead
 // back. Nothing else that goes wrong does: what peers and networks do is no engine's fault. Once
 // one is lost for good nothing is tried any more.
 #ifndef PENSTOCK_ENGINE_ENGINE_CONTROLLER_H_
@@ -18,23 +21,25 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "engine/engine_trial.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 
-// What happened in one tick.
+// What happened since the last one.
 struct LoadSample {
   absl::Duration span;
   absl::Duration cpu;    // of the loop's thread
-  absl::Duration delay;  // how late the tick came: how long others wait for their turn
+  absl::Duration delay;  // how late it came: how long others wait for their turn
   uint64_t reads = 0;
   uint64_t turns = 0;
-  uint64_t bytes = 0;  // read
-  // Of each engine, since the last tick.
+  uint64_t bytes = 0;  // read and written
+  // Of each engine.
   uint64_t faults_epoll = 0;
   uint64_t faults_uring = 0;
   uint64_t open = 0;  // now
@@ -56,7 +61,7 @@ enum class AdaptState : uint8_t { kWatching, kCanary, kTrial };
 inline constexpr size_t kAdaptStates = 3;
 
 enum class AdaptEvent : uint8_t {
-  kWant,  // the load speaks for the other engine
+  kWant,  // a load about which nothing is known
   kWell,  // a step of the trial went well
   kIll,   // it did not
 };
@@ -68,9 +73,6 @@ inline constexpr std::array<std::array<AdaptState, kAdaptEvents>, kAdaptStates> 
         /* kCanary   */ {AdaptState::kCanary, AdaptState::kTrial, AdaptState::kWatching},
         /* kTrial    */ {AdaptState::kTrial, AdaptState::kWatching, AdaptState::kWatching},
     }};
-
-// Why a load that speaks for the other engine does not lead to a trial now.
-enum class AdaptHold : uint8_t { kNone, kRest, kSwitches };
 
 class EngineController {
  public:
@@ -85,8 +87,10 @@ class EngineController {
   static absl::Status Check(const AdaptiveOptions& options);
 
   Action Tick(const LoadSample& sample);
-  // What became of an action: once for each, before it the next tick measures nothing.
-  void Ended(const MoveCount& count);
+  // When the next one is due, after a Tick or Ended.
+  absl::Duration NextTick() const;
+  // What became of an action, once for each, `since` the last tick, whose time begins anew.
+  void Ended(const MoveCount& count, absl::Duration since);
   // It could not begin.
   void Failed(const absl::Status& why);
   // Others than this have every stream switched to `engine`, which serves the loop from now on.
@@ -99,69 +103,139 @@ class EngineController {
   const std::deque<std::string>& trace() const { return trace_; }
 
  private:
-  EngineKind other() const {
-    return engine_ == EngineKind::kUring ? EngineKind::kEpoll : EngineKind::kUring;
+  // A tick, or a slice, with fewer of them says nothing; a slice then goes on.
+  static constexpr uint64_t kReadsMin = 200;
+
+  static EngineKind Opposite(EngineKind engine) {
+    return engine == EngineKind::kUring ? EngineKind::kEpoll : EngineKind::kUring;
   }
+  static size_t SideOf(EngineKind engine) { return engine == EngineKind::kUring ? 1 : 0; }
+
+  static std::string Name(EngineKind engine);
+  // To the second: enough for a person.
+  static std::string About(absl::Duration time);
+
+  // By which loads are told apart.
+  struct Load {
+    double open = 0;
+    double batch = 0;  // reads a turn; engines deliver the same load in different ones
+    bool Near(const Load& other) const;
+  };
+  // What a trial found, for loads that are near to the one it met, as the engine that serves
+  // delivers it.
+  struct Verdict {
+    std::array<Load, 2> loads;  // by SideOf
+    EngineKind better;
+    absl::Duration found;
+    absl::Duration until;
+    int confirmed;  // trials in a row that found the same, but for the first
+  };
+  // Of a trial, on one engine.
+  struct Side {
+    uint64_t reads = 0;
+    uint64_t turns = 0;
+    double cost = 0;  // of a byte in its last slice, in ns of CPU
+    int late = 0;     // slices
+  };
+  struct Trial {
+    EngineTrial test;
+    Load load;
+    EngineKind on = EngineKind::kAuto;  // the one whose turn it is
+    absl::Duration slice;
+    LoadSample sum = {};             // of the slice that goes on: what adds up
+    bool settles = true;             // streams have just come
+    bool half = false;               // a pair has its first slice
+    absl::Duration unlike = {};      // how long the load has been another
+    absl::Duration took = {};        // all slices, without what they waited for reads
+    std::array<Side, 2> sides = {};  // by SideOf
+
+    Side& SideOn(EngineKind engine) { return sides[SideOf(engine)]; }
+    // To what all streams took to change engine.
+    void FitSlice(absl::Duration sweep, const AdaptiveOptions& options);
+  };
+
+  EngineKind other() const { return Opposite(engine_); }
   void Apply(AdaptEvent event) {
     state_ = kAdaptTransitions[static_cast<size_t>(state_)][static_cast<size_t>(event)];
   }
+
   Action Watch(const LoadSample& sample);
-  // Whether the streams of the last action are still on their way; not for ever.
-  bool StillMoving();
-  // Not empty: those who wait for their turn wait too long since the trial began, so long.
-  std::string Late(const LoadSample& sample) const;
-  Action Canary(const LoadSample& sample);
-  Action Trial(const LoadSample& sample);
-  // Whether the load speaks for the other engine.
-  bool Speaks(const LoadSample& sample) const;
-  // If not, the trace says why: once after each trial, however long the load goes on to speak.
-  bool MayTry(const LoadSample& sample);
-  void NoteHold(AdaptHold hold, double batch);
-  Action Begin(EngineKind to, uint64_t streams);
-  Action SwitchAll(EngineKind to);
+  // Whether the load has been worth a decision for long enough.
+  bool Lasts(const LoadSample& sample);
+  // What is believed of the load that lasts; null: nothing.
+  const Verdict* Believed() const;
+  // Has the engine serve that `verdict` says is better.
+  Action Recall(const Verdict& verdict);
+  Action BeginTrial(const LoadSample& sample);
+  // How long none may begin; 0: one may.
+  absl::Duration TrialRests() const;
+  // If something holds a wish, the trace says so: once after each decision, however long it does.
+  bool Held(absl::Duration rests, const std::string& wish);
+
+  Action TickCanary(const LoadSample& sample);
+  Action TickTrial(const LoadSample& sample);
+  Action EndSlice(const LoadSample& sample);
+  // Those who wait for their turn wait longer with the engine that is tried: how it is said.
+  std::string Late(const LoadSample& sample);
+  // The trial ends, and with it the one that serves is known.
+  Action Win();
+  Action Lose();
+  // Without a verdict: nothing is known of this load for a while.
+  Action EndUndecided(const std::string& why);
+  Action Conclude();
+  std::string Found() const;
+  // How long it is believed.
+  absl::Duration Learn(EngineKind better, double confidence);
+
+  // The engine that is tried is ill, or could not be had.
   Action GoBack(const std::string& why);
-  // There is nothing left to choose.
-  void Resign();
   // The same when no stream has gone yet.
   Action GiveUp(const std::string& why);
+  // The engine that was found better is at fault.
+  Action BlowFuse(uint64_t faults);
+  // There is nothing left to choose.
+  void Resign();
+  // Nothing is known any more, and for `dwell_` nothing is tried.
+  void Rest(bool ill);
+
+  // Whether the streams of the last action are still on their way; not for ever.
+  bool StillMoving();
+  Action Begin(EngineKind to, uint64_t streams);
+  // A change that lasts.
+  Action Switch(EngineKind to);
+  // One of a trial.
+  Action Sweep(EngineKind to);
   // Has those follow that were on their way elsewhere when all went to engine_.
   Action Follow(const LoadSample& sample);
-  // The engine that a trial was won by is at fault.
-  Action BlowFuse(uint64_t faults);
-  void Rest(bool failed);
-  void Forget();
+  // What lasted and what held it up begins anew.
+  void Decided();
   void Note(const std::string& line);
 
   const AdaptiveOptions options_;
   EngineKind engine_;
   AdaptState state_ = AdaptState::kWatching;
+  std::optional<Trial> trial_;  // in kCanary and kTrial
   bool resigned_ = false;
-  bool won_ = false;  // engine_ is one that a trial was won by: the fuse is in
-  // Of the last action: where to, ticks until it ended, and, not empty, why a trial must not go on.
+  bool won_ = false;  // engine_ is one that was found better: the fuse is in
+  // Of the last action: where to, when it began, ticks until it ended, and, not empty, why a trial
+  // must not go on.
   EngineKind moving_to_ = EngineKind::kAuto;
+  absl::Duration moving_since_;
   int ticks_moved_ = 0;
   std::string trouble_;
   bool none_went_ = false;  // of those that were to go first
-  bool follow_ = false;     // when all have gone back
+  bool follow_ = false;     // when all have gone to engine_
   absl::Duration now_;      // since the controller was made
   absl::Duration rest_until_;
+  absl::Duration credit_;  // how long the slices of trials may be before others must wait
   absl::Duration dwell_;
-  AdaptHold hold_told_ = AdaptHold::kNone;  // since the last trial
-  int speaks_ = 0;  // ticks in a row in which the load spoke for the other engine
-  // In these ticks, the latest of them: what a read costs on the engine that serves.
-  uint64_t before_reads_ = 0;
-  absl::Duration before_cpu_;
-  std::deque<double> before_each_;  // ns
+  bool rest_told_ = false;  // since the last decision, why nothing more is done
+  bool spent_told_ = false;
+  Load load_;      // in the last tick
+  int alike_ = 0;  // ticks in a row with such a load, since the last decision
   absl::Duration delay_before_;
-  // When the trial began: of a read on average, and in the best of these ticks.
-  double before_ns_ = 0;
-  double before_best_ns_ = 0;
-  uint64_t open_before_ = 0;
-  int measured_ = 0;  // ticks of the trial; the first is not counted
-  uint64_t trial_reads_ = 0;
-  double trial_worst_ns_ = 0;
-  absl::Duration trial_cpu_;
-  std::deque<absl::Duration> swept_at_;  // in the window
+  std::deque<Verdict> verdicts_;            // the oldest first
+  std::deque<absl::Duration> switched_at_;  // in the window
   uint64_t switches_ = 0;
   AdaptiveCounts counts_;
   std::deque<std::string> trace_;

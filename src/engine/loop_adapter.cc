@@ -10,11 +10,7 @@ PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 
 LoopAdapter::LoopAdapter(LoopCore& loop, const AdaptiveOptions& options, EngineKind engine)
-    : loop_(loop),
-      tick_(options.tick),
-      controller_(options, engine),
-      timer_(loop.timers()),
-      last_(Read()) {
+    : loop_(loop), controller_(options, engine), timer_(loop.timers()), last_(Read()) {
   loop_.AddObserver(this);
   Arm();
 }
@@ -33,15 +29,16 @@ LoopAdapter::Reading LoopAdapter::Read() const {
   now.cpu_ns = loop_.sys().ThreadCpu();
   now.reads = counters.receives.value();
   now.turns = counters.turns.value();
-  now.bytes = counters.bytes_in.value();
+  now.bytes = counters.bytes_in.value() + counters.bytes_out.value();
   now.faults_epoll = counters.faults_epoll.value();
   now.faults_uring = counters.faults_uring.value();
   return now;
 }
 
 void LoopAdapter::Arm() {
-  due_ns_ = last_.now_ns + absl::ToInt64Nanoseconds(tick_);
-  timer_.Arm(TimerWheel::DeadlineTick(last_.now_ns, tick_), [this] { Tick(); });
+  const absl::Duration tick = controller_.NextTick();
+  due_ns_ = last_.now_ns + absl::ToInt64Nanoseconds(tick);
+  timer_.Arm(TimerWheel::DeadlineTick(last_.now_ns, tick), [this] { Tick(); });
 }
 
 void LoopAdapter::Tick() {
@@ -69,7 +66,7 @@ void LoopAdapter::Do(const EngineController::Action& action) {
   // The sweep of an earlier action, whose place this one takes, is told of as well.
   auto done = [self = std::weak_ptr(self_), number = ++actions_](MoveCount count) {
     const auto adapter = self.lock();
-    if (adapter != nullptr && (*adapter)->actions_ == number) (*adapter)->controller_.Ended(count);
+    if (adapter != nullptr && (*adapter)->actions_ == number) (*adapter)->Ended(count);
   };
   acts_ = true;
   const absl::Status begun = Begin(action, std::move(done));
@@ -77,6 +74,16 @@ void LoopAdapter::Do(const EngineController::Action& action) {
   if (begun.ok()) return;
   loop_.Fault(begun.ToString());
   controller_.Failed(begun);
+}
+
+void LoopAdapter::Ended(const MoveCount& count) {
+  Reading now = Read();
+  controller_.Ended(count, absl::Nanoseconds(now.now_ns - last_.now_ns));
+  // What moving cost is not measured, but its faults are for the next tick.
+  now.faults_epoll = last_.faults_epoll;
+  now.faults_uring = last_.faults_uring;
+  last_ = now;
+  Arm();
 }
 
 absl::Status LoopAdapter::Begin(const EngineController::Action& action, MoveSweep::Done done) {

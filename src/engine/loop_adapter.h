@@ -1,4 +1,4 @@
-// LoopAdapter: what an EngineAdapter is inside: samples its loop once a tick, asks the controller,
+// LoopAdapter: what an EngineAdapter is inside: samples its loop at each tick, asks the controller,
 // and moves streams as that says.
 //
 // Owned by the user, on the loop's thread; goes before the loop. Sweeps that it began go on without
@@ -50,10 +50,11 @@ class LoopAdapter : private LoopObserver {
   void Arm();
   void Tick();
   void Do(const EngineController::Action& action);
+  // What it had done is, and time is measured anew.
+  void Ended(const MoveCount& count);
   absl::Status Begin(const EngineController::Action& action, MoveSweep::Done done);
 
   LoopCore& loop_;
-  const absl::Duration tick_;
   EngineController controller_;
   CallbackTimer timer_;
   Reading last_;

@@ -1,5 +1,6 @@
-// The controller by a clock and loads made up here: bands, sustaining, trials, going back,
-// dwelling, the bound on switches, the fuse.
+// The controller by a clock and loads made up here: when it tries, what it makes of a trial, how
+// long it believes that, the bound on switches, the fuse. What noise does is in
+// engine_trial_test.cc and engine_controller_noise_test.cc.
 #include "engine/engine_controller.h"
 
 #include <gtest/gtest.h>
@@ -7,62 +8,26 @@
 #include <cstdint>
 #include <string>
 
+#include "testing/adapted_machine.h"
+
 namespace penstock::internal {
 namespace {
 
-constexpr uint64_t kReads = 10'000;
-
-// A second with `batch` reads a turn of `ns` CPU each.
-LoadSample Load(double batch, double ns, uint64_t size = 100) {
-  LoadSample sample;
-  sample.span = absl::Seconds(1);
-  sample.reads = kReads;
-  sample.turns = static_cast<uint64_t>(static_cast<double>(kReads) / batch);
-  sample.bytes = kReads * size;
-  sample.cpu = absl::Nanoseconds(ns * static_cast<double>(kReads));
-  sample.open = 1000;
-  return sample;
-}
-LoadSample Idle() {
-  LoadSample sample;
-  sample.span = absl::Seconds(1);
-  sample.open = 1000;
-  return sample;
-}
-
-// One whose streams have all moved before the next tick.
-class PromptController : public EngineController {
- public:
-  using EngineController::EngineController;
-  Action Tick(const LoadSample& sample) {
-    const Action action = EngineController::Tick(sample);
-    if (action.to != EngineKind::kAuto) {
-      Ended({.moved = action.streams == 0 ? sample.open : action.streams});
-    }
-    return action;
-  }
-};
+using testing::AdaptedMachine;
 
 class EngineControllerTest : public ::testing::Test {
  protected:
-  PromptController Make(EngineKind engine) { return PromptController(options_, engine); }
+  AdaptedMachine Make(EngineKind engine) { return AdaptedMachine(options_, engine); }
+  // One on which io_uring is better by a tenth, and serves after a trial.
+  AdaptedMachine Won() {
+    AdaptedMachine m = Make(EngineKind::kEpoll);
+    m.cost_uring = 900;
+    EXPECT_TRUE(m.RunTrial());
+    EXPECT_EQ(m->engine(), EngineKind::kUring);
+    return m;
+  }
   static bool None(const EngineController::Action& action) {
     return action.to == EngineKind::kAuto;
-  }
-  // Ticks with that load until a trial has ended, at most `ticks`.
-  static void RunTrial(PromptController& c, double batch, double before, double after) {
-    ASSERT_FALSE(None(c.Tick(Load(batch, before)))) << "no canary";
-    ASSERT_EQ(c.state(), AdaptState::kCanary);
-    ASSERT_FALSE(None(c.Tick(Load(batch, before)))) << "no sweep";
-    ASSERT_EQ(c.state(), AdaptState::kTrial);
-    for (int i = 0; i < 5 && c.state() == AdaptState::kTrial; ++i) c.Tick(Load(batch, after));
-    ASSERT_EQ(c.state(), AdaptState::kWatching);
-  }
-  static bool Traced(const EngineController& c, const std::string& words) {
-    for (const std::string& line : c.trace()) {
-      if (line.find(words) != std::string::npos) return true;
-    }
-    return false;
   }
 
   AdaptiveOptions options_;
@@ -83,444 +48,427 @@ TEST_F(EngineControllerTest, TheTable) {
   }
 }
 
-TEST_F(EngineControllerTest, StaysWhileNothingSpeaksForTheOther) {
-  for (EngineKind kind : {EngineKind::kEpoll, EngineKind::kUring}) {
-    PromptController c = Make(kind);
-    for (int i = 0; i < 1000; ++i) ASSERT_TRUE(None(c.Tick(Load(5, 1000))));
-    for (int i = 0; i < 1000; ++i) ASSERT_TRUE(None(c.Tick(Idle())));
-    EXPECT_TRUE(c.trace().empty());
-  }
-}
+// --- When it tries ---
 
-TEST_F(EngineControllerTest, TheLoadMustSpeakForSomeTicksInARow) {
-  PromptController c = Make(EngineKind::kEpoll);
-  for (int i = 0; i < 20; ++i) {
-    ASSERT_TRUE(None(c.Tick(Load(20, 1000))));
-    ASSERT_TRUE(None(c.Tick(Load(4, 1000))));
+TEST_F(EngineControllerTest, ALoadMustLast) {
+  options_.sustain = 3;
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  for (int i = 0; i < 50; ++i) {
+    m.open = i % 2 == 0 ? 10 : 1000;
+    ASSERT_TRUE(None(m.Step()));
   }
-  ASSERT_TRUE(None(c.Tick(Load(20, 1000))));
-  const EngineController::Action action = c.Tick(Load(20, 1000));
+  for (int i = 0; i < 50; ++i) {
+    m.batch = i % 2 == 0 ? 5 : 50;
+    ASSERT_TRUE(None(m.Step()));
+  }
+  m.open = 700;
+  ASSERT_TRUE(None(m.Step())) << "much the same, for two ticks";
+  m.open = 1000;
+  const EngineController::Action action = m.Step();
   EXPECT_EQ(action.to, EngineKind::kUring);
   EXPECT_EQ(action.streams, 50u) << "5 % of 1000 go first";
+  EXPECT_TRUE(
+      m.Traced("epoll: 50.0 reads a turn, 40 % of a processor: a trial of uring begins, 50 "
+               "of 1000 streams go first"));
 }
 
-TEST_F(EngineControllerTest, AStormIsAnsweredAtOnce) {
-  PromptController c = Make(EngineKind::kEpoll);
-  EXPECT_EQ(c.Tick(Load(100, 1000)).to, EngineKind::kUring);
+TEST_F(EngineControllerTest, WhereNothingIsToBeSavedNothingIsTried) {
+  AdaptedMachine few = Make(EngineKind::kEpoll);
+  few.rate = 199;
+  few.cost_epoll = 1e6;
+  AdaptedMachine idle = Make(EngineKind::kEpoll);
+  idle.cost_epoll = 240;  // 400,000 reads a second take 9.6 % of a processor
+  AdaptedMachine gone = Make(EngineKind::kEpoll);
+  gone.open = 0;
+  for (int i = 0; i < 1000; ++i) {
+    ASSERT_TRUE(None(few.Step()));
+    ASSERT_TRUE(None(idle.Step()));
+    ASSERT_TRUE(None(gone.Step()));
+  }
+  EXPECT_TRUE(few->trace().empty() && idle->trace().empty() && gone->trace().empty());
+  idle.cost_epoll = 260;
+  idle.Step();
+  EXPECT_FALSE(None(idle.Step()));
 }
 
-TEST_F(EngineControllerTest, LargeReadsDoNotSpeakForUring) {
-  PromptController c = Make(EngineKind::kEpoll);
-  for (int i = 0; i < 20; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 1000, 16'384))));
-}
+// --- What it makes of a trial ---
 
 TEST_F(EngineControllerTest, AGainIsKept) {
-  PromptController c = Make(EngineKind::kEpoll);
-  RunTrial(c, 100, 1000, 900);
-  EXPECT_EQ(c.engine(), EngineKind::kUring);
-  EXPECT_EQ(c.switches(), 1u);
-  EXPECT_TRUE(Traced(c, "uring stays: 900 ns of CPU a read, 10.0 % less"));
-  EXPECT_EQ(c.counts().trials, 1u);
-  EXPECT_EQ(c.counts().kept, 1u);
-  EXPECT_EQ(c.counts().returned, 0u);
+  AdaptedMachine m = Won();
+  EXPECT_EQ(m.serving(), EngineKind::kUring);
+  EXPECT_EQ(m->switches(), 1u) << "slices do not count";
+  EXPECT_TRUE(m.Traced("uring serves some well: all 1000 streams change engine by turns"));
+  EXPECT_TRUE(
+      m.Traced("uring serves from now on: it takes 10.0 % less CPU for the same bytes "
+               "(+-0.0 %, 8 pairs of slices), believed for 5m"));
+  EXPECT_EQ(m->counts().trials, 1u);
+  EXPECT_EQ(m->counts().kept, 1u);
+  EXPECT_EQ(m->counts().returned, 0u);
 }
 
-TEST_F(EngineControllerTest, StreamsThatWereNotReadyFollowOnceWhenAGainIsKept) {
-  EngineController c(options_, EngineKind::kEpoll);
-  c.Tick(Load(100, 1000));
-  c.Ended({.moved = 50});
-  c.Tick(Load(100, 1000));
-  c.Ended({.moved = 948});
-  LoadSample won = Load(100, 800);
-  won.open_uring = 998;
-  won.open_epoll = 2;
-  ASSERT_TRUE(None(c.Tick(won)));
-  ASSERT_TRUE(None(c.Tick(won)));
-  const EngineController::Action follow = c.Tick(won);
-  EXPECT_EQ(follow.to, EngineKind::kUring);
-  EXPECT_EQ(follow.streams, 0u) << "all that may";
-  EXPECT_TRUE(Traced(c, "2 streams are on epoll still: those that may go follow"));
-  c.Ended({.moved = 1});
-  EXPECT_EQ(c.switches(), 1u);
-  for (int i = 0; i < 100; ++i) ASSERT_TRUE(None(c.Tick(won))) << "one may be pinned";
+TEST_F(EngineControllerTest, WithoutAGainTheEngineStays) {
+  for (const double cost : {985., 1000., 1100.}) {
+    AdaptedMachine m = Make(EngineKind::kEpoll);
+    m.cost_uring = cost;
+    ASSERT_TRUE(m.RunTrial());
+    EXPECT_EQ(m->engine(), EngineKind::kEpoll);
+    EXPECT_EQ(m.serving(), EngineKind::kEpoll);
+    EXPECT_EQ(m->switches(), 0u);
+    EXPECT_EQ(m->counts().kept, 0u);
+    EXPECT_EQ(m->counts().returned, 1u);
+    EXPECT_TRUE(m.Traced(cost < 1000    ? "epoll stays: uring takes 1.5 % less CPU"
+                         : cost == 1000 ? "epoll stays: uring takes 0.0 % less CPU"
+                                        : "epoll stays: uring takes 10.0 % more CPU"));
+  }
 }
 
-// Those of a trial that were between the engines when all went back.
-TEST_F(EngineControllerTest, StreamsThatWereNotReadyFollowOnceWhenAllHaveGoneBack) {
-  for (const bool fuse : {false, true}) {
-    EngineController c(options_, EngineKind::kEpoll);
-    c.Tick(Load(100, 1000));
-    c.Ended({.moved = 50});
-    LoadSample load = Load(100, 1000);
-    if (fuse) {
-      c.Tick(load);
-      c.Ended({.moved = 950});
-      load = Load(100, 800);
-      load.open_uring = load.open;
-      for (int i = 0; i < 3; ++i) ASSERT_TRUE(None(c.Tick(load)));
-      ASSERT_EQ(c.engine(), EngineKind::kUring);
-    }
-    LoadSample bad = load;
-    bad.faults_uring = 1;
-    ASSERT_EQ(c.Tick(bad).to, EngineKind::kEpoll);
-    load.open_uring = 3;
-    load.open_epoll = load.open - 3;
-    for (int i = 0; i < 3; ++i) ASSERT_TRUE(None(c.Tick(load))) << "the sweep has not ended";
-    c.Ended({.moved = load.open_epoll});
-    const uint64_t switches = c.switches();
-    const EngineController::Action follow = c.Tick(load);
-    EXPECT_EQ(follow.to, EngineKind::kEpoll);
+TEST_F(EngineControllerTest, EnginesServeByTurns) {
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  std::string turns;  // of each tick of the trial: S, streams have just come, is not measured
+  while (m->counts().returned == 0) {
+    const bool trial = m->state() == AdaptState::kTrial;
+    const char engine = m.serving() == EngineKind::kUring ? 'u' : 'e';
+    const EngineController::Action action = m.Step();
+    if (trial) turns += engine;
+    if (trial && !None(action)) turns += ' ';
+    ASSERT_LT(turns.size(), 100u);
+  }
+  EXPECT_EQ(turns, "uu eee uuu eee uuu eee uuu eee uu ") << "the first tick of each settles";
+  EXPECT_EQ(m->counts().sweeps, 10u) << "there first, in each of 8 pairs, and back";
+}
+
+TEST_F(EngineControllerTest, WhatMovingCostsIsNotMeasured) {
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  m.cost_uring = 900;
+  m.cost_settling = 20'000;
+  ASSERT_TRUE(m.RunTrial());
+  EXPECT_TRUE(m.Traced("takes 10.0 % less CPU"));
+}
+
+TEST_F(EngineControllerTest, SlicesAreLongWhereSweepsAre) {
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  EXPECT_EQ(m->NextTick(), absl::Seconds(1));
+  m.sweep_time = absl::Milliseconds(60);
+  while (m->state() != AdaptState::kTrial) m.Step();
+  EXPECT_EQ(m->NextTick(), absl::Milliseconds(50)) << "to settle";
+  m.Step();
+  EXPECT_EQ(m->NextTick(), absl::Milliseconds(120));
+  m.sweep_time = absl::Milliseconds(2);
+  for (int i = 0; i < 2; ++i) m.Step();
+  EXPECT_EQ(m->NextTick(), absl::Milliseconds(50));
+  m.sweep_time = absl::Milliseconds(700);
+  for (int i = 0; i < 3; ++i) m.Step();
+  EXPECT_EQ(m->NextTick(), absl::Seconds(1)) << "and never longer than a tick";
+}
+
+TEST_F(EngineControllerTest, ASliceGoesOnUntilThereAreReadsEnough) {
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  m.rate = 1000;  // 50 in a slice
+  m.cost_epoll = 400'000;
+  m.cost_uring = 360'000;
+  ASSERT_TRUE(m.RunTrial());
+  EXPECT_EQ(m->engine(), EngineKind::kUring);
+  EXPECT_TRUE(m.Traced("10.0 % less"));
+}
+
+TEST_F(EngineControllerTest, ALoadThatVanishesProvesNothing) {
+  AdaptedMachine m = Make(EngineKind::kUring);
+  while (m->state() != AdaptState::kTrial) m.Step();
+  m.rate = 0;
+  ASSERT_TRUE(m.RunTrial());
+  EXPECT_EQ(m->engine(), EngineKind::kUring);
+  EXPECT_EQ(m.serving(), EngineKind::kUring);
+  EXPECT_TRUE(m.Traced("uring stays: too few reads to tell, no trial with such a load for 30s"));
+}
+
+TEST_F(EngineControllerTest, APauseOfTheLoadEndsNoTrial) {
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  m.cost_uring = 900;
+  while (m->state() != AdaptState::kTrial) m.Step();
+  for (int pause = 0; pause < 3; ++pause) {
+    for (int i = 0; i < 5; ++i) m.Step();
+    m.open = 0;
+    m.rate = 0;
+    for (int i = 0; i < 60; ++i) m.Step();  // three seconds
+    m.open = 1000;
+    m.rate = 400'000;
+  }
+  ASSERT_TRUE(m.RunTrial());
+  EXPECT_EQ(m->engine(), EngineKind::kUring);
+  EXPECT_TRUE(m.Traced("10.0 % less"));
+}
+
+TEST_F(EngineControllerTest, ATrialWhoseLoadBecomesAnotherProvesNothing) {
+  for (const uint64_t open : {300, 3500}) {
+    AdaptedMachine m = Make(EngineKind::kEpoll);
+    m.cost_uring = 500;
+    while (m->state() != AdaptState::kTrial) m.Step();
+    m.open = open;
+    ASSERT_TRUE(m.RunTrial());
+    EXPECT_EQ(m->engine(), EngineKind::kEpoll);
+    EXPECT_TRUE(m.Traced("epoll stays: the load is another"));
+  }
+}
+
+// --- Streams that stay behind, engines at fault ---
+
+TEST_F(EngineControllerTest, StreamsThatWereNotReadyFollowOnceWhenATrialHasEnded) {
+  for (const double cost : {900., 1100.}) {
+    AdaptedMachine m = Make(EngineKind::kEpoll);
+    m.cost_uring = cost;
+    m.behind = 2;
+    ASSERT_TRUE(m.RunTrial());
+    const EngineKind stays = m->engine();
+    EXPECT_EQ(stays, cost < 1000 ? EngineKind::kUring : EngineKind::kEpoll);
+    const uint64_t switches = m->switches();
+    EngineController::Action follow = m.Step();
+    EXPECT_EQ(follow.to, stays);
     EXPECT_EQ(follow.streams, 0u) << "all that may";
-    EXPECT_TRUE(Traced(c, "3 streams are on uring still: those that may go follow"));
-    c.Ended({.moved = 2});
-    EXPECT_EQ(c.switches(), switches);
-    for (int i = 0; i < 20; ++i) ASSERT_TRUE(None(c.Tick(load))) << "one may be pinned";
+    EXPECT_TRUE(m.Traced("still: those that may go follow"));
+    EXPECT_EQ(m->switches(), switches);
+    for (int i = 0; i < 100; ++i) ASSERT_TRUE(None(m.Step())) << "one may be pinned";
   }
 }
 
 TEST_F(EngineControllerTest, NobodyFollowsWhenOthersHaveSwitchedAllMeanwhile) {
-  EngineController c(options_, EngineKind::kEpoll);
-  c.Tick(Load(100, 1000));
-  c.Ended({.moved = 50});
-  LoadSample load = Load(100, 1000);
-  load.faults_uring = 1;
-  ASSERT_EQ(c.Tick(load).to, EngineKind::kEpoll);
-  c.Ended({.moved = 47});
-  c.Adopt(EngineKind::kEpoll);
-  load.faults_uring = 0;
-  load.open_uring = 3;
-  load.open_epoll = load.open - 3;
-  for (int i = 0; i < 20; ++i) ASSERT_TRUE(None(c.Tick(load))) << "theirs is under way";
-}
-
-TEST_F(EngineControllerTest, NoGainGoesBack) {
-  PromptController c = Make(EngineKind::kEpoll);
-  c.Tick(Load(100, 1000));
-  c.Tick(Load(100, 1000));
-  EXPECT_TRUE(None(c.Tick(Load(100, 5000)))) << "the tick in which streams move is not measured";
-  EXPECT_TRUE(None(c.Tick(Load(100, 980))));
-  const EngineController::Action back = c.Tick(Load(100, 980));
-  EXPECT_EQ(back.to, EngineKind::kEpoll);
-  EXPECT_EQ(back.streams, 0u) << "all of them";
-  EXPECT_EQ(c.engine(), EngineKind::kEpoll);
-  EXPECT_EQ(c.switches(), 2u);
-  EXPECT_TRUE(Traced(c, "back to epoll: 980 ns of CPU a read, 2.0 % less"));
-  EXPECT_EQ(c.counts().trials, 1u);
-  EXPECT_EQ(c.counts().kept, 0u);
-  EXPECT_EQ(c.counts().returned, 1u);
-}
-
-TEST_F(EngineControllerTest, EachTrialThatFailsDoublesTheRest) {
-  options_.switches_max = 1 << 20;
-  PromptController c = Make(EngineKind::kEpoll);
-  for (int64_t rest : {30, 60, 120, 240, 480, 960, 1920, 3600, 3600}) {
-    RunTrial(c, 100, 1000, 1000);
-    for (int64_t i = 1; i < rest; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 1000)))) << i;
-  }
-}
-
-TEST_F(EngineControllerTest, SaysOnceWhyALoadThatSpeaksIsHeldBack) {
-  options_.dwell = absl::Seconds(30);
-  options_.switches_max = 3;
-  options_.window = absl::Minutes(5);
-  PromptController c = Make(EngineKind::kEpoll);
-  RunTrial(c, 100, 1000, 1000);
-  const size_t before = c.trace().size();
-  ASSERT_TRUE(None(c.Tick(Load(4, 1000)))) << "nothing speaks, so nothing is held back";
-  EXPECT_EQ(c.trace().size(), before);
-  for (int i = 0; i < 100; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 1000)))) << i;
-  EXPECT_TRUE(Traced(c,
-                     "epoll: 100.0 reads a turn speak for uring, but no trial begins for another "
-                     "28s (dwell)"));
-  EXPECT_TRUE(Traced(c,
-                     "but 2 of at most 3 switches in 5m are made, and a trial may take two "
-                     "(switches_max)"));
-  EXPECT_EQ(c.trace().size(), before + 2) << "once each";
-  EXPECT_EQ(c.counts().held, 2u);
-}
-
-TEST_F(EngineControllerTest, ATrialThatIsKeptRestsOnceWhateverFailedBefore) {
-  options_.switches_max = 1 << 20;
-  PromptController c = Make(EngineKind::kEpoll);
-  for (const int64_t rest : {30, 60, 120}) {
-    RunTrial(c, 100, 1000, 1000);
-    for (int64_t i = 1; i < rest; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 1000)))) << i;
-  }
-  RunTrial(c, 100, 1000, 900);
-  ASSERT_EQ(c.engine(), EngineKind::kUring);
-  for (int i = 1; i < 30; ++i) ASSERT_TRUE(None(c.Tick(Load(1, 900)))) << i;
-  RunTrial(c, 1, 900, 900);
-}
-
-TEST_F(EngineControllerTest, FewerThanFourSwitchesInFiveMinutesOfOscillation) {
-  options_.dwell = absl::ZeroDuration();
-  PromptController c = Make(EngineKind::kEpoll);
-  uint64_t most = 0;
-  std::deque<uint64_t> counts;
-  for (int second = 0; second < 3600; ++second) {
-    const bool high = second / 7 % 2 == 0;
-    const bool uring = c.engine() == EngineKind::kUring;
-    // Each engine is better where it is tried, so every trial is kept.
-    const double ns = high == uring ? 800 : 1000;
-    const double trial = c.state() == AdaptState::kTrial ? 700 : ns;
-    c.Tick(Load(high ? 100 : 1, trial));
-    counts.push_back(c.switches());
-    if (counts.size() > 300) counts.pop_front();
-    most = std::max(most, counts.back() - counts.front());
-  }
-  EXPECT_LE(most, 3u);
-  EXPECT_GT(c.switches(), 5u) << "it never switches at all";
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  m.cost_uring = 1100;
+  m.behind = 2;
+  ASSERT_TRUE(m.RunTrial());
+  m->Adopt(EngineKind::kEpoll);
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(None(m.Step())) << "theirs is under way";
 }
 
 TEST_F(EngineControllerTest, AFaultEndsATrialAtOnce) {
-  PromptController c = Make(EngineKind::kEpoll);
-  c.Tick(Load(100, 1000));
-  LoadSample bad = Load(100, 500);
-  bad.faults_uring = 2;
-  EXPECT_EQ(c.Tick(bad).to, EngineKind::kEpoll);
-  EXPECT_TRUE(Traced(c, "2 engine faults"));
+  for (const AdaptState at : {AdaptState::kCanary, AdaptState::kTrial}) {
+    AdaptedMachine m = Make(EngineKind::kEpoll);
+    while (m->state() != at) m.Step();
+    m.faults_uring = 2;
+    EXPECT_EQ(m.Step().to, EngineKind::kEpoll);
+    EXPECT_TRUE(m.Traced("back to epoll: 2 engine faults; no trial for 30s"));
+    EXPECT_EQ(m->state(), AdaptState::kWatching);
+  }
+}
+
+TEST_F(EngineControllerTest, EachIllnessDoublesTheRest) {
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  for (const int64_t rest : {30, 60, 120, 240, 480, 960, 1920, 3600, 3600}) {
+    m.faults_uring = 0;
+    while (m->state() != AdaptState::kTrial) m.Step();
+    m.faults_uring = 1;
+    m.Step();
+    EXPECT_NEAR(m.SecondsUntilTrial(), static_cast<double>(rest), 2);
+  }
 }
 
 TEST_F(EngineControllerTest, FaultsOfTheEngineThatServesAreNotTheTrialsDoing) {
-  PromptController c = Make(EngineKind::kEpoll);
-  c.Tick(Load(100, 1000));
-  LoadSample bad = Load(100, 1000);
-  bad.faults_epoll = 2;
-  EXPECT_EQ(c.Tick(bad).to, EngineKind::kUring);
-  EXPECT_EQ(c.state(), AdaptState::kTrial);
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  m.cost_uring = 900;
+  m.faults_epoll = 2;
+  ASSERT_TRUE(m.RunTrial());
+  EXPECT_EQ(m->engine(), EngineKind::kUring);
+  for (int i = 0; i < 10; ++i) EXPECT_TRUE(None(m.Step())) << "of one that serves nobody";
 }
 
 TEST_F(EngineControllerTest, AFaultAfterATrialWasWonBlowsTheFuse) {
-  PromptController c = Make(EngineKind::kEpoll);
-  LoadSample bad = Load(100, 1000);
-  bad.faults_epoll = 9;
-  RunTrial(c, 100, 1000, 900);
-  ASSERT_EQ(c.engine(), EngineKind::kUring);
-  EXPECT_TRUE(None(c.Tick(bad))) << "those of an engine that serves nobody say nothing";
-  bad.faults_epoll = 0;
-  bad.faults_uring = 1;
-  EXPECT_EQ(c.Tick(bad).to, EngineKind::kEpoll);
-  EXPECT_EQ(c.engine(), EngineKind::kEpoll);
-  EXPECT_EQ(c.state(), AdaptState::kWatching);
-  EXPECT_TRUE(Traced(c, "back to epoll: 1 engine faults of uring, which a trial was won by"));
-  EXPECT_EQ(c.counts().kept, 1u);
-  EXPECT_EQ(c.counts().returned, 1u);
-  for (int i = 0; i < 29; ++i) ASSERT_TRUE(None(c.Tick(bad))) << "it rests, and blows once";
+  AdaptedMachine m = Won();
+  m.faults_uring = 1;
+  EXPECT_EQ(m.Step().to, EngineKind::kEpoll);
+  EXPECT_EQ(m->engine(), EngineKind::kEpoll);
+  EXPECT_EQ(m->state(), AdaptState::kWatching);
+  EXPECT_TRUE(m.Traced("back to epoll: 1 engine faults of uring, which was found better"));
+  EXPECT_EQ(m->counts().kept, 1u);
+  EXPECT_EQ(m->counts().returned, 1u);
+  EXPECT_EQ(m->switches(), 2u);
+  for (int i = 0; i < 29; ++i) ASSERT_TRUE(None(m.Step())) << "it rests, and nothing is recalled";
+}
+
+TEST_F(EngineControllerTest, TheFuseIsNotBoundByTheSwitches) {
+  options_.switches_max = 1;
+  AdaptedMachine m = Won();
+  m.faults_uring = 1;
+  EXPECT_EQ(m.Step().to, EngineKind::kEpoll);
+  EXPECT_EQ(m->switches(), 2u);
 }
 
 TEST_F(EngineControllerTest, TheFirstEngineHasNoFuse) {
-  PromptController c = Make(EngineKind::kEpoll);
-  LoadSample bad = Load(5, 1000);
-  bad.faults_epoll = 100;
-  for (int i = 0; i < 10; ++i) ASSERT_TRUE(None(c.Tick(bad)));
-  EXPECT_TRUE(c.trace().empty());
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  m.rate = 100;
+  m.faults_epoll = 100;
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(None(m.Step()));
+  EXPECT_TRUE(m->trace().empty());
 }
 
 TEST_F(EngineControllerTest, StreamsThatAreRefusedEndATrial) {
-  EngineController canary(options_, EngineKind::kEpoll);
-  canary.Tick(Load(100, 1000));
-  canary.Ended({.moved = 47, .failed = 2, .ended = 1});
-  EXPECT_TRUE(Traced(canary, "47 streams are now on uring, 2 were refused, 1 ended meanwhile"));
-  EXPECT_EQ(canary.Tick(Load(100, 1000)).to, EngineKind::kEpoll);
-  EXPECT_TRUE(Traced(canary, "back to epoll: 47 streams are now on uring, 2 were refused"));
+  AdaptedMachine canary = Make(EngineKind::kEpoll);
+  canary.Step();
+  canary.refused = 2;
+  canary.Step();
+  EXPECT_TRUE(canary.Traced("48 streams are now on uring, 2 were refused, 0 ended meanwhile"));
+  EXPECT_EQ(canary.Step().to, EngineKind::kEpoll);
+  EXPECT_TRUE(canary.Traced("back to epoll: 48 streams are now on uring, 2 were refused"));
 
-  EngineController all(options_, EngineKind::kEpoll);
-  all.Tick(Load(100, 1000));
-  all.Ended({.moved = 50});
-  ASSERT_EQ(all.Tick(Load(100, 1000)).to, EngineKind::kUring);
-  all.Ended({.moved = 900, .failed = 50});
-  EXPECT_EQ(all.Tick(Load(100, 500)).to, EngineKind::kEpoll);
-  all.Ended({.moved = 900, .failed = 1});
-  EXPECT_TRUE(Traced(all, "900 streams are now on epoll, 1 were refused"));
-  EXPECT_TRUE(None(all.Tick(Load(100, 1000)))) << "there is nowhere else to go back to";
+  AdaptedMachine all = Make(EngineKind::kEpoll);
+  while (all->state() != AdaptState::kCanary) all.Step();
+  all.refused = 50;
+  ASSERT_EQ(all.Step().to, EngineKind::kUring);
+  EXPECT_EQ(all.Step().to, EngineKind::kEpoll);
+  EXPECT_TRUE(all.Traced("950 streams are now on epoll, 50 were refused"));
+  EXPECT_TRUE(None(all.Step())) << "there is nowhere else to go back to";
 }
 
 TEST_F(EngineControllerTest, NothingIsMeasuredWhileStreamsAreOnTheirWay) {
-  EngineController c(options_, EngineKind::kEpoll);
-  c.Tick(Load(100, 1000));
-  c.Ended({.moved = 50});
-  ASSERT_EQ(c.Tick(Load(100, 1000)).to, EngineKind::kUring);
-  for (int i = 0; i < 8; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 9000)))) << i;
-  c.Ended({.moved = 1000});
-  for (int i = 0; i < 3; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 800)))) << i;
-  EXPECT_TRUE(Traced(c, "uring stays: 800 ns"));
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  m.cost_uring = 900;
+  while (m->state() != AdaptState::kTrial) m.Step();
+  m.tells = false;
+  while (None(m.Step())) {
+  }
+  m.cost_epoll = m.cost_uring = 9000;
+  EXPECT_EQ(m->NextTick(), absl::Seconds(1)) << "until it is told of";
+  for (int i = 0; i < 8; ++i) ASSERT_TRUE(None(m.Step())) << i;
+  m.cost_epoll = 1000;
+  m.cost_uring = 900;
+  m.tells = true;
+  m->Ended({.moved = 1000}, absl::ZeroDuration());
+  ASSERT_TRUE(m.RunTrial());
+  EXPECT_TRUE(m.Traced("uring serves from now on: it takes 10.0 % less"));
 }
 
 TEST_F(EngineControllerTest, AMoveThatDoesNotEndIsNotWaitedForForEver) {
-  EngineController c(options_, EngineKind::kEpoll);
-  c.Tick(Load(100, 1000));
-  for (int i = 0; i < 8; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 1000)))) << i;
-  EXPECT_EQ(c.Tick(Load(100, 1000)).to, EngineKind::kEpoll);
-  EXPECT_TRUE(Traced(c, "back to epoll: streams are still on their way after 8 ticks"));
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  m.tells = false;
+  m.Step();
+  ASSERT_EQ(m.Step().to, EngineKind::kUring);
+  for (int i = 0; i < 8; ++i) ASSERT_TRUE(None(m.Step())) << i;
+  EXPECT_EQ(m.Step().to, EngineKind::kEpoll);
+  EXPECT_TRUE(m.Traced("back to epoll: streams are still on their way after 8 ticks"));
 }
 
 TEST_F(EngineControllerTest, AnEngineThatCannotBeHadEndsATrial) {
-  EngineController c(options_, EngineKind::kEpoll);
-  c.Tick(Load(100, 1000));
-  c.Failed(absl::ResourceExhaustedError("no descriptor"));
-  EXPECT_EQ(c.Tick(Load(100, 1000)).to, EngineKind::kEpoll);
-  EXPECT_TRUE(Traced(c, "back to epoll: RESOURCE_EXHAUSTED: no descriptor"));
-  c.Failed(absl::ResourceExhaustedError("no descriptor"));
-  EXPECT_TRUE(Traced(c, "no stream could be moved: RESOURCE_EXHAUSTED: no descriptor"));
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  m.tells = false;
+  m.Step();
+  m.Step();
+  m->Failed(absl::ResourceExhaustedError("no descriptor"));
+  EXPECT_EQ(m.Step().to, EngineKind::kEpoll);
+  EXPECT_TRUE(m.Traced("back to epoll: RESOURCE_EXHAUSTED: no descriptor"));
+  m->Failed(absl::ResourceExhaustedError("no descriptor"));
+  EXPECT_TRUE(m.Traced("no stream could be moved: RESOURCE_EXHAUSTED: no descriptor"));
 }
 
-TEST_F(EngineControllerTest, LateTurnsEndACanary) {
-  PromptController c = Make(EngineKind::kEpoll);
-  c.Tick(Load(100, 1000));
-  LoadSample late = Load(100, 500);
-  late.delay = absl::Milliseconds(200);
-  EXPECT_EQ(c.Tick(late).to, EngineKind::kEpoll);
+TEST_F(EngineControllerTest, SomeMoreLateSlicesEndATrial) {
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  while (m->state() != AdaptState::kTrial) m.Step();
+  int late = 0;
+  while (m->state() == AdaptState::kTrial) {
+    m.delay = absl::Milliseconds(m.serving() == EngineKind::kUring ? 21 : 0);
+    m.Step();
+    ASSERT_LT(++late, 20);
+  }
+  EXPECT_TRUE(m.Traced("back to epoll: turns come 21ms late"));
+  EXPECT_EQ(m.serving(), EngineKind::kEpoll);
 }
 
-TEST_F(EngineControllerTest, LateTurnsEndATrial) {
-  PromptController c = Make(EngineKind::kEpoll);
-  c.Tick(Load(100, 1000));
-  ASSERT_FALSE(None(c.Tick(Load(100, 1000))));
-  ASSERT_TRUE(None(c.Tick(Load(100, 500)))) << "streams move";
-  ASSERT_EQ(c.state(), AdaptState::kTrial);
-  LoadSample late = Load(100, 500);
-  late.delay = absl::Milliseconds(21);
-  EXPECT_EQ(c.Tick(late).to, EngineKind::kEpoll);
-  EXPECT_TRUE(Traced(c, "back to epoll: turns come 21ms late"));
+TEST_F(EngineControllerTest, AHostThatIsLateWithBothEndsNoTrial) {
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  m.cost_uring = 900;
+  while (m->state() != AdaptState::kTrial) m.Step();
+  m.delay = absl::Milliseconds(200);
+  ASSERT_TRUE(m.RunTrial());
+  EXPECT_EQ(m->engine(), EngineKind::kUring);
 }
 
 TEST_F(EngineControllerTest, ATrialInWhichNoStreamMovesEnds) {
-  EngineController c(options_, EngineKind::kEpoll);
-  ASSERT_EQ(c.Tick(Load(100, 1000)).to, EngineKind::kUring);
-  c.Ended({});
-  EXPECT_TRUE(None(c.Tick(Load(100, 500)))) << "there is nothing to take back";
-  EXPECT_EQ(c.state(), AdaptState::kWatching);
-  EXPECT_EQ(c.engine(), EngineKind::kEpoll);
-  EXPECT_EQ(c.switches(), 0u);
-  EXPECT_TRUE(Traced(c, "epoll stays: no stream may go; no trial for 30s"));
-  for (int i = 1; i < 30; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 1000)))) << i;
-  EXPECT_EQ(c.Tick(Load(100, 1000)).to, EngineKind::kUring);
-  c.Ended({.ended = 3});
-  EXPECT_TRUE(None(c.Tick(Load(100, 500))));
-  EXPECT_TRUE(Traced(c, "epoll stays: 0 streams are now on uring, 0 were refused, 3 ended"));
-  EXPECT_EQ(c.counts().trials, 2u);
-  EXPECT_EQ(c.counts().returned, 2u);
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  m.tells = false;
+  m.Step();
+  ASSERT_EQ(m.Step().to, EngineKind::kUring);
+  m->Ended({}, absl::ZeroDuration());
+  EXPECT_TRUE(None(m.Step())) << "there is nothing to take back";
+  EXPECT_EQ(m->state(), AdaptState::kWatching);
+  EXPECT_EQ(m->engine(), EngineKind::kEpoll);
+  EXPECT_TRUE(m.Traced("epoll stays: no stream may go; no trial for 30s"));
+  while (None(m.Step())) {
+  }
+  m->Ended({.ended = 3}, absl::ZeroDuration());
+  EXPECT_TRUE(None(m.Step()));
+  EXPECT_TRUE(m.Traced("epoll stays: 0 streams are now on uring, 0 were refused, 3 ended"));
+  EXPECT_EQ(m->counts().trials, 2u);
+  EXPECT_EQ(m->counts().returned, 2u);
+  EXPECT_EQ(m->counts().sweeps, 0u);
 }
 
-TEST_F(EngineControllerTest, ASweepForWhichNoStreamIsLeftIsNoTrouble) {
-  EngineController c(options_, EngineKind::kEpoll);
-  c.Tick(Load(100, 1000));
-  c.Ended({.moved = 8});
-  ASSERT_EQ(c.Tick(Load(100, 1000)).to, EngineKind::kUring);
-  c.Ended({});
-  for (int i = 0; i < 3; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 800)))) << i;
-  EXPECT_TRUE(Traced(c, "uring stays: 800 ns"));
-}
+// --- What others do ---
 
 TEST_F(EngineControllerTest, AdoptsTheEngineThatOthersChose) {
-  PromptController c = Make(EngineKind::kEpoll);
-  c.Adopt(EngineKind::kEpoll);
-  EXPECT_TRUE(c.trace().empty()) << "it serves already";
-  EXPECT_EQ(c.counts().adopted, 0u);
-  c.Adopt(EngineKind::kUring);
-  EXPECT_EQ(c.counts().adopted, 1u);
-  EXPECT_EQ(c.engine(), EngineKind::kUring);
-  EXPECT_TRUE(Traced(c, "uring serves: others had every stream switched to it; no trial for 30s"));
-  for (int i = 0; i < 29; ++i) ASSERT_TRUE(None(c.Tick(Load(1, 1000)))) << i;
-  RunTrial(c, 1, 1000, 900);
-  EXPECT_EQ(c.engine(), EngineKind::kEpoll);
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  m->Adopt(EngineKind::kEpoll);
+  EXPECT_TRUE(m->trace().empty()) << "it serves already";
+  EXPECT_EQ(m->counts().adopted, 0u);
+  m->Adopt(EngineKind::kUring);
+  EXPECT_EQ(m->counts().adopted, 1u);
+  EXPECT_EQ(m->engine(), EngineKind::kUring);
+  EXPECT_TRUE(m.Traced("uring serves: others had every stream switched to it; no trial for 30s"));
+  EXPECT_NEAR(m.SecondsUntilTrial(), 30, 1);
+}
+
+TEST_F(EngineControllerTest, WhatOthersChooseUndoesWhatWasFound) {
+  AdaptedMachine m = Won();
+  for (int i = 0; i < 20; ++i) m.Step();
+  m->Adopt(EngineKind::kEpoll);
+  EXPECT_NEAR(m.SecondsUntilTrial(), 30, 1) << "nothing is recalled";
 }
 
 TEST_F(EngineControllerTest, WhatOthersChooseEndsATrial) {
   for (const EngineKind chosen : {EngineKind::kEpoll, EngineKind::kUring}) {
-    EngineController c(options_, EngineKind::kEpoll);
-    c.Tick(Load(100, 1000));
-    c.Ended({.moved = 50});
-    ASSERT_EQ(c.Tick(Load(100, 1000)).to, EngineKind::kUring);
-    ASSERT_EQ(c.state(), AdaptState::kTrial);
-    c.Adopt(chosen);
-    EXPECT_EQ(c.state(), AdaptState::kWatching);
-    EXPECT_EQ(c.engine(), chosen);
-    const size_t lines = c.trace().size();
-    c.Ended({.moved = 7});
-    EXPECT_EQ(c.trace().size(), lines) << "its own sweep ended when theirs began";
-    for (int i = 0; i < 9; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 9000)))) << i;
+    AdaptedMachine m = Make(EngineKind::kEpoll);
+    while (m->state() != AdaptState::kTrial) m.Step();
+    m->Adopt(chosen);
+    EXPECT_EQ(m->state(), AdaptState::kWatching);
+    EXPECT_EQ(m->engine(), chosen);
+    EXPECT_EQ(m->NextTick(), absl::Seconds(1));
+    const size_t lines = m->trace().size();
+    m->Ended({.moved = 7}, absl::ZeroDuration());
+    EXPECT_EQ(m->trace().size(), lines) << "its own sweep ended when theirs began";
+    for (int i = 0; i < 20; ++i) ASSERT_TRUE(None(m.Step())) << i;
   }
 }
 
-TEST_F(EngineControllerTest, ALoadThatVanishesProvesNothing) {
-  PromptController c = Make(EngineKind::kUring);
-  c.Tick(Load(1, 1000));
-  c.Tick(Load(1, 1000));
-  ASSERT_EQ(c.state(), AdaptState::kCanary);
-  c.Tick(Idle());
-  for (int i = 0; i < 4 && c.state() == AdaptState::kTrial; ++i) c.Tick(Idle());
-  EXPECT_EQ(c.engine(), EngineKind::kUring);
-  EXPECT_TRUE(Traced(c, "too few reads"));
-}
-
-TEST_F(EngineControllerTest, WithoutAStreamNothingIsTried) {
-  PromptController c = Make(EngineKind::kEpoll);
-  LoadSample gone = Load(100, 1000);  // all have closed at the end of the tick
-  gone.open = 0;
-  for (int i = 0; i < 10; ++i) ASSERT_TRUE(None(c.Tick(gone)));
-}
-
-TEST_F(EngineControllerTest, ATrialWhoseLoadBecomesAnotherProvesNothing) {
-  for (const uint64_t open : {400, 2500}) {
-    PromptController c = Make(EngineKind::kEpoll);
-    c.Tick(Load(100, 1000));
-    c.Tick(Load(100, 1000));
-    LoadSample other = Load(100, 500);
-    other.open = open;
-    for (int i = 0; i < 4 && c.state() == AdaptState::kTrial; ++i) c.Tick(other);
-    EXPECT_EQ(c.engine(), EngineKind::kEpoll);
-    EXPECT_TRUE(Traced(c, "the load is another"));
+TEST_F(EngineControllerTest, NothingIsTriedOnceIoUringIsLost) {
+  for (const AdaptState at : {AdaptState::kWatching, AdaptState::kCanary, AdaptState::kTrial}) {
+    AdaptedMachine m = Make(EngineKind::kEpoll);
+    while (m->state() != at) m.Step();
+    m.lost = true;
+    for (int i = 0; i < 1000; ++i) ASSERT_TRUE(None(m.Step()));
+    EXPECT_EQ(m->engine(), EngineKind::kEpoll);
+    EXPECT_EQ(m->state(), AdaptState::kWatching);
+    EXPECT_EQ(m->switches(), 0u);
+    EXPECT_NE(m->trace().back().find("uring has failed for good"), std::string::npos);
   }
 }
 
-// One tick of the noise that a shared machine makes would decide a trial by chance.
-TEST_F(EngineControllerTest, WhatAReadCostBeforeIsAnAverage) {
-  options_.sustain = 4;
-  PromptController c = Make(EngineKind::kEpoll);
-  for (const double ns : {1000., 1000., 1000.}) ASSERT_TRUE(None(c.Tick(Load(20, ns))));
-  RunTrial(c, 20, /*before=*/1400, /*after=*/1080);
-  EXPECT_TRUE(Traced(c, "1100 ns of CPU each"));
-  EXPECT_TRUE(Traced(c, "back to epoll: 1080 ns of CPU a read, 1.8 % less"));
+TEST_F(EngineControllerTest, IoUringThatServedAndIsLostIsLeft) {
+  AdaptedMachine m = Make(EngineKind::kUring);
+  m.lost = true;
+  for (int i = 0; i < 1000; ++i) ASSERT_TRUE(None(m.Step()));
+  EXPECT_EQ(m->engine(), EngineKind::kEpoll);
+  EXPECT_EQ(m->trace().size(), 1u);
 }
 
-TEST_F(EngineControllerTest, TicksThatDifferAmongThemselvesProveNothing) {
-  PromptController c = Make(EngineKind::kEpoll);
-  c.Tick(Load(20, 1000));
-  c.Tick(Load(20, 1300));
-  c.Tick(Load(20, 1300));
-  ASSERT_EQ(c.state(), AdaptState::kTrial);
-  c.Tick(Load(20, 5000));  // streams move
-  c.Tick(Load(20, 800));
-  EXPECT_EQ(c.Tick(Load(20, 1010)).to, EngineKind::kEpoll);
-  EXPECT_TRUE(Traced(c, "905 ns of CPU a read, 21.3 % less, but not in every tick"));
-}
-
-TEST_F(EngineControllerTest, WhatAReadCostLongAgoIsForgotten) {
-  options_.dwell = options_.dwell_max = absl::Seconds(100);
-  options_.switches_max = 100;
-  PromptController c = Make(EngineKind::kEpoll);
-  RunTrial(c, 20 * 5, 3000, 3000);
-  for (int i = 0; i < 50; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 3000))));
-  for (int i = 0; i < 49; ++i) ASSERT_TRUE(None(c.Tick(Load(100, 1000))));
-  ASSERT_FALSE(None(c.Tick(Load(100, 1000))));
-  EXPECT_TRUE(Traced(c, " 100 ticks, 100")) << c.trace().back();
-}
+// --- Options ---
 
 TEST_F(EngineControllerTest, TheTraceIsBounded) {
   options_.trace_max = 5;
   options_.dwell = absl::ZeroDuration();
-  options_.switches_max = 1 << 20;
-  PromptController c = Make(EngineKind::kEpoll);
-  for (int i = 0; i < 1000; ++i) c.Tick(Load(100, 1000));
-  EXPECT_EQ(c.trace().size(), 5u);
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  for (int i = 0; i < 1000; ++i) m.Step();
+  EXPECT_EQ(m->trace().size(), 5u);
 }
 
 TEST_F(EngineControllerTest, ATraceMayBeNone) {
   options_.trace_max = 0;
-  PromptController c = Make(EngineKind::kEpoll);
-  RunTrial(c, 100, 1000, 900);
-  EXPECT_TRUE(c.trace().empty());
+  EXPECT_TRUE(Won()->trace().empty());
 }
 
 TEST_F(EngineControllerTest, OptionsThatContradictThemselvesAreNamed) {
@@ -534,42 +482,16 @@ TEST_F(EngineControllerTest, OptionsThatContradictThemselvesAreNamed) {
   };
   refused([](AdaptiveOptions& o) { o.tick = absl::ZeroDuration(); }, "tick");
   refused([](AdaptiveOptions& o) { o.tick = absl::InfiniteDuration(); }, "tick");
-  refused([](AdaptiveOptions& o) { o.down = o.up; }, "down");
-  refused([](AdaptiveOptions& o) { o.up_at_once = 1; }, "up_at_once");
   refused([](AdaptiveOptions& o) { o.sustain = 0; }, "sustain");
+  refused([](AdaptiveOptions& o) { o.busy = 1.1; }, "busy");
   refused([](AdaptiveOptions& o) { o.canary_part = 2; }, "canary_part");
-  refused([](AdaptiveOptions& o) { o.trial = 0; }, "trial");
+  refused([](AdaptiveOptions& o) { o.slice = absl::ZeroDuration(); }, "slice");
+  refused([](AdaptiveOptions& o) { o.slice = absl::InfiniteDuration(); }, "slice");
+  refused([](AdaptiveOptions& o) { o.pairs_max = 7; }, "pairs_max");
   refused([](AdaptiveOptions& o) { o.gain = 1; }, "gain");
   refused([](AdaptiveOptions& o) { o.dwell_max = absl::ZeroDuration(); }, "dwell");
-  refused([](AdaptiveOptions& o) { o.switches_max = 1; }, "switches_max");
+  refused([](AdaptiveOptions& o) { o.switches_max = 0; }, "switches_max");
   refused([](AdaptiveOptions& o) { o.window = absl::ZeroDuration(); }, "window");
-}
-
-TEST_F(EngineControllerTest, NothingIsTriedOnceIoUringIsLost) {
-  for (const int ticks : {0, 2, 3}) {  // watching, in the canary, in the trial
-    PromptController c = Make(EngineKind::kEpoll);
-    for (int i = 0; i < ticks; ++i) c.Tick(Load(20, 1000));
-    ASSERT_EQ(c.state(), ticks == 0   ? AdaptState::kWatching
-                         : ticks == 2 ? AdaptState::kCanary
-                                      : AdaptState::kTrial);
-    const uint64_t before = c.switches();
-    LoadSample lost = Load(100, 1000);
-    lost.uring_lost = true;
-    for (int i = 0; i < 1000; ++i) ASSERT_TRUE(None(c.Tick(lost)));
-    EXPECT_EQ(c.engine(), EngineKind::kEpoll);
-    EXPECT_EQ(c.state(), AdaptState::kWatching);
-    EXPECT_EQ(c.switches(), before);
-    EXPECT_NE(c.trace().back().find("uring has failed for good"), std::string::npos);
-  }
-}
-
-TEST_F(EngineControllerTest, IoUringThatServedAndIsLostIsLeft) {
-  PromptController c = Make(EngineKind::kUring);
-  LoadSample lost = Load(1, 1000);
-  lost.uring_lost = true;
-  for (int i = 0; i < 1000; ++i) ASSERT_TRUE(None(c.Tick(lost)));
-  EXPECT_EQ(c.engine(), EngineKind::kEpoll);
-  EXPECT_EQ(c.trace().size(), 1u);
 }
 
 }  // namespace

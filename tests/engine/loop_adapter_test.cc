@@ -61,25 +61,19 @@ class Pinger {
   bool intact_ = true;
 };
 
-// Every load speaks for the other engine, every trial is kept.
+// Every load is tried, and nothing is believed for long.
 AdaptiveOptions EagerAdapter() {
   AdaptiveOptions options;
   options.tick = absl::Milliseconds(IsSlow() ? 1000 : 50);  // long enough for 200 reads
-  options.up = options.up_at_once = 0.001;
-  options.down = 0;
+  options.slice = options.tick / 5;
+  options.pairs_max = 8;
   options.sustain = 1;
-  options.large_read = UINT32_MAX;
-  options.gain = 0;
+  options.busy = 0;
   options.dwell = absl::ZeroDuration();
   return options;
 }
 
 TEST_P(LoopAdapterTest, TriesUnderLoadAndLosesNoByte) {
-  AdaptiveOptions options = EagerAdapter();
-  if (loop().engine() == EngineKind::kUring) {
-    options.down = 1e6;
-    options.up = options.up_at_once = 2e6;
-  }
   ASSERT_GE(loop().fd(), 0);  // from now on a host watches it
   const std::unique_ptr<Listener> listening = Listen();
   std::vector<std::unique_ptr<Pinger>> pingers;
@@ -89,10 +83,13 @@ TEST_P(LoopAdapterTest, TriesUnderLoadAndLosesNoByte) {
     pingers.push_back(std::make_unique<Pinger>(std::move(pair.client), i));
     pingers.back()->Send();
   }
-  absl::StatusOr<std::unique_ptr<EngineAdapter>> adapter = EngineAdapter::Create(loop(), options);
+  absl::StatusOr<std::unique_ptr<EngineAdapter>> adapter =
+      EngineAdapter::Create(loop(), EagerAdapter());
   ASSERT_TRUE(adapter.ok()) << adapter.status();
-  ASSERT_TRUE(
-      Drive([&] { return (*adapter)->switches() >= 1 && (*adapter)->trace().size() >= 4; }));
+  ASSERT_TRUE(Drive([&] {
+    const AdaptiveCounts counts = (*adapter)->counts();
+    return counts.sweeps >= 9 && counts.kept + counts.returned >= 1;
+  }));
   const LoopSnapshot now = loop().Snapshot();
   EXPECT_GT(now.switches_to_epoll + now.switches_to_uring, 8u);
   EXPECT_EQ(now.stranded, 0u);
@@ -130,7 +127,7 @@ TEST_P(LoopAdapterTest, MayGoInTheMiddleOfATrial) {
 
 TEST_P(LoopAdapterTest, RefusesOptionsThatContradictThemselves) {
   AdaptiveOptions options;
-  options.down = options.up;
+  options.pairs_max = 1;
   EXPECT_TRUE(absl::IsInvalidArgument(EngineAdapter::Create(loop(), options).status()));
 }
 
