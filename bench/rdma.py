@@ -6,7 +6,7 @@ usage: tests/vm/run.py --kernel=6.12 --rdma -- bench/rdma.py --bin-dir build/rel
 Runs on any machine with two devices that reach each other; the one that tests/vm/run.py --rdma makes
 has them, in emulation, so that only the ratios mean anything there. Latency is half of a round trip at
 the median, perftest's own measure; bandwidth is the average. An endpoint sleeps until a completion
-wakes it, or spins first: `ib_send_lat` spins always, and with `-e` sleeps, which it does not survive over
+wakes it, or spins first: perftest's programs spin, and `ib_send_lat -e` sleeps, which it does not survive over
 rdma_rxe for long: it gets 100 iterations, and what does not end in time is told as missing.
 
 Python standard library only.
@@ -38,6 +38,8 @@ POINTS = {
     "send-64-spinning": point("ib_send_lat", 64, 1000, ours=["--spin=100000"]),
     "write-64k": point("ib_write_bw", 65536, 1000, ours=["--op=write", "--depth=64"],
                        more_is_better=True),
+    "write-64k-spinning": point("ib_write_bw", 65536, 1000, more_is_better=True,
+                                ours=["--op=write", "--depth=64", "--spin=100000"]),
 }
 
 

@@ -136,7 +136,8 @@ class Pinger {
   void Begin();
   bool Matches(const BufferChain& bytes);
   void StartOne(int64_t now_ns);
-  void OnOne(const absl::Status& status);
+  // `bytes`: what has come, to be compared when the next is on its way.
+  void OnOne(const absl::Status& status, const BufferChain* bytes = nullptr);
   void OnBytes(absl::StatusOr<BufferChain> bytes);
   void ReceiveNext();
   void End(absl::Status status);
@@ -205,18 +206,18 @@ bool Pinger::Matches(const BufferChain& bytes) {
 
 void Pinger::OnBytes(absl::StatusOr<BufferChain> bytes) {
   if (!bytes.ok()) return OnOne(bytes.status());
-  if (!Matches(*bytes)) {
-    return OnOne(absl::DataLossError("other bytes came back than were sent"));
-  }
-  OnOne(absl::OkStatus());
+  OnOne(absl::OkStatus(), &*bytes);
 }
 
-void Pinger::OnOne(const absl::Status& status) {
+void Pinger::OnOne(const absl::Status& status, const BufferChain* bytes) {
   if (!status.ok()) return End(status);
   const int64_t now_ns = NowNs();
   const int64_t took_ns = now_ns - began_ns_[done_ % config_.depth];
   // What is measured next does not wait for the figures.
   if (started_ < total()) StartOne(now_ns);
+  if (bytes != nullptr && !Matches(*bytes)) {
+    return End(absl::DataLossError("other bytes came back than were sent"));
+  }
   if (done_ == warm_up_) measured_from_ns_ = now_ns - took_ns;
   if (done_ >= warm_up_) {
     latencies_.Record(absl::Nanoseconds(took_ns));
