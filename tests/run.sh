@@ -162,7 +162,7 @@ stage_vm() {
     return
   fi
   build_stage vm release penstock_unit_tests penstock_conformance_tests live_migration \
-    penstock_rdma_tests || return
+    penstock_rdma_tests rdma_pingpong rdma_put bulk_transfer || return
   tests/vm/run_test.py "--cache=$cache" "--report=$results/vm.xml"
   [ -s "$results/vm.xml" ] || record_failure vm "tests/vm/run_test.py wrote no report"
   for kernel in 6.1 6.12; do
@@ -171,6 +171,8 @@ stage_vm() {
     in_vm "linux-$kernel-rdma" "$kernel" --rdma --limit=300 -- \
       "$tests/penstock_rdma_tests" --gtest_filter='*Machine*' --gtest_brief=1 \
       "--gtest_output=xml:$results/linux-$kernel-rdma.xml"
+    in_vm "linux-$kernel-examples" "$kernel" --rdma --limit=300 -- tests/vm/examples_test.py \
+      "--programs=$build_root/release/examples" "--report=$results/linux-$kernel-examples.xml"
     # What is not allowed is told by one packet, and whom it does not reach hears of retries.
     in_vm "linux-$kernel-lossy" "$kernel" --rdma --limit=300 -- tests/vm/lossy.sh \
       "$tests/penstock_rdma_tests" --gtest_brief=1 \
