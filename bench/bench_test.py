@@ -189,6 +189,18 @@ class PeersTest(unittest.TestCase):
             self.assertEqual(result.returncode, 2, arguments)
             self.assertIn("usage: ", result.stderr)
 
+    def test_raw_seal_refuses_wrong_flags(self):
+        program = servers.find_program("raw_seal", [BIN_DIR])
+        if program is None:
+            self.skipTest("raw_seal is not built: no OpenSSL 3")
+        key = "--key-hex=" + "00" * 44
+        for arguments in [["0"], ["--key-hex=00", "0"], [key[:-1] + "x", "0"], [key + "0", "0"],
+                          [key], [key, "--max-frame=1023", "0"], [key, "--max-frame=131073", "0"]]:
+            result = subprocess.run([program, *arguments], stderr=subprocess.PIPE, text=True,
+                                    timeout=PATIENCE_SECONDS, check=False)
+            self.assertEqual(result.returncode, 2, arguments)
+            self.assertIn("usage: ", result.stderr)
+
     def test_wrong_command_lines(self):
         program = servers.find_program("raw_epoll", [BIN_DIR])
         for arguments in [[], ["x"], ["1", "2"], ["70000"], ["--mode=no", "0"]]:
@@ -389,7 +401,8 @@ class FiguresTest(unittest.TestCase):
         records = []
         for round_number, slow in enumerate([1, 1, 2]):
             for server, rate, cpu in [("plain-epoll", 1e6 / (slow * 10 - 2 * bare), 4 - bare),
-                                      ("sealed-epoll", 9e4 / slow, 5), ("grpc-alts", 1e5, 4)]:
+                                      ("sealed-epoll", 9e4 / slow, 5), ("grpc-alts", 1e5, 4),
+                                      ("raw-seal", 1e5, 3)]:
                 records.append(dict(record(round_number, server, rate, cpu), point="same-64"))
         parts = seal.ceilings(records, seal.POINTS)
         self.assertEqual(list(parts), [("same-64", "epoll")])
@@ -407,6 +420,8 @@ class FiguresTest(unittest.TestCase):
                              {"same-64": seal.POINTS["same-64"]})
         self.assertIn("0.80 (0.80-0.80)", text)
         self.assertIn("1.25 (1.25-1.25)", text)  # the processor time of grpc-alts
+        self.assertIn("| sealed to raw-seal, cpu | 1.67 (1.67-1.67) |", text)
+        self.assertIn("| raw-seal to grpc-alts, cpu | 0.75 (0.75-0.75) |", text)
 
     def test_ceilings_of_two_processors(self):
         both = sum(seal.BARE_US[65536])
@@ -499,6 +514,7 @@ class RunnersTest(unittest.TestCase):
             "--transfer-mib=1", "--date=2000-01-02", f"--out={path}")
         self.assertEqual(status, 0, out)
         self.assertIn("| ceiling of sealed, cpu |", out)
+        self.assertIn("| sealed to raw-seal, cpu |", out)
         with open(path, encoding="utf-8") as file:
             document = json.load(file)
         self.assertEqual({part["point"] for part in document["ceilings"]},

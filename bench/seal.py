@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Compares sealed streams with plain ones, and with gRPC C++'s own sealing, in rounds as run.py.
 
-Servers: Penstock's echo_server, plain and sealed, on both engines; and grpc_alts, an epoll echo
-around the ALTS frame protector of Debian's libgrpc. The load is always echo_client on epoll, sealed
+Servers: Penstock's echo_server, plain and sealed, on both engines; grpc_alts_echo, an epoll echo
+around the ALTS frame protector of Debian's libgrpc; and raw_seal, an epoll echo that receives, opens, seals
+and sends by OpenSSL and does nothing else. The load is always echo_client on epoll, sealed
 when the server is. Records are of 16 KiB, as gRPC's C++ sends them; where messages are, too, records are
 longer by what sealing adds, so that a message is one, as in the bare loop. Two points go one way instead:
 at `flow`, flow_source sends to flow_sink, which drops what comes; at `transfer`, bulk_transfer sends
@@ -34,8 +35,9 @@ import servers
 FRAME = 16384
 OVERHEAD = 24  # bytes that sealing adds to a record
 ENGINES = ["epoll", "uring"]
-GRPC = "grpc-alts"
-SERVERS = [f"{kind}-{engine}" for engine in ENGINES for kind in ("plain", "sealed")] + [GRPC]
+GRPC, RAW = "grpc-alts", "raw-seal"
+PEERS = [GRPC, RAW]  # they seal, and echo only
+SERVERS = [f"{kind}-{engine}" for engine in ENGINES for kind in ("plain", "sealed")] + PEERS
 
 POINTS = {
     "c64-64": run.Point(64, 64, 1, False),
@@ -60,7 +62,7 @@ TRANSFER_MIB = 256
 PATIENCE_SECONDS = 180
 
 # Field -> what the program is called.
-PROGRAMS = {"server": "echo_server", "client": "echo_client", "grpc": "grpc_alts_echo",
+PROGRAMS = {"server": "echo_server", "client": "echo_client", "grpc": "grpc_alts_echo", "raw": "raw_seal",
             "sink": "flow_sink", "source": "flow_source", "transfer": "bulk_transfer",
             "bare": "seal_bench"}
 Programs = collections.namedtuple("Programs", PROGRAMS)
@@ -122,7 +124,7 @@ def seal_words(name, key, point):
 
 
 def server_command(name, program, key, point):
-    if name == GRPC:
+    if name in PEERS:
         return [program, f"--key-hex={key}", f"--max-frame={frame(point)}", "0"]
     engine = name.split("-")[1]
     return [program, "--listen=127.0.0.1:0", f"--engine={engine}", "--loops=1",
@@ -154,7 +156,7 @@ def load_echo(name, point, programs, args):
     """One measurement of an echo server."""
     client = [programs.client, "--engine=epoll", f"--connections={point.connections}",
               f"--size={point.size}", f"--depth={point.depth}"]
-    program = programs.grpc if name == GRPC else programs.server
+    program = {GRPC: programs.grpc, RAW: programs.raw}.get(name, programs.server)
     figures, ran, disturbance = load_server(name, program, client, point, args)
     return {"requests_per_second": figures["requests_per_s"],
             "bytes_per_second": figures["requests_per_s"] * point.size,
@@ -256,7 +258,7 @@ def ceilings(records, points):
 def markdown(records, points):
     """One table an engine: the plain figures, what is left of them, and the comparisons."""
     parts = ceilings(records, points)
-    grpc = run.summarize(records, GRPC)
+    grpc, raw = run.summarize(records, GRPC), run.summarize(records, RAW)
     tables = []
     for engine in ENGINES:
         names = [point for point in points if (point, engine) in parts]
@@ -272,7 +274,7 @@ def markdown(records, points):
             return f"{values[0]:.2f} ({values[1]:.2f}-{values[2]:.2f})"
 
         def against(entry, ratio):
-            if ratio not in entry:
+            if entry is None or ratio not in entry:
                 return "-"
             return spread([entry[ratio], entry[ratio + "_min"], entry[ratio + "_max"]])
 
@@ -287,6 +289,8 @@ def markdown(records, points):
                     lambda n: f"{parts[n, engine][kind + '_ceiling'][0]:.2f}"),
                 row("reached of that", lambda n: spread(parts[n, engine][kind + "_of_ceiling"])),
                 row(f"sealed to {GRPC}, {kind}", lambda n: against(grpc[n, sealed], ratio)),
+                row(f"sealed to {RAW}, {kind}", lambda n: against(raw[n, sealed], ratio)),
+                row(f"{RAW} to {GRPC}, {kind}", lambda n: against(grpc.get((n, RAW)), ratio)),
             ]
         tables.append("\n".join(lines))
     return "\n\n".join(tables)
@@ -310,19 +314,21 @@ def choose(args, programs):
         if name not in SERVERS:
             raise servers.BenchError(f"server '{name}' is not known; there are "
                                      f"{', '.join(SERVERS)}")
-    if GRPC in wanted and programs.grpc is None:
+    for name, path, program, needs in [(GRPC, programs.grpc, "grpc_alts_echo", "libgrpc29"),
+                                       (RAW, programs.raw, "raw_seal", "OpenSSL 3")]:
+        if name not in wanted or path is not None:
+            continue
         if args.servers is not None:
-            raise servers.BenchError(f"server '{GRPC}': no program grpc_alts_echo; it needs "
-                                     "libgrpc29")
-        print(f"not built, left out: {GRPC}", file=sys.stderr)
-        wanted = [name for name in wanted if name != GRPC]
+            raise servers.BenchError(f"server '{name}': no program {program}; it needs {needs}")
+        print(f"not built, left out: {name}", file=sys.stderr)
+        wanted = [other for other in wanted if other != name]
     return wanted
 
 
 def measure(names, points, programs, args):
     """The records of all rounds."""
     groups = [([point for point in points if POINTS[point].depth > 0], names, load_echo, "server")]
-    two_ended = [name for name in names if name != GRPC]
+    two_ended = [name for name in names if name not in PEERS]
     for point, load, program in [("flow", load_flow, "source"),
                                  ("transfer", load_transfer, "transfer")]:
         if point in points and two_ended:
