@@ -178,12 +178,13 @@ uint32_t CompletionPump::LookOn(uint32_t taken) {
   return taken;
 }
 
-// Behind those whom what was taken has woken. When nothing was, the loop's other descriptors have
-// waited long enough.
+// Behind those whom what was taken has woken. When it woke nobody, all looks are spent, and the
+// loop's other descriptors have waited long enough.
 void CompletionPump::TurnAgain(uint32_t taken) {
   if (lost_) return;
+  again_.Cancel();  // AwaitSends may have asked for it, before them and in this step
   stepped_ += taken;
-  if (taken > 0 && stepped_ < kStepMax) return loop()->DeferSoon(again_);
+  if (taken > 0 && stepped_ < kStepMax && loop()->HasReady()) return loop()->DeferSoon(again_);
   stepped_ = 0;
   loop()->Defer(again_);
 }

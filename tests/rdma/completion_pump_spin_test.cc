@@ -74,6 +74,48 @@ TEST_P(CompletionPumpSpinTest, AnswersAreLookedForInTheSameStepButNotForEver) {
   EXPECT_EQ(recorder_.words.size(), CompletionPump::kStepMax);
 }
 
+// Who waits for one send after the other asks for a turn of the pump from inside it.
+TEST_P(CompletionPumpSpinTest, WhoWaitsForSendsDoesNotMakeAStepLonger) {
+  CompletionPump::Options options;
+  options.spin_max = absl::Microseconds(50);
+  options.send_depth = 64;
+  Begin(std::move(options));
+  if (IsSkipped()) return;
+  pump_->AwaitSends();
+  Brisk();
+  recorder_.then = [&] {
+    pump_->ForgetSends();
+    pump_->AwaitSends();
+    Write(2);
+    Deliver();
+  };
+  for (int turn = 0; turn < 3; ++turn) {
+    recorder_.words.clear();
+    if (turn == 0) {
+      Write(2);
+      Deliver();
+    }
+    loop_->Poll();
+    EXPECT_GT(recorder_.words.size(), 0u);
+    EXPECT_LE(recorder_.words.size(), CompletionPump::kTurnMax + CompletionPump::kStepMax);
+  }
+}
+
+TEST_P(CompletionPumpSpinTest, AnEndThatWakesNobodyIsNotLookedBehindTwice) {
+  CompletionPump::Options options;
+  options.spin_max = absl::Milliseconds(50);
+  Begin(std::move(options));
+  if (IsSkipped()) return;
+  Brisk();
+  recorder_.words.clear();
+  Write(2);
+  Deliver();
+  const uint64_t spins = pump_->stats().spins;
+  loop_->Poll();
+  EXPECT_EQ(recorder_.words.size(), 1u);
+  EXPECT_EQ(pump_->stats().spins - spins, 1u);
+}
+
 TEST_P(CompletionPumpSpinTest, WhatComesInAStepThatGoesOnIsTimedAnew) {
   CompletionPump::Options options;
   options.spin_max = absl::Microseconds(50);
