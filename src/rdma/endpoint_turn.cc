@@ -316,7 +316,8 @@ bool EndpointCore::PostRead(Work& work) {
 // none, and the window bounds what waits.
 bool EndpointCore::MayTell() const {
   if (dead() || !gate_.MayPost(gate_.self().attempt)) return false;
-  return carrier_ == Carrier::kStream || lane_window_.HasRoom();
+  // With neither, what is due stays due until the peer has told what it had from the lanes.
+  return carrier_ == Carrier::kStream || (carrier_ == Carrier::kLane && lane_window_.HasRoom());
 }
 
 void EndpointCore::TellEnds() {

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -21,6 +22,9 @@
 
 namespace penstock::internal {
 namespace {
+
+using testing::FakePacket;
+using testing::FakePacketKind;
 
 // A peer whose lane sends what the test wants.
 class EndpointHostileLaneTest : public HostileHarness, private Lane::Owner {
@@ -88,13 +92,11 @@ class EndpointHostileLaneTest : public HostileHarness, private Lane::Owner {
                                             .access = kRegionWrite}));
     const absl::StatusOr<RdmaRemoteRegion> remote = AwaitRegion(*endpoint_);
     ASSERT_TRUE(remote.ok()) << remote.status();
-    lanes().fabric().set_drop(
-        [this, number = second_->address().qpn](const testing::FakePacket& packet) {
-          const bool hit =
-              packet.kind == testing::FakePacketKind::kRequest && packet.to_number == number;
-          cut_ = cut_ || hit;
-          return hit;
-        });
+    lanes().fabric().set_drop([this, number = second_->address().qpn](const FakePacket& packet) {
+      const bool hit = packet.kind == FakePacketKind::kRequest && packet.to_number == number;
+      cut_ = cut_ || hit;
+      return hit;
+    });
     endpoint_->Write(*remote, 0, Chain(std::string(memory_.size(), 'w')));
     endpoint_->Send(Chain("held"), sent_.OnDone());
     ASSERT_TRUE(Drive([this] { return cut_; }));
@@ -103,6 +105,11 @@ class EndpointHostileLaneTest : public HostileHarness, private Lane::Owner {
     std::array<char, kMessageHeaderSize> bytes;
     EncodeMessageHeader(header, bytes);
     lane_->Send(std::string(bytes.data(), bytes.size()) + std::string(body), {});
+  }
+
+  // At the endpoint's device.
+  void PushEvent(FabricEventKind kind) {
+    lanes().fabric().PushEvent("fake0", {.kind = kind, .owner = 0, .port = 0});
   }
 
   std::unique_ptr<FabricDevice> device_;
@@ -193,6 +200,56 @@ TEST_P(EndpointHostileLaneBreakTest, AnHonestPeerGetsWhatWasHeldByTheStream) {
     return !peer_->data().empty() && peer_->data().back().type == MessageType::kMessage;
   }));
   EXPECT_TRUE(headers_.empty());
+}
+
+// Between its own FALLBACK and the peer's an endpoint has nothing to tell by: what is due waits.
+TEST_P(EndpointHostileLaneTest, CreditsWaitForThePeersFallback) {
+  constexpr uint32_t kPieces = 20;  // more than half of the window
+  OpenWithLane();
+  for (uint32_t i = 1; i <= kPieces; ++i) SendByLane(Header(MessageType::kMessage, i), "x");
+  ASSERT_TRUE(Drive([this] { return !headers_.empty() && headers_.back().received == kPieces; }));
+  const uint32_t before = headers_.back().credits;
+  PushEvent(FabricEventKind::kDeviceFatal);
+  ASSERT_TRUE(Drive([this] { return peer_->Last<ControlFallback>() != nullptr; }));
+  EXPECT_EQ(peer_->Last<ControlFallback>()->received, kPieces);
+  for (uint32_t i = 1; i <= kPieces; ++i) EXPECT_EQ(*Receive(*endpoint_), "x");
+  Settle();
+  EXPECT_TRUE(peer_->data().empty());
+  peer_->Send(EncodeControl(ControlFallback{.received = headers_.size()}));
+  ASSERT_TRUE(Drive([this] { return !peer_->data().empty(); }));
+  Settle();
+  ASSERT_EQ(peer_->data().size(), 1u);
+  EXPECT_EQ(peer_->data().front().type, MessageType::kCredit);
+  EXPECT_EQ(peer_->data().front().credits, before + kPieces);
+}
+
+// A write that comes in the turn in which its queue is lost.
+TEST_P(EndpointHostileLaneBreakTest, AWriteThatComesWithTheEndOfItsLaneIsAcknowledgedByTheStream) {
+  OpenWithLane();
+  std::string memory(4, '.');
+  const RdmaRegion region = *endpoint_->Expose(memory, RdmaAccess::kWrite);
+  ASSERT_TRUE(Drive([this] { return peer_->Last<ControlRegion>() != nullptr; }));
+  std::string access(kAccessPrefixSize, '\0');
+  EncodeAccessPrefix({.region = region.id(), .epoch = region.epoch()},
+                     std::span<char, kAccessPrefixSize>(access.data(), access.size()));
+  // Sent again after a while, it finds the loop asleep, with no timer of this tick behind it. The
+  // device answers when it has the message.
+  lanes().fabric().set_drop(
+      [this, first = true, number = lane_->address().qpn](const FakePacket& packet) mutable {
+        if (packet.kind == FakePacketKind::kRequest) return std::exchange(first, false);
+        const bool has_it = packet.kind == FakePacketKind::kAck && packet.to_number == number;
+        if (has_it && !std::exchange(cut_, true)) PushEvent(FabricEventKind::kCqError);
+        return false;
+      });
+  SendByLane(Header(MessageType::kWrite, 1), access + "done");
+  ASSERT_TRUE(Drive([this] { return peer_->Last<ControlFallback>() != nullptr; }));
+  EXPECT_EQ(memory, "done");
+  EXPECT_EQ(peer_->Last<ControlFallback>()->received, 1u);
+  EXPECT_TRUE(peer_->data().empty());
+  peer_->Send(EncodeControl(ControlFallback{.received = headers_.size()}));
+  ASSERT_TRUE(Drive([this] { return !peer_->data().empty(); }));
+  EXPECT_EQ(peer_->data().front().type, MessageType::kWritten);
+  EXPECT_EQ(peer_->data().front().sequence, 1u);
 }
 
 TEST_P(EndpointHostileLaneTest, DataOnTheStreamBesideTheLane) {
