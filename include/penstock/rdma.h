@@ -31,7 +31,8 @@
 //   (RESOURCE_EXHAUSTED, kNeverPosted) without touching the endpoint.
 // Ends
 //   An endpoint has one life: it opens once, and when it has ended everything pending and later
-//   fails the same way. Close ends it in order: the peer gets every message and then IsEof.
+//   fails the same way. Close ends it in order: the peer gets every message and then IsEof, with
+//   which AwaitRegion ends too; the peer's own operations end with UNAVAILABLE.
 //   Destroying it is safe at any time, in any callback; the peer sees that it has gone.
 // Callbacks
 //   Each runs exactly once, on the loop's thread, never inside the call that started it (I3), or is
@@ -144,7 +145,9 @@ class PENSTOCK_EXPORT RdmaDevice {
 };
 
 // What is done with a peer that never says when it is ready. The two that are not kRequire serve
-// peers of other makes: every version of Penstock says it.
+// peers of other makes: every version of Penstock says it. Which of them it is matters to the
+// passive side (Accept); the active one opens with the peer's answer then, whose queue pairs are
+// up.
 enum class RdmaReadyPolicy : uint8_t {
   kRequire,          // refuse such a peer
   kOpenOnFirstData,  // open when its first data has come: for peers that send first
@@ -159,8 +162,10 @@ struct RdmaOptions {
   // sealed, and what it protects would go past it in the clear. True: over every stream.
   bool unsealed_lanes = false;
   RdmaReadyPolicy ready_policy = RdmaReadyPolicy::kRequire;
-  // From the making of the endpoint until it is open; the passive side waits `ready_deadline` at
-  // most for the peer's last word. Passing it ends the endpoint with DEADLINE_EXCEEDED.
+  // From the making of the endpoint until it is open; within that the passive side waits
+  // `ready_deadline` at most for the peer's last word. Both positive. Passing it ends the endpoint
+  // with DEADLINE_EXCEEDED. So does a peer that does not say within `ready_deadline` what it had
+  // from lanes that this side has given up, without which nothing goes on.
   absl::Duration open_deadline = absl::Seconds(5);
   absl::Duration ready_deadline = absl::Seconds(3);
   // An open endpoint that has heard nothing for this long asks whether the peer is still there, and
@@ -185,7 +190,8 @@ struct RdmaOptions {
   // Pieces of messages (of 64 KiB at most) that the peer may have on the way or unread here; 2 to
   // 32,768. With a device not more than RdmaDeviceOptions::endpoint_receives count.
   uint32_t receive_depth = 64;
-  // Reads that the peer may have outstanding; 1 to 1,024.
+  // Reads that the peer may have outstanding; 1 to 1,024. With a device not more than it serves of
+  // one queue pair, 16 at most, count.
   uint32_t read_depth = 16;
   // Over a device, messages of more bytes than this are not sent but offered: the peer's device
   // reads them where they lie, as far as that is in blocks of 32 KiB and more of a pool. What is
@@ -308,7 +314,8 @@ class PENSTOCK_EXPORT RdmaEndpoint {
   void CancelReceive();
 
   // Lets the peer read or write `memory`, until the region goes. FailedPrecondition when the
-  // endpoint has ended, InvalidArgument for empty memory, ResourceExhausted beyond 1,024 regions.
+  // endpoint has ended, InvalidArgument for empty memory or an access that is none of the three,
+  // ResourceExhausted beyond 1,024 regions.
   // What the device does not register (RdmaStats::unregistered) this side's loop reads and writes
   // for the peer, as over a stream.
   absl::StatusOr<RdmaRegion> Expose(std::span<char> memory, RdmaAccess access);
@@ -353,10 +360,10 @@ struct RdmaDialOptions {
   RdmaOptions endpoint;
   // Of all attempts together.
   absl::Duration deadline = absl::Seconds(30);
-  uint32_t attempts_max = 10;
+  uint32_t attempts_max = 10;  // 1 at least
   // Between two attempts: half to all of `pause_min` (by chance, so that many that were refused
   // together do not come back together), of twice as much each time, up to `pause_max`; longer
-  // where the peer has asked for more.
+  // where the peer has asked for more, up to a minute or `pause_max`. 0 < pause_min <= pause_max.
   absl::Duration pause_min = absl::Milliseconds(100);
   absl::Duration pause_max = absl::Seconds(30);
 };
@@ -373,7 +380,8 @@ class PENSTOCK_EXPORT RdmaDial {
 
   // `done` runs with an endpoint that is open, or with how the last attempt ended: what may be
   // tried again is UNAVAILABLE and DEADLINE_EXCEEDED, of streams and endpoints. DEADLINE_EXCEEDED
-  // also when `deadline` passes, or would before the next attempt.
+  // also when `deadline` passes, or would before the next attempt. INVALID_ARGUMENT, before the
+  // first attempt, for options that are none.
   RdmaDial(Loop& loop, Connector connect, RdmaDialOptions options, Callback done);
   // `done`, if it has not run, is destroyed unrun. May be destroyed in any callback.
   ~RdmaDial();
@@ -392,7 +400,8 @@ class PENSTOCK_EXPORT RdmaDial {
 // contract is Stream's, and what differs from a socket stream:
 //   - A write ends OK when the peer's endpoint has its last byte.
 //   - Destroying it with everything sent tells the peer's stream that this was all, and stays up to
-//     5 s for that. The end of the endpoint without it is a reset.
+//     5 s for that. The end of the endpoint without it is a reset (UNAVAILABLE), also when the peer
+//     has closed the endpoint in order.
 //   - Of `options` the deadlines and bounds count, the deadlines for the stream's own bytes. What
 //     is written waits here as long as the endpoint's own queue has no room for it.
 //   - Unread bytes are kept in memory, bounded by RdmaOptions::receive_depth; LoopSnapshot counts

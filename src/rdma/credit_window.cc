@@ -1,22 +1,20 @@
 #include "rdma/credit_window.h"
 
-#include <algorithm>
-
 #include "absl/strings/str_cat.h"
+#include "rdma/message_header.h"
 
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 
 void CreditWindow::Open(uint32_t peer_depth) {
-  peer_depth_ = std::min(peer_depth, kDepthMax);
-  limit_ = peer_depth_;
+  peer_depth_ = peer_depth;
+  limit_ = peer_depth;
 }
 
 absl::Status CreditWindow::OnHeader(uint32_t credits, uint16_t received) {
   const auto news = static_cast<uint16_t>(received - static_cast<uint16_t>(acknowledged_));
-  // A peer with more room than acknowledgements can count is taken at kDepthMax. What is
-  // acknowledged and what there is room for come from one count of the peer's.
-  const bool can_be = credits - limit_ <= kDepthMax && credits - sent_ <= peer_depth_ &&
+  // What is acknowledged and what there is room for come from one count of the peer's.
+  const bool can_be = SequenceReached(limit_, credits) && credits - sent_ <= peer_depth_ &&
                       news <= sent_ - acknowledged_ &&
                       credits - (acknowledged_ + news) <= peer_depth_;
   if (!can_be) [[unlikely]]
@@ -27,7 +25,7 @@ absl::Status CreditWindow::OnHeader(uint32_t credits, uint16_t received) {
 }
 
 absl::Status CreditWindow::BadHeader(uint32_t credits, uint16_t news) const {
-  if (credits - limit_ > kDepthMax) {
+  if (!SequenceReached(limit_, credits)) {
     return absl::InvalidArgumentError(
         absl::StrCat("credits went back from ", limit_, " to ", credits));
   }

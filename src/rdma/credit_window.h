@@ -10,6 +10,7 @@
 
 #include <penstock/export.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "absl/status/status.h"
@@ -29,7 +30,13 @@ class CreditWindow {
   void Open(uint32_t peer_depth);
 
   // --- Sending ---
-  uint32_t available() const { return limit_ - sent_; }
+  // Pieces that may be sent now. A peer may have more room than its acknowledgements can count: the
+  // rest of it waits for them.
+  uint32_t available() const {
+    return std::min(limit_ - sent_, kDepthMax - (sent_ - acknowledged_));
+  }
+  // Pieces that the peer lets this side send, since the endpoint opened.
+  uint32_t limit() const { return limit_; }
   // The number of the next piece; only while available() > 0.
   uint32_t TakeNext() { return ++sent_; }
   uint32_t sent() const { return sent_; }

@@ -70,6 +70,12 @@ absl::Status CheckRdmaOptions(const RdmaOptions& options) {
   if (options.message_max < 1) {  // which a HELLO would not tell
     return absl::InvalidArgumentError("message_max must be at least 1 byte");
   }
+  if (options.open_deadline <= absl::ZeroDuration() ||
+      options.ready_deadline <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "open_deadline is ", absl::FormatDuration(options.open_deadline), ", ready_deadline ",
+        absl::FormatDuration(options.ready_deadline), ": both must be positive"));
+  }
   if (options.ping_interval <= absl::ZeroDuration() || options.pings_missed_max < 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("ping_interval is ", absl::FormatDuration(options.ping_interval),
@@ -105,6 +111,7 @@ EndpointCore::EndpointCore(GateRole role, StreamPtr control, RdmaOptions options
       options_.unsealed_lanes || dynamic_cast<const SocketStream*>(&channel_->stream()) != nullptr;
   timer_.emplace(core_->timers());
   queue_timer_.emplace(core_->timers());
+  leaving_timer_.emplace(core_->timers());
   core_->AtEnd(loop_end_);
   if (connection_ != nullptr) connection_->AddLayer(*this);
   if (member.has_value()) on_hello_ = std::move(member->on_hello);
@@ -284,14 +291,21 @@ void EndpointCore::EndBy(const absl::Status& problem) {
   End(Explain(problem.code(), "RDMA endpoint to", MessageOf(problem)));
 }
 
+// The peer's end in order is an end for who receives; what was to reach the peer has not.
+absl::Status EndpointCore::EndOfOperations() const {
+  if (!IsEof(end_)) return end_;
+  return Explain(absl::StatusCode::kUnavailable, "RDMA endpoint to", "closed by the peer");
+}
+
 void EndpointCore::FailAll() {
+  const absl::Status end = EndOfOperations();
   place_.Leave();
   for (WorkList* out : {&sends_out_, &writes_out_, &reads_out_, &lane_writes_, &lane_reads_}) {
     while (!out->empty()) {
       WorkList one;
       one.splice(one.end(), *out, out->begin());
       if (one.front().kind == Work::Kind::kFetch) continue;
-      Finish(std::move(one), end_, RdmaOutcome::kInDoubt);
+      Finish(std::move(one), end, RdmaOutcome::kInDoubt);
     }
   }
   quiet_out_ = {};
@@ -300,7 +314,7 @@ void EndpointCore::FailAll() {
     WorkList one;
     one.splice(one.end(), waiting, waiting.begin());
     const bool posted = one.front().posted;
-    Finish(std::move(one), end_, posted ? RdmaOutcome::kInDoubt : RdmaOutcome::kNeverPosted);
+    Finish(std::move(one), end, posted ? RdmaOutcome::kInDoubt : RdmaOutcome::kNeverPosted);
   }
   const auto tell = [this](RdmaEndpoint::DoneCallback done, absl::Status status) {
     calls_.push([done = std::move(done), status = std::move(status)]() mutable {
@@ -325,6 +339,7 @@ void EndpointCore::FailAll() {
 
 void EndpointCore::Retire() {
   queue_timer_->Cancel();
+  leaving_timer_->Cancel();
   timer_->Cancel();
   lanes_.reset();
   lane_window_ = {};
@@ -431,6 +446,7 @@ void EndpointCore::Release() {
   DropChannel();
   timer_.reset();
   queue_timer_.reset();
+  leaving_timer_.reset();
 }
 
 void EndpointCore::OnLoopEnd() {
@@ -442,6 +458,7 @@ void EndpointCore::OnLoopEnd() {
   DropChannel();
   timer_.reset();
   queue_timer_.reset();
+  leaving_timer_.reset();
   core_ = nullptr;
 }
 

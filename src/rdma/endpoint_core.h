@@ -260,6 +260,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   void End(absl::Status status);
   // Because the peer does not keep to the protocol, or cannot be kept up with.
   [[gnu::cold]] void EndBy(const absl::Status& problem);
+  absl::Status EndOfOperations() const;
   void FailAll();
   void Retire();
   void DropChannel();
@@ -378,6 +379,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   // Without `why` that is the end in order, and no failure.
   void LeaveLanes(std::string_view why, bool reply);
   void SendFallback(ControlFallback fallback);
+  void ArmLeavingTimer();
   void OnFallback(const ControlFallback& fallback);
   bool Resend();
   void ResendWrite(LaneWindow::Write write);
@@ -431,6 +433,7 @@ class EndpointCore final : public std::enable_shared_from_this<EndpointCore>,
   absl::Status end_;        // not OK: how it ended
   std::optional<CallbackTimer> timer_;
   std::optional<CallbackTimer> queue_timer_;
+  std::optional<CallbackTimer> leaving_timer_;  // with kLeaving
 
   // Ours.
   WorkQueue queue_;

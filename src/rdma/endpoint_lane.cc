@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/absl_view.h"
+#include "base/timer_wheel.h"
 #include "rdma/control_codec.h"
 #include "rdma/endpoint_core.h"
 
@@ -183,6 +184,19 @@ void EndpointCore::LeaveLanes(std::string_view why, bool reply) {
   WithdrawOffers();
   SendFallback({.reply = reply, .text = reason.substr(0, kControlTextMax)});
   GiveUpLanes(reason);
+  if (!reply) ArmLeavingTimer();
+}
+
+// Nothing can be posted before the peer answers, which it does at once; its pings may go on
+// without.
+void EndpointCore::ArmLeavingTimer() {
+  const absl::Duration limit = options_.ready_deadline;
+  leaving_timer_->Arm(TimerWheel::DeadlineTick(core_->sys().Now(), limit), [this, limit] {
+    End(Explain(absl::StatusCode::kDeadlineExceeded, "RDMA endpoint to",
+                absl::StrCat("the peer has not given up its lanes within ",
+                             absl::FormatDuration(limit), ", as this side has")));
+    Service();
+  });
 }
 
 void EndpointCore::SendFallback(ControlFallback fallback) {
@@ -206,9 +220,10 @@ void EndpointCore::OnFallback(const ControlFallback& fallback) {
                /*reply=*/true);
   }
   Apply(CarrierEvent::kHeard);
+  leaving_timer_->Cancel();
   piece_max_ = kStreamPieceMax;
   window_.TellAgain();
-  status = window_.OnHeader(window_.sent() + window_.available(), lane_window_.acknowledged());
+  status = window_.OnHeader(window_.limit(), lane_window_.acknowledged());
   if (!status.ok()) return EndBy(status);
   FinishAcknowledged();
   while (const std::optional<LaneWindow::Write> write = lane_window_.TakeDoneWrite()) {

@@ -367,7 +367,11 @@ void StreamOverEndpoint::OnEndSent(const absl::Status& status) {
 void StreamOverEndpoint::OnReceived(absl::StatusOr<BufferChain> message) {
   receiving_ = false;
   if (released_ || !read_end_.ok()) return;
-  if (!message.ok()) {
+  if (IsEof(message.status())) {
+    // Its stream has not said that this was all.
+    read_end_ = Explain(absl::StatusCode::kUnavailable, "read from",
+                        "the endpoint was closed before the end of the stream");
+  } else if (!message.ok()) {
     read_end_ = message.status();
   } else if (message->empty()) {
     read_end_ = Explain(absl::StatusCode::kOutOfRange, "read from", "end of stream");

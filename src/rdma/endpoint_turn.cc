@@ -379,7 +379,7 @@ void EndpointCore::Add(WorkList one, absl::Duration wait_max) {
   if (!read) work.size = size;
   absl::Status problem;
   if (dead()) {
-    problem = end_;
+    problem = EndOfOperations();
   } else if (closing_) {
     problem = absl::FailedPreconditionError("the endpoint is being closed");
   } else if (read && work.size > options_.message_max) {
@@ -499,15 +499,14 @@ absl::StatusOr<RdmaRegion> EndpointCore::Expose(std::span<char> memory, RdmaAcce
     return Explain(absl::StatusCode::kFailedPrecondition, "expose memory to",
                    "the endpoint has ended");
   }
-  const absl::StatusOr<ControlRegion> region =
-      regions_.Add(memory, access, Register(memory, access));
-  if (!region.ok()) {
-    return Explain(region.status().code(), "expose memory to", MessageOf(region.status()));
+  if (const absl::Status problem = regions_.Check(memory, access); !problem.ok()) {
+    return Explain(problem.code(), "expose memory to", MessageOf(problem));
   }
+  const ControlRegion region = *regions_.Add(memory, access, Register(memory, access));
   // Those exposed earlier are told when the gate opens.
-  if (gate_.MayPost(gate_.self().attempt)) channel_->Send(EncodeControl(*region));
+  if (gate_.MayPost(gate_.self().attempt)) channel_->Send(EncodeControl(region));
   MarkReady();
-  return RdmaRegion(weak_from_this(), region->region, region->epoch);
+  return RdmaRegion(weak_from_this(), region.region, region.epoch);
 }
 
 void EndpointCore::Revoke(uint64_t id, uint32_t epoch, Stream::DoneCallback done) {

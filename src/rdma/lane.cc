@@ -65,7 +65,7 @@ absl::StatusOr<std::unique_ptr<Lane>> Lane::Create(LaneHub& hub, Owner& owner, u
 Lane::~Lane() {
   if (gone_ != nullptr) *gone_ = true;
   if (qp_ != nullptr) {
-    // Nothing has come by one that was never up.
+    // Nothing has come by one that could not receive.
     hub_.Leave(std::move(qp_), out_, depth_ == 0 ? LaneHub::End::kDrained : drain_);
   }
   hub_.GiveBack(grant_);
@@ -89,13 +89,14 @@ absl::Status Lane::BringUp(const LaneAddress& peer, uint32_t peer_read_depth) {
   path.mtu = std::min(LaneMtuBytes(address_), LaneMtuBytes(peer));
   path.read_depth = static_cast<uint8_t>(hub_.read_depth());
   if (absl::Status status = qp_->ToReadyToReceive(path); !status.ok()) return status;
+  // From here on something may come by it, so that it is to be drained, whatever follows.
+  depth_ = qp_->limits().send_depth;
   FabricTiming timing;
   timing.psn = address_.psn;
   timing.retry_count = kLaneRetries;
   timing.read_depth = static_cast<uint8_t>(std::min(hub_.read_depth(), peer_read_depth));
   if (absl::Status status = qp_->ToReadyToSend(timing); !status.ok()) return status;
   read_depth_ = timing.read_depth;
-  depth_ = qp_->limits().send_depth;
   inlined_max_ = std::min<size_t>(kInlinedMax, qp_->limits().inlined);
   return absl::OkStatus();
 }
@@ -477,7 +478,7 @@ void Lane::Fail(absl::Status status) {
   retry_.Arm(TimerWheel::DeadlineTick(hub_.loop().now_ns(), kDrainMax), [this] { End(); });
 }
 
-// One that was never up has nothing to wait for.
+// One that could not receive has nothing to wait for.
 void Lane::Mark() {
   const LaneHub::Marked marked = depth_ == 0 ? LaneHub::Marked::kNever : hub_.PostMarker(*qp_);
   starving_ = marked == LaneHub::Marked::kLater;

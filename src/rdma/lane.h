@@ -198,7 +198,8 @@ class Lane final {
   uint32_t grant_ = 0;
   uint32_t out_ = 0;
   uint32_t unsent_ = 0;
-  uint32_t depth_ = 0;  // of the send queue; one of them is kept for the last of all
+  // Of the send queue, once it can receive; one of them is kept for the last of all.
+  uint32_t depth_ = 0;
   size_t inlined_max_ = 0;
   uint32_t reads_out_ = 0;
   uint32_t read_depth_ = 0;

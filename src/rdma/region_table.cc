@@ -19,15 +19,27 @@ bool Within(uint64_t offset, uint64_t size, uint64_t whole) {
 
 }  // namespace
 
-absl::StatusOr<ControlRegion> RegionTable::Add(std::span<char> memory, RdmaAccess access,
-                                               ExposedMemory exposed) {
-  if (memory.empty()) return absl::InvalidArgumentError("expose: empty memory");
+size_t RegionTable::FindFree() const {
   size_t id = 0;
   while (id < slots_.size() && slots_[id].use != Use::kFree) ++id;
-  if (id == kRegionsMax) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("expose: ", kRegionsMax, " regions are exposed already"));
+  return id;
+}
+
+absl::Status RegionTable::Check(std::span<char> memory, RdmaAccess access) const {
+  if (memory.empty()) return absl::InvalidArgumentError("expose: empty memory");
+  if (access < RdmaAccess::kRead || access > RdmaAccess::kReadWrite) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("expose: access ", static_cast<int>(access), " is none"));
   }
+  if (FindFree() < kRegionsMax) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("expose: ", kRegionsMax, " regions are exposed already"));
+}
+
+absl::StatusOr<ControlRegion> RegionTable::Add(std::span<char> memory, RdmaAccess access,
+                                               ExposedMemory exposed) {
+  if (absl::Status status = Check(memory, access); !status.ok()) return status;
+  const size_t id = FindFree();
   if (id == slots_.size()) slots_.emplace_back();
   Slot& slot = slots_[id];
   slot.memory = memory;

@@ -32,9 +32,11 @@ inline constexpr size_t kRegionsMax = 1024;
 
 class RegionTable {
  public:
-  // What the peer is to be told of a new region. ResourceExhausted beyond kRegionsMax. `exposed`:
-  // the same memory as a device knows it, if one does; withdrawn as soon as nothing is to be
-  // reached.
+  // Whether Add would take it: InvalidArgument for no memory or no access, ResourceExhausted beyond
+  // kRegionsMax.
+  absl::Status Check(std::span<char> memory, RdmaAccess access) const;
+  // What the peer is to be told of a new region. Errors: Check's. `exposed`: the same memory as a
+  // device knows it, if one does; withdrawn as soon as nothing is to be reached.
   absl::StatusOr<ControlRegion> Add(std::span<char> memory, RdmaAccess access,
                                     ExposedMemory exposed = {});
   // The memory of an access, InvalidArgument when there is none such.
@@ -78,6 +80,8 @@ class RegionTable {
     absl::Status kept;
   };
   static absl::Status Free(Slot& slot);
+  // The number of the next region, not below kRegionsMax when there is no room for it.
+  size_t FindFree() const;
   ControlRegion Describe(uint64_t id) const;
   bool Has(uint64_t id, uint32_t epoch) const;
 

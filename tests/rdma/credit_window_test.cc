@@ -75,6 +75,41 @@ TEST(CreditWindowTest, NewsAreWhatHasComeAndHalfAWindowOfRoom) {
   EXPECT_FALSE(window.NewsDue());
 }
 
+// A peer of another make, with more room than 16 bits count: all of its credits are true, and no
+// more is on the way than can be acknowledged.
+TEST(CreditWindowTest, APeerMayHaveRoomForMoreThanAcknowledgementsCount) {
+  for (const uint32_t depth : {40'000u, 100'000u, UINT32_MAX}) {
+    CreditWindow window(1);
+    window.Open(depth);
+    uint32_t received = 0;
+    for (int round = 0; round < 5; ++round) {
+      EXPECT_EQ(window.available(), CreditWindow::kDepthMax) << depth;
+      while (window.available() > 0) received = window.TakeNext();
+      // It has all, and has room for each of them again.
+      ASSERT_TRUE(window.OnHeader(depth + received, static_cast<uint16_t>(received)).ok()) << depth;
+    }
+    EXPECT_TRUE(absl::IsInvalidArgument(
+        window.OnHeader(depth + received - 1, static_cast<uint16_t>(received))));
+    EXPECT_EQ(window.sent(), 5 * CreditWindow::kDepthMax);
+  }
+}
+
+TEST(CreditWindowTest, UnreadPiecesTakeRoomOfAPeerThatHasMuch) {
+  constexpr uint32_t kPeers = 40'000;
+  CreditWindow window(1);
+  window.Open(kPeers);
+  while (window.available() > 0) window.TakeNext();
+  ASSERT_TRUE(window.OnHeader(kPeers, static_cast<uint16_t>(window.sent())).ok());
+  EXPECT_EQ(window.available(), kPeers - CreditWindow::kDepthMax);
+  while (window.available() > 0) window.TakeNext();
+  EXPECT_EQ(window.sent(), kPeers);
+  // It reads all of them at once.
+  ASSERT_TRUE(window.OnHeader(2 * kPeers, static_cast<uint16_t>(window.sent())).ok());
+  EXPECT_EQ(window.available(), CreditWindow::kDepthMax);
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      window.OnHeader(2 * kPeers + 1, static_cast<uint16_t>(window.sent()))));
+}
+
 TEST(CreditWindowTest, CountsGoOnBeyondTheirBits) {
   constexpr uint32_t kDepth = CreditWindow::kDepthMax;
   CreditWindow sender(1);

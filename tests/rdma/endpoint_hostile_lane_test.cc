@@ -223,6 +223,35 @@ TEST_P(EndpointHostileLaneTest, CreditsWaitForThePeersFallback) {
   EXPECT_EQ(peer_->data().front().credits, before + kPieces);
 }
 
+// Its stream may be as live as it likes: without FALLBACK nothing can go on.
+TEST_P(EndpointHostileLaneBreakTest, APeerThatNeverAnswersFallbackEndsTheEndpoint) {
+  OpenWithLane();
+  PushEvent(FabricEventKind::kDeviceFatal);
+  ASSERT_TRUE(Drive([this] { return peer_->Last<ControlFallback>() != nullptr; }));
+  Fate closed;
+  endpoint_->Send(Chain("never"), sent_.OnDone());
+  endpoint_->Close(closed.OnDone());
+  Pass(absl::Milliseconds(2900));
+  EXPECT_FALSE(sent_.ended());
+  for (const Fate* fate : {&sent_, &closed}) {
+    EXPECT_TRUE(absl::IsDeadlineExceeded(Await(*fate))) << fate->status();
+  }
+  ASSERT_TRUE(Drive([this] { return peer_->ended(); }));
+  ASSERT_NE(peer_->Last<ControlClose>(), nullptr);
+  EXPECT_EQ(peer_->Last<ControlClose>()->code, CloseCode::kDeadline);
+}
+
+TEST_P(EndpointHostileLaneBreakTest, APeerThatAnswersFallbackInTimeIsWaitedForNoLonger) {
+  OpenWithLane();
+  PushEvent(FabricEventKind::kDeviceFatal);
+  ASSERT_TRUE(Drive([this] { return peer_->Last<ControlFallback>() != nullptr; }));
+  Pass(absl::Milliseconds(2900));
+  peer_->Send(EncodeControl(ControlFallback{.received = headers_.size()}));
+  Pass(absl::Seconds(10));
+  peer_->SendData(Header(MessageType::kMessage, 1), "alive");
+  EXPECT_EQ(*Receive(*endpoint_), "alive");
+}
+
 // A write that comes in the turn in which its queue is lost.
 TEST_P(EndpointHostileLaneBreakTest, AWriteThatComesWithTheEndOfItsLaneIsAcknowledgedByTheStream) {
   OpenWithLane();

@@ -140,6 +140,21 @@ TEST_P(EndpointStreamTest, ItMayBeUsedBeforeTheEndpointIsOpen) {
   Exchange(*pair.client, *pair.server, "early");
 }
 
+// Whether that was all of the stream, nobody has said.
+TEST_P(EndpointStreamTest, AnEndpointClosedWithoutTheStreamsEndIsAReset) {
+  RdmaEndpoints both = OpenEndpoints();
+  StreamPtr stream = AsStream(std::move(both.active));
+  Fate closed, write;
+  both.passive->Send(Chain("prefix"));
+  both.passive->Close(closed.OnDone());
+  const Received received = ReadToEnd(*stream);
+  EXPECT_EQ(received.data, "prefix");
+  EXPECT_TRUE(absl::IsUnavailable(received.end)) << received.end;
+  stream->Write(Chain("late"), write.OnDone());
+  EXPECT_TRUE(absl::IsUnavailable(Await(write))) << write.status();
+  EXPECT_TRUE(Await(closed).ok()) << closed.status();
+}
+
 TEST_P(EndpointStreamTest, AnEndpointThatNeverOpensEndsIt) {
   StreamPair below = Pair();
   RdmaOptions options = Quiet();

@@ -220,6 +220,27 @@ TEST_F(LaneTest, ANumberRestsUntilTheQueueHasBeenEmpty) {
   EXPECT_TRUE(b_.messages.empty());
 }
 
+// One that could receive has something to wait for, though it could never send: its device may be
+// in the middle of a message.
+TEST_F(LaneTest, AQueuePairThatCouldReceiveIsDrainedBeforeItGoes) {
+  for (const FakeCall failing : {FakeCall::kToReadyToReceive, FakeCall::kToReadyToSend}) {
+    a_.lane = NewLane(0, a_);
+    b_.lane = NewLane(1, b_);
+    ASSERT_TRUE(a_.lane->BringUp(b_.lane->address()).ok());
+    fabric_.FailNth(failing, 1, EINVAL);
+    EXPECT_FALSE(b_.lane->BringUp(a_.lane->address()).ok());
+    const bool received = failing == FakeCall::kToReadyToSend;
+    const uint64_t posted = fabric_.stats().sends_posted;
+    const size_t pairs = fabric_.queue_pairs();
+    b_.lane.reset();
+    // A last send tells when nothing more comes.
+    EXPECT_EQ(fabric_.stats().sends_posted, posted + (received ? 1 : 0));
+    EXPECT_EQ(fabric_.queue_pairs(), pairs - (received ? 0 : 1));
+    EXPECT_TRUE(RunShortly([&] { return fabric_.queue_pairs() == pairs - 1; }));
+    a_.lane.reset();
+  }
+}
+
 TEST_F(LaneTest, APoolWithoutRoomKeepsNothingBack) {
   Connect();
   std::vector<Buffer> hog;

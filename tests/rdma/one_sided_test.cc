@@ -231,6 +231,73 @@ TEST_P(OneSidedTest, MemoryThatCannotBeExposedIsRefused) {
       absl::IsResourceExhausted(both_.passive->Expose(memory_, RdmaAccess::kRead).status()));
 }
 
+// What is refused the device never hears of: to register memory is slow, and gives it to the peer.
+TEST_P(OneSidedTest, WhatCannotBeExposedIsNotRegistered) {
+  both_ = OpenEndpoints();
+  memory_ = "some";
+  std::vector<RdmaRegion> regions;
+  const auto expose = [&](std::span<char> memory, int access) {
+    absl::StatusOr<RdmaRegion> region =
+        both_.passive->Expose(memory, static_cast<RdmaAccess>(access));
+    if (region.ok()) regions.push_back(*std::move(region));
+    return region.status();
+  };
+  while (regions.size() + 1 < kRegionsMax) ASSERT_TRUE(expose(memory_, 3).ok());
+  int registered = 0;
+  if (has_lanes()) {
+    lanes().fabric().set_on_call(
+        [&](testing::FakeCall call) { registered += call == testing::FakeCall::kRegister; });
+    // Would be counted, too.
+    lanes().fabric().FailNth(testing::FakeCall::kRegister, 1, ENOMEM);
+  }
+  for (const int access : {0, 4, 255}) {
+    const absl::Status status = expose(memory_, access);
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << access << " " << status;
+  }
+  EXPECT_TRUE(absl::IsInvalidArgument(expose({}, 1)));
+  EXPECT_EQ(registered, 0);
+  EXPECT_EQ(both_.passive->stats().unregistered, 0u);
+  EXPECT_TRUE(expose(memory_, 1).ok());
+  EXPECT_EQ(registered, has_lanes() ? 1 : 0);
+  EXPECT_TRUE(absl::IsResourceExhausted(expose(memory_, 1)));
+  EXPECT_EQ(registered, has_lanes() ? 1 : 0);
+  EXPECT_EQ(both_.passive->stats().unregistered, has_lanes() ? 1u : 0u);
+  if (has_lanes()) lanes().fabric().set_on_call(nullptr);
+  EXPECT_EQ(Send(*both_.active, "alive"), absl::OkStatus());
+}
+
+// OUT_OF_RANGE would say that it is beyond the region, and that the endpoint lives.
+TEST_P(OneSidedTest, OperationsThatThePeersEndOvertakesAreUnavailable) {
+  RdmaOptions options = Quiet();
+  options.receive_depth = 2;
+  OpenWith(RdmaAccess::kReadWrite, options);
+  // Without a credit the first holds up the others.
+  for (int i = 0; i < 3; ++i) both_.active->Send(Chain("full"));
+  Fate write, read, message, late_write, late_read, late_message;
+  const auto into = [](Fate& fate) {
+    return [done = fate.OnDone()](absl::StatusOr<BufferChain> bytes) mutable {
+      std::move(done)(bytes.status());
+    };
+  };
+  both_.active->Write(remote_, 0, Chain("never"), write.OnDone());
+  both_.active->Read(remote_, 0, 1, into(read));
+  both_.active->Send(Chain("never"), message.OnDone());
+  Settle();
+  Fate closed;
+  both_.passive->Close(closed.OnDone());
+  EXPECT_TRUE(Await(closed).ok()) << closed.status();
+  const absl::Status end = Receive(*both_.active).status();
+  EXPECT_TRUE(IsEof(end)) << end;
+  EXPECT_TRUE(IsEof(AwaitRegion(*both_.active).status()));
+  both_.active->Write(remote_, 0, Chain("never"), late_write.OnDone());
+  both_.active->Read(remote_, 0, 1, into(late_read));
+  both_.active->Send(Chain("never"), late_message.OnDone());
+  for (Fate* fate : {&write, &read, &message, &late_write, &late_read, &late_message}) {
+    EXPECT_TRUE(absl::IsUnavailable(Await(*fate))) << fate->status();
+    EXPECT_EQ(OutcomeOf(fate->status()), RdmaOutcome::kNeverPosted);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Lanes, OneSidedTest, ::testing::ValuesIn(RdmaLaneEnvironments()),
                          EnvironmentName);
 INSTANTIATE_TEST_SUITE_P(Environments, OneSidedTest, ::testing::ValuesIn(RdmaEnvironments()),
