@@ -15,6 +15,12 @@
 PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 
+// What is waited when a peer has asked for that: a minute at most, unless the program waits longer
+// by itself.
+inline absl::Duration Obeyed(absl::Duration asked, absl::Duration pause_max) {
+  return std::min(asked, std::max(pause_max, absl::Minutes(1)));
+}
+
 class Backoff {
  public:
   // Both are positive.

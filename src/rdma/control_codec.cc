@@ -390,7 +390,7 @@ class FieldReader {
   void Name(std::string& name) {
     RawField* raw = Take(kName, false);
     if (raw == nullptr) return;
-    if (raw->value.size() > kControlTextMax ||
+    if (raw->value.empty() || raw->value.size() > kControlTextMax ||
         !std::all_of(raw->value.begin(), raw->value.end(), IsPrintable)) {
       Fail(absl::StrCat("name of ", raw->value.size(), " bytes, or not of ASCII"));
       return;

@@ -14,6 +14,16 @@ bool MayBeMended(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
 }
 
+absl::Status CheckDialOptions(const RdmaDialOptions& options) {
+  const bool sound = options.attempts_max >= 1 && options.pause_min > absl::ZeroDuration() &&
+                     options.pause_max >= options.pause_min;
+  if (sound) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "open RDMA endpoint: attempts_max is ", options.attempts_max, ", pause_min ",
+      absl::FormatDuration(options.pause_min), ", pause_max ",
+      absl::FormatDuration(options.pause_max), ": 1 at least, positive, and not less than that"));
+}
+
 }  // namespace
 
 DialCore::DialCore(Loop& loop, RdmaDial::Connector connect, RdmaDialOptions options,
@@ -28,6 +38,10 @@ DialCore::DialCore(Loop& loop, RdmaDial::Connector connect, RdmaDialOptions opti
       pause_(std::make_unique<Timer>(loop)) {}
 
 void DialCore::Start() {
+  if (absl::Status problem = CheckDialOptions(options_); !problem.ok()) {
+    return pause_->Arm(absl::ZeroDuration(),
+                       [this, problem = std::move(problem)] { End(problem); });
+  }
   pause_->Arm(absl::ZeroDuration(), [this] { Try(); });
   if (options_.deadline == absl::InfiniteDuration()) return;
   limit_->Arm(options_.deadline, [this] {
@@ -73,7 +87,8 @@ void DialCore::TryAgain(const absl::Status& status, absl::Duration retry_after) 
   if (attempts_ >= options_.attempts_max) {
     return End(GaveUp(status.code(), absl::StrCat("after ", attempts_, " attempts")));
   }
-  const absl::Duration pause = std::max(backoff_.Next(RandomBytes()[0]), retry_after);
+  const absl::Duration pause =
+      std::max(backoff_.Next(RandomBytes()[0]), Obeyed(retry_after, options_.pause_max));
   if (loop_.now() + pause > deadline_) {
     return End(GaveUp(absl::StatusCode::kDeadlineExceeded,
                       absl::StrCat("the next attempt, in ", absl::FormatDuration(pause),

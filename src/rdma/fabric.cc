@@ -59,8 +59,8 @@ std::string_view FabricEventKindName(FabricEventKind kind) {
       return "port active";
     case FabricEventKind::kPortError:
       return "port error";
-    case FabricEventKind::kGidChange:
-      return "GID change";
+    case FabricEventKind::kAddressChange:
+      return "address change";
     case FabricEventKind::kCqError:
       return "completion queue error";
     case FabricEventKind::kQpFatal:

@@ -135,8 +135,8 @@ enum class FabricEventKind : uint8_t {
   kDeviceFatal,
   kPortActive,
   kPortError,
-  kGidChange,
-  kCqError,  // the completion queue overflowed; its queue pairs are lost
+  kAddressChange,  // of the port: its GID or LID may be another one
+  kCqError,        // the completion queue overflowed; its queue pairs are lost
   kQpFatal,
   kQpEstablished,  // data came before the queue pair was RTS; not reported by every device
   kQpLastReceive,  // nothing more is taken from the shared receive queue; not by every device

@@ -73,6 +73,9 @@ absl::Status LaneDevice::CheckLimits() const {
     return exceeds(uint64_t{options_.receives} + 1, "completions in a queue",
                    limits.completion_depth);
   }
+  if (limits.read_depth == 0) return exceeds(1, "reads of a queue pair at once", 0);
+  constexpr uint32_t kParts = FabricQpOptions().send_parts;
+  if (limits.parts < kParts) return exceeds(kParts, "parts of a work request", limits.parts);
   if (bytes > limits.memory_region_size) {
     return exceeds(bytes, "bytes of receives in a memory region", limits.memory_region_size);
   }

@@ -214,7 +214,7 @@ void LaneHub::OnEvent(const FabricEvent& event) {
       return Lose("device", FabricEventKindName(event.kind));
     // For lanes that are made from now on. While the port has none the last one stays.
     case FabricEventKind::kPortActive:
-    case FabricEventKind::kGidChange:
+    case FabricEventKind::kAddressChange:
       return FindAddress().IgnoreError();
     // What a port that is down loses is sent again, or fails in time.
     case FabricEventKind::kPortError:

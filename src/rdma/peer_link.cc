@@ -13,9 +13,6 @@ PENSTOCK_BEGIN_NAMESPACE
 namespace internal {
 namespace {
 
-// That a peer may ask this side to wait, unless the program waits longer by itself.
-constexpr absl::Duration kObeyedMax = absl::Minutes(1);
-
 // Of an attempt: whether another one may fare better.
 bool MayFareBetter(const absl::Status& status) {
   switch (status.code()) {
@@ -209,8 +206,7 @@ void PeerLink::Call(StreamPtr stream) {
 
 void PeerLink::Pause() {
   connecting_ = 0;
-  const absl::Duration obeyed = std::max(owner_->options().pause_max, kObeyedMax);
-  const absl::Duration asked = std::min(std::exchange(retry_after_, {}), obeyed);
+  const absl::Duration asked = Obeyed(std::exchange(retry_after_, {}), owner_->options().pause_max);
   AtTime(std::max(backoff_.Next(RandomBytes()[0]), asked));
 }
 

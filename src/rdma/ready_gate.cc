@@ -1,7 +1,5 @@
 #include "rdma/ready_gate.h"
 
-#include <algorithm>
-
 #include "absl/strings/str_cat.h"
 #include "base/absl_view.h"
 #include "base/check.h"
@@ -54,7 +52,15 @@ CloseCode CloseCodeOf(const absl::Status& status) {
 
 ReadyGate::ReadyGate(GateOptions options, int64_t now_ns)
     : options_(std::move(options)),
-      deadline_ns_(TimerWheel::DeadlineNs(now_ns, options_.handshake_deadline)) {}
+      limit_(options_.handshake_deadline),
+      deadline_ns_(TimerWheel::DeadlineNs(now_ns, limit_)) {}
+
+void ReadyGate::Limit(int64_t now_ns, absl::Duration limit) {
+  const int64_t deadline_ns = TimerWheel::DeadlineNs(now_ns, limit);
+  if (deadline_ns >= deadline_ns_) return;
+  deadline_ns_ = deadline_ns;
+  limit_ = limit;
+}
 
 // --- The active side ---
 
@@ -145,10 +151,7 @@ GateAction ReadyGate::OnHello(int64_t now_ns, const ControlHello& hello, std::st
   }
   peer_offer_ = {.lanes = hello.lanes, .terms = hello.terms};
   hello_ = bytes;
-  if (hello.deadline_ms != 0) {
-    deadline_ns_ = std::min(deadline_ns_,
-                            TimerWheel::DeadlineNs(now_ns, absl::Milliseconds(hello.deadline_ms)));
-  }
+  if (hello.deadline_ms != 0) Limit(now_ns, absl::Milliseconds(hello.deadline_ms));
   return Apply(GateEvent::kHello);
 }
 
@@ -163,7 +166,7 @@ void ReadyGate::SendAccept(int64_t now_ns, GateOffer offer) {
                                                          .terms = offer.terms});
   transcript_ = TranscriptHash(std::exchange(hello_, {}), accept);
   outgoing_ += accept;
-  deadline_ns_ = TimerWheel::DeadlineNs(now_ns, options_.ready_deadline);
+  Limit(now_ns, options_.ready_deadline);
 }
 
 GateAction ReadyGate::OnReady(const ControlReady& ready) {
@@ -241,7 +244,6 @@ GateAction ReadyGate::Close(const absl::Status& status) {
 GateAction ReadyGate::OnTime(int64_t now_ns) {
   if (now_ns < deadline_ns_) return GateAction::kNone;
   std::string_view what;
-  absl::Duration limit = options_.handshake_deadline;
   switch (state_) {
     case GateState::kIdle:
       what = options_.role == GateRole::kPassive ? "no HELLO" : "not begun";
@@ -252,13 +254,12 @@ GateAction ReadyGate::OnTime(int64_t now_ns) {
     case GateState::kWaitReady:
     case GateState::kWaitData:
       what = state_ == GateState::kWaitReady ? "no READY" : "no data";
-      limit = options_.ready_deadline;
       break;
     default:
       what = "the lanes are not up";
   }
   return End(absl::StatusCode::kDeadlineExceeded,
-             absl::StrCat(AbslView(what), " within ", absl::FormatDuration(limit)),
+             absl::StrCat(AbslView(what), " within ", absl::FormatDuration(limit_)),
              CloseCode::kDeadline);
 }
 

@@ -143,9 +143,9 @@ struct GateOptions {
   Bytes16 nonce{};  // random
   uint64_t features = kFeatureReady;
   RdmaReadyPolicy policy = RdmaReadyPolicy::kRequire;
-  // From the making of the gate until it is open; on the passive side until ACCEPT is sent.
+  // From the making of the gate until it is open.
   absl::Duration handshake_deadline = absl::Seconds(5);
-  // On the passive side, from ACCEPT on.
+  // On the passive side, from ACCEPT on; not beyond the first.
   absl::Duration ready_deadline = absl::Seconds(3);
   // For messages of errors.
   std::optional<SocketAddress> peer{};
@@ -261,6 +261,8 @@ class ReadyGate {
   std::string_view AcceptProblem(const ControlAccept& accept) const;
   ControlReady ReadyMessage() const;
   void SendAccept(int64_t now_ns, GateOffer offer);
+  // From now on, where that is earlier than what holds.
+  void Limit(int64_t now_ns, absl::Duration limit);
 
   GateOptions options_;
   GateState state_ = GateState::kIdle;
@@ -275,6 +277,7 @@ class ReadyGate {
   // Of HELLO, until ACCEPT makes them the transcript.
   std::string hello_;
   std::string outgoing_;
+  absl::Duration limit_;  // that deadline_ns_ comes from
   int64_t deadline_ns_ = kNever;
   absl::Status status_;
   absl::Duration retry_after_ = absl::ZeroDuration();

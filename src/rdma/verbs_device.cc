@@ -146,7 +146,7 @@ bool VerbsDevice::TakeEvent(FabricEvent* event) {
       break;
     case FabricEventKind::kPortActive:
     case FabricEventKind::kPortError:
-    case FabricEventKind::kGidChange:
+    case FabricEventKind::kAddressChange:
       event->port = static_cast<uint8_t>(taken.element.port_num);
       break;
     case FabricEventKind::kDeviceFatal:

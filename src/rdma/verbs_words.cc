@@ -100,7 +100,9 @@ FabricEventKind VerbsEventKind(ibv_event_type type) {
     case IBV_EVENT_PORT_ERR:
       return FabricEventKind::kPortError;
     case IBV_EVENT_GID_CHANGE:
-      return FabricEventKind::kGidChange;
+    case IBV_EVENT_LID_CHANGE:
+    case IBV_EVENT_CLIENT_REREGISTER:  // the subnet manager may have given another LID
+      return FabricEventKind::kAddressChange;
     case IBV_EVENT_CQ_ERR:
       return FabricEventKind::kCqError;
     case IBV_EVENT_QP_FATAL:

@@ -323,7 +323,7 @@ TEST_P(CompletionPumpTest, DeviceEventsAreTakenAllAtOnce) {
   ASSERT_TRUE(watch.ok()) << watch.status();
   Settle();
   for (int i = 0; i < 49; ++i) {
-    fabric_.PushEvent("fake0", {.kind = FabricEventKind::kGidChange, .owner = 0, .port = 1});
+    fabric_.PushEvent("fake0", {.kind = FabricEventKind::kAddressChange, .owner = 0, .port = 1});
   }
   fabric_.SetLink("fake0", false);
   loop_->Poll();

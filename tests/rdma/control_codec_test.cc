@@ -318,10 +318,13 @@ TEST(ControlCodecTest, RefusesAnOpeningThatCannotBe) {
             at + "name of 5 bytes, or not of ASCII");
   ControlHello nameless = NamedHello();
   nameless.name.clear();
-  std::string body = EncodeControl(nameless).substr(kControlHeaderSize);
-  body.insert(body.size() - RawField(23, "1234").size(), RawField(21, std::string(257, 'n')));
-  EXPECT_EQ(ProblemOf(Message(ControlType::kHello, body)),
-            at + "name of 257 bytes, or not of ASCII");
+  const std::string whole = EncodeControl(nameless).substr(kControlHeaderSize);
+  for (const size_t size : {0, 257}) {
+    std::string body = whole;
+    body.insert(body.size() - RawField(23, "1234").size(), RawField(21, std::string(size, 'n')));
+    EXPECT_EQ(ProblemOf(Message(ControlType::kHello, body)),
+              at + absl::StrCat("name of ", size, " bytes, or not of ASCII"));
+  }
 }
 
 TEST(ControlCodecTest, RefusesAnAnswerOrARegionThatCannotBe) {
@@ -364,6 +367,7 @@ TEST(ControlCodecTest, TextsAreCutAndMadePrintable) {
 
 TEST(ControlCodecTest, FramesCarryDataOnlyWhenAskedTo) {
   const std::string data = ControlDataHeader(5000);
+  EXPECT_EQ(absl::BytesToHexString(data), "506e73520140000088130000");
   EXPECT_EQ(*ControlFrameFormat(true).body_size(data), 5000u);
   EXPECT_EQ(ControlFrameFormat(false).body_size(data).status().message(),
             "RDMA control DATA: no data is agreed upon");

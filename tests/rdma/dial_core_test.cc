@@ -3,6 +3,7 @@
 
 #include <penstock/rdma.h>
 
+#include <algorithm>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -150,14 +151,53 @@ TEST_P(DialCoreTest, ThePeersWishIsHeard) {
 TEST_P(DialCoreTest, AWishBeyondTheDeadlineEndsItAtOnce) {
   Prepare(1);
   RdmaDialOptions options = Brisk();
-  options.deadline = absl::Seconds(100);
+  options.deadline = absl::Seconds(50);
   const absl::Time began = loop().now();
   Result result;
   RdmaDial dial(loop(), Refusing(200'000), options, Into(result));
   const absl::Status status = Await(result);
   EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
-  EXPECT_LT(loop().now() - began, absl::Seconds(100));
+  EXPECT_LT(loop().now() - began, absl::Seconds(50));
   EXPECT_EQ(dial.attempts(), 1u);
+}
+
+TEST_P(DialCoreTest, OptionsThatAreNoneEndItBeforeTheFirstAttempt) {
+  RdmaDialOptions attempts = Brisk();
+  attempts.attempts_max = 0;
+  RdmaDialOptions pause = Brisk();
+  pause.pause_min = absl::ZeroDuration();
+  RdmaDialOptions less = Brisk();
+  less.pause_max = less.pause_min - absl::Nanoseconds(1);
+  for (const RdmaDialOptions& options : {attempts, pause, less}) {
+    Result result;
+    RdmaDial dial(
+        loop(), [](RdmaDial::StreamCallback) { ADD_FAILURE() << "an attempt"; }, options,
+        Into(result));
+    EXPECT_FALSE(result.has_value()) << "not in the call";
+    EXPECT_TRUE(absl::IsInvalidArgument(Await(result))) << result->status();
+    EXPECT_EQ(dial.attempts(), 0u);
+  }
+}
+
+// Of minutes, which pass at once on a simulated clock.
+class DialCoreTimeTest : public DialCoreTest {};
+
+TEST_P(DialCoreTimeTest, APeerMayAskForAMinuteOrWhatTheProgramWaitsItself) {
+  for (const absl::Duration longest : {absl::Seconds(30), absl::Minutes(3)}) {
+    Prepare(2);
+    times_.clear();
+    RdmaDialOptions options = Brisk();
+    options.attempts_max = 2;
+    options.deadline = absl::InfiniteDuration();
+    options.pause_max = longest;
+    Result result;
+    RdmaDial dial(loop(), Refusing(3'600'000), options, Into(result));
+    EXPECT_TRUE(absl::IsUnavailable(Await(result))) << result->status();
+    ASSERT_EQ(times_.size(), 2u);
+    const absl::Duration waited = times_[1] - times_[0];
+    EXPECT_GE(waited, std::max(longest, absl::Minutes(1)));
+    EXPECT_LT(waited, std::max(longest, absl::Minutes(1)) + absl::Seconds(5));
+  }
 }
 
 TEST_P(DialCoreTest, WhatWaitingDoesNotMendIsNotTriedAgain) {
@@ -227,6 +267,8 @@ TEST_P(DialCoreTest, ItMayBeDestroyedAtAnyTime) {
 
 INSTANTIATE_TEST_SUITE_P(Lanes, DialCoreTest, ::testing::ValuesIn(RdmaLaneEnvironments()),
                          EnvironmentName);
+INSTANTIATE_TEST_SUITE_P(Simulated, DialCoreTimeTest,
+                         ::testing::ValuesIn(SimulatedLaneEnvironments()), EnvironmentName);
 
 }  // namespace
 }  // namespace penstock::internal

@@ -76,27 +76,34 @@ TEST_P(EndpointLaneTest, TheDeviceCarriesTheMessages) {
 
 // The promise that the library has its name from, kept by endpoints.
 TEST_P(EndpointLaneTest, NothingIsPostedBeforeThePeerIsReady) {
+  // Each side has a device of its own, so that it is known which of them has posted.
+  RdmaDeviceOptions second;
+  second.name = "fake1";
+  RdmaOptions other = Quiet();
+  other.device = lanes().NewDevice(second);
   for (int round = 0; round < 20; ++round) {
     StreamPair streams = Pair();
     RdmaEndpoints both;
     int early = 0;
-    lanes().fabric().set_on_call([&](FakeCall call) {
-      if (call != FakeCall::kPostSend) return;
-      const bool active = both.active != nullptr && both.active->stats().open;
-      const bool passive = both.passive != nullptr && both.passive->stats().open;
-      if (!active && !passive) ++early;
+    // What is posted goes out in the same call.
+    lanes().fabric().set_drop([&](const FakePacket& packet) {
+      if (packet.kind != FakePacketKind::kRequest) return false;
+      const bool by_active = packet.from == lanes().fabric().gid("fake0");
+      const RdmaEndpoint* const by = (by_active ? both.active : both.passive).get();
+      if (by == nullptr || !by->stats().open) ++early;
+      return false;
     });
     both.active = RdmaEndpoint::Connect(std::move(streams.client), Quiet());
     Fate sent[2];
     both.active->Send(Chain("one"), sent[0].OnDone());
     if (round % 2 == 1) Settle();
     EXPECT_EQ(early, 0);
-    both.passive = RdmaEndpoint::Accept(std::move(streams.server), Quiet());
+    both.passive = RdmaEndpoint::Accept(std::move(streams.server), other);
     both.passive->Send(Chain("two"), sent[1].OnDone());
     for (Fate& fate : sent) EXPECT_TRUE(Await(fate).ok()) << fate.status();
     EXPECT_EQ(early, 0);
     ExpectOverDevice(both, true);
-    lanes().fabric().set_on_call(nullptr);
+    lanes().fabric().set_drop(nullptr);
     // Queue pairs that go are drained by a last send of each.
     both = {};
     ASSERT_TRUE(Drive([&] { return lanes().fabric().queue_pairs() == 0; }));

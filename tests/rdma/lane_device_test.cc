@@ -79,9 +79,15 @@ TEST_P(LaneDeviceTest, ADeviceWithTooLittleIsNamedWithItsLimit) {
   completions.limits.completion_depth = 4096;
   testing::FakeFabricOptions memory = enough;
   memory.limits.memory_region_size = 1 << 20;
+  testing::FakeFabricOptions reads = enough;
+  reads.limits.read_depth = 0;
+  testing::FakeFabricOptions parts = enough;
+  parts.limits.parts = 3;
   for (const auto& [fabric, says] :
        {std::pair(none, "shared receive queue"), std::pair(receives, "the device has 100"),
-        std::pair(completions, "completions"), std::pair(memory, "memory region")}) {
+        std::pair(completions, "completions"), std::pair(memory, "memory region"),
+        std::pair(reads, "1 reads of a queue pair at once, the device has 0"),
+        std::pair(parts, "4 parts of a work request, the device has 3")}) {
     testing::FakeFabric poor(host, 7, fabric);
     const absl::Status status = LaneDevice::Open(loop().core(), poor, {}).status();
     EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;

@@ -266,11 +266,20 @@ TEST(ReadyGateTest, DeadlinesNeedNoTraffic) {
   // READY is lost.
   Pair lost;
   lost.SayHello();
-  lost.passive.OnLanesUp(2 * kSecond, 2, OfferOf(1));
-  EXPECT_EQ(lost.passive.deadline_ns(), 5 * kSecond);
+  lost.passive.OnLanesUp(kSecond, 2, OfferOf(1));
+  EXPECT_EQ(lost.passive.deadline_ns(), 4 * kSecond);
   lost.passive.TakeOutgoing();
-  EXPECT_EQ(lost.passive.OnTime(5 * kSecond), GateAction::kClose);
+  EXPECT_EQ(lost.passive.OnTime(4 * kSecond), GateAction::kClose);
   EXPECT_EQ(lost.passive.status().message(), "open RDMA endpoint: no READY within 3s");
+
+  // So late that the first deadline passes before the one for READY.
+  Pair late;
+  late.SayHello();
+  late.passive.OnLanesUp(4 * kSecond, 2, OfferOf(1));
+  EXPECT_EQ(late.passive.deadline_ns(), 5 * kSecond);
+  late.passive.TakeOutgoing();
+  EXPECT_EQ(late.passive.OnTime(5 * kSecond), GateAction::kClose);
+  EXPECT_EQ(late.passive.status().message(), "open RDMA endpoint: no READY within 5s");
 
   // Open: there is nothing to wait for.
   Pair open;

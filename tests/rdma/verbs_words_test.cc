@@ -47,6 +47,14 @@ TEST(VerbsWordsTest, EveryEventHasItsType) {
   EXPECT_EQ(seen.size(), static_cast<size_t>(FabricEventKind::kOther) + 1);
 }
 
+TEST(VerbsWordsTest, WhateverMayHaveChangedAnAddressTellsSo) {
+  for (const ibv_event_type type :
+       {IBV_EVENT_GID_CHANGE, IBV_EVENT_LID_CHANGE, IBV_EVENT_CLIENT_REREGISTER}) {
+    EXPECT_EQ(VerbsEventKind(type), FabricEventKind::kAddressChange) << type;
+  }
+  EXPECT_EQ(VerbsEventKind(IBV_EVENT_PKEY_CHANGE), FabricEventKind::kOther);
+}
+
 TEST(VerbsWordsTest, OperationsComeBackAsTheyWent) {
   EXPECT_EQ(VerbsOpcode(FabricOp::kSend), IBV_WR_SEND);
   EXPECT_EQ(VerbsOpcode(FabricOp::kSendImmediate), IBV_WR_SEND_WITH_IMM);

@@ -88,7 +88,7 @@ void FakeFabric::SetLink(std::string_view device, bool up) {
 
 void FakeFabric::SetGid(std::string_view device, FabricGid gid) {
   FindNic(device)->gid = gid;
-  PushEvent(device, {.kind = FabricEventKind::kGidChange, .owner = 0, .port = 1});
+  PushEvent(device, {.kind = FabricEventKind::kAddressChange, .owner = 0, .port = 1});
 }
 
 void FakeFabric::PushEvent(std::string_view device, FabricEvent event) {

@@ -159,7 +159,7 @@ class FakeFabric final : public internal::Fabric {
   void set_takes_back() { options_.takes_back = true; }
   // A link that is down loses every packet; devices hear of it as kPortError, kPortActive.
   void SetLink(std::string_view device, bool up);
-  // Packets to the old one find nobody; devices hear of it as kGidChange.
+  // Packets to the old one find nobody; devices hear of it as kAddressChange.
   void SetGid(std::string_view device, internal::FabricGid gid);
   void PushEvent(std::string_view device, internal::FabricEvent event);
   internal::FabricGid gid(std::string_view device) const;
