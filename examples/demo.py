@@ -284,7 +284,7 @@ class Tour:
         if done.returncode == 77:
             raise Absent(lines[-1].removeprefix("skipped: "))
         if done.returncode == 125:
-            raise Absent("the emulated machine did not start")
+            raise Broken("the emulated machine did not start")
         if done.returncode != 0:
             raise Broken(f"soft_roce.sh ended with status {done.returncode}: {done.stdout}")
         figures = [json.loads(line) for line in lines]

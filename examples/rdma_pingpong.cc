@@ -287,6 +287,7 @@ int Ping() {
   options.engine = examples::EngineOrFail("engine", absl::GetFlag(FLAGS_engine));
   auto loop = penstock::Loop::Create(std::move(options));
   if (!loop.ok()) examples::Fail(std::string(loop.status().message()));
+  examples::OpenDeviceOfFlags(**loop);
   Pinger pinger(**loop, config);
   pinger.Start();
   (*loop)->Run();

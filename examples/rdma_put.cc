@@ -218,22 +218,26 @@ class Receiver : public Side {
       began_ = examples::Monotonic();
       uint64_t size = 0;
       if (!absl::SimpleAtoi(Quoted(*message), &size) || size == 0 || size > bytes_max_) {
-        return End(absl::ResourceExhaustedError(
-            absl::StrCat("the sender announced ", Quoted(*message), " bytes, 1 to ", bytes_max_,
-                         " are accepted (--max-bytes)")));
+        return Refuse(absl::StrCat("1 to ", bytes_max_, " bytes are accepted (--max-bytes)"),
+                      Quoted(*message));
       }
       // Zeros, which take up memory only where the sender writes.
       memory_.reset(static_cast<char*>(std::calloc(size, 1)));
-      if (memory_ == nullptr) {
-        return End(absl::ResourceExhaustedError(
-            absl::StrCat("no memory for the ", size, " bytes that the sender announced")));
-      }
+      if (memory_ == nullptr) return Refuse("no memory for so many bytes", Quoted(*message));
       size_ = size;
       auto region = endpoint_->Expose({memory_.get(), size_}, penstock::RdmaAccess::kWrite);
       if (!region.ok()) return End(region.status());
       region_ = *std::move(region);
       AwaitLast();
     });
+  }
+
+  // The sender hears why before it sees the end.
+  void Refuse(const std::string& why, const std::string& announced) {
+    Send(absl::StrCat("refused: ", why));
+    endpoint_->Close([this, end = absl::ResourceExhaustedError(
+                                absl::StrCat("the sender announced ", announced, " bytes: ", why))](
+                         const absl::Status&) { End(end); });
   }
 
   void AwaitLast() {

@@ -19,8 +19,8 @@
 
 namespace examples {
 
-// Judges the flags and opens the device, for the loop of this thread, before anybody has come: ends
-// the program when a flag makes no sense.
+// Judges the flags and opens the device, for the loop of this thread, before anybody has come or is
+// called: ends the program when a flag makes no sense.
 void OpenDeviceOfFlags(penstock::Loop& loop);
 
 // `options` with the device of the flags, which is opened once for the loop of this thread.

@@ -3,6 +3,7 @@
 
 import importlib.util
 import os
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -72,6 +73,15 @@ class Demo(unittest.TestCase):
         self.tour.programs = Path(self.folder.name)
         with mock.patch.dict(os.environ, {"PATH": self.folder.name}):
             self.assertIn("qemu", self.step("endpoint", "device", self.tour.soft_roce)["absent"])
+
+    def test_an_emulated_machine_that_does_not_start_is_broken(self):
+        (Path(self.folder.name) / "rdma_pingpong").touch()
+        self.tour.programs = Path(self.folder.name)
+        for status, said in ((125, "broken"), (1, "broken"), (77, "absent")):
+            done = subprocess.CompletedProcess([], status, stdout="skipped: no kernel here\n")
+            with mock.patch.object(self.demo.subprocess, "run", return_value=done), \
+                    mock.patch.object(self.demo.shutil, "which", return_value="/here"):
+                self.assertIn(said, self.step("endpoint", "device", self.tour.soft_roce), status)
 
 
 if __name__ == "__main__":

@@ -75,10 +75,10 @@ class Rdma:
         sent, status, errors, target = self.put(b"x" * 100, "--max-bytes=99")
         self.assertEqual(sent.returncode, 1)
         self.assertEqual(status, 1)
-        self.assertIn("--max-bytes", errors)
+        self.assertIn("announced 100 bytes: 1 to 99 bytes are accepted (--max-bytes)", errors)
+        self.assertIn("refused: 1 to 99 bytes are accepted", sent.stderr)
         self.assertFalse(target.exists())
         self.assertEqual([path.name for path in self.folder.iterdir()], ["source"])
-
 
     def test_bulk_transfer(self):
         source, target = self.folder / "source", self.folder / "target"
@@ -140,8 +140,10 @@ class Flags(programs.Case):
     def test_the_device_is_seen_to_before_anybody_comes(self):
         out = self.folder / "out"
         at = "--listen=127.0.0.1:0"
-        for words in (["rdma_pingpong", at], ["rdma_put", "receive", out, at],
-                      ["bulk_transfer", "receive", out, at, "--transport=rdma"]):
+        to = "--connect=127.0.0.1:1"
+        listening = (["rdma_pingpong", at], ["rdma_put", "receive", out, at],
+                     ["bulk_transfer", "receive", out, at, "--transport=rdma"])
+        for words in (*listening, ["rdma_pingpong", to]):
             for flag, values, says in (("lanes", (0, 9), "1 to 8"), ("gid-index", (-1, 256), "0 to 255"),
                                        ("spin", (-1, 1_000_001), "0 to 1000000")):
                 for value in values:
@@ -150,6 +152,9 @@ class Flags(programs.Case):
                     self.assertEqual(done.stdout, "")
                     for text in (f"--{flag}", str(value), says):
                         self.assertIn(text, done.stderr)
+        done = run("rdma_pingpong", to, "--device=no-such-device")
+        self.assertIn("no RDMA device is used, the stream carries the data", done.stderr)
+        for words in listening:
             with Listening(*words, "--device=no-such-device") as program:
                 wait_until(lambda: "no RDMA device is used, the stream carries the data" in program.stderr(),
                            "what it says of the device")
