@@ -9,15 +9,15 @@
 #include <vector>
 
 #include "testing/adapted_machine.h"
-#include "testing/sanitized.h"
+#include "testing/environment.h"
 
 namespace penstock::internal {
 namespace {
 
 using testing::AdaptedMachine;
 
-constexpr uint64_t kNoiseSeeds = testing::kSanitized ? 100 : 1000;
-constexpr uint64_t kNoiseSeedsLost = kNoiseSeeds / 100;
+const auto kNoiseSeeds = static_cast<uint64_t>(Scaled(1000));
+const uint64_t kNoiseSeedsLost = kNoiseSeeds / 100;
 
 EngineKind OtherOf(EngineKind engine) {
   return engine == EngineKind::kUring ? EngineKind::kEpoll : EngineKind::kUring;
@@ -123,7 +123,7 @@ Swing RunSwing(uint64_t seed, double difference_max) {
 }
 
 TEST(EngineControllerNoise, ThreeSwitchesInFiveMinutesOfOscillationAtMost) {
-  constexpr uint64_t kHours = testing::kSanitized ? 5 : 50;
+  const auto kHours = static_cast<uint64_t>(Scaled(50));
   for (const double difference : {0.3, 0.08, 0.02}) {
     uint64_t switches = 0;
     for (uint64_t seed = 1; seed <= kHours; ++seed) {

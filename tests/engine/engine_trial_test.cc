@@ -10,12 +10,14 @@
 #include <cstdint>
 #include <random>
 
+#include "testing/environment.h"
+
 namespace penstock::internal {
 namespace {
 
 constexpr double kTrialGain = 0.02;
 constexpr size_t kTrialPairsMax = 72;
-constexpr uint64_t kTrialSeeds = 1000;
+const auto kTrialSeeds = static_cast<uint64_t>(Scaled(1000));
 
 // Slices on one engine after the other, in pairs as EngineController makes them.
 struct TrialNoise {
