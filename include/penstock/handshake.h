@@ -158,6 +158,11 @@ class PENSTOCK_EXPORT Handshaker {
   // False when Step must stay on the thread of the stream's loop, whatever SealOptions::executor
   // says, because something else of the handshake happens there between steps.
   virtual bool MayStepElsewhere() const { return true; }
+
+  // Whether the words of a failure are understood by a peer whose own handshake is over: then the
+  // connection ends in order behind them. Else it is reset, for that peer would take an orderly end
+  // for one of the stream.
+  virtual bool FailsWithAnAlert() const { return false; }
 };
 
 // What may differ from one connection to the next.

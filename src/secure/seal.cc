@@ -31,6 +31,7 @@ SealAttempt StartSeal(StreamPtr plain, SealOptions options, SealedPeerCallback d
     const SocketAddress peer = plain->peer();
     absl::Status status = PeerStatus(seal_loop.status().code(), "handshake with", &peer,
                                      std::string(seal_loop.status().message()));
+    plain->Abort();
     if (!done) return SealAttempt();
     core.Post([done = std::move(done), status = std::move(status)]() mutable {
       std::move(done)(std::move(status));

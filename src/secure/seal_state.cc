@@ -206,8 +206,12 @@ void SealState::OnJobDropped() {
 void SealState::Advance(Handshaker::Progress progress) {
   consumed_ += progress.consumed;
   rest_.erase(0, progress.consumed);
-  const bool told = !progress.out.empty();
-  if (told) Send(std::move(progress.out));
+  const bool tells = progress.state == Handshaker::State::kFailed && !progress.out.empty();
+  if (tells) {
+    plain_->Write(HeapBuffer(std::move(progress.out)), [this](absl::Status) { OnTold(); });
+  } else if (!progress.out.empty()) {
+    plain_->Write(HeapBuffer(std::move(progress.out)));
+  }
   switch (progress.state) {
     case Handshaker::State::kMore:
       if (!shown_ && !rest_.empty()) return Step();
@@ -227,7 +231,7 @@ void SealState::Advance(Handshaker::Progress progress) {
     case Handshaker::State::kDone:
       return Finish();
     case Handshaker::State::kFailed:
-      return told ? Tell(progress.error) : End(Explain(progress.error));
+      return tells ? Tell(progress.error) : End(Explain(progress.error));
   }
 }
 
@@ -274,8 +278,6 @@ void SealState::OnWake() {
   if (phase_ == Phase::kWaiting) seal_loop_.core().Defer(*this);
 }
 
-void SealState::Send(std::string bytes) { plain_->Write(HeapBuffer(std::move(bytes))); }
-
 // --- Ends ---
 
 void SealState::Finish() {
@@ -297,6 +299,7 @@ void SealState::Finish() {
 
 void SealState::Tell(absl::Status error) {
   phase_ = Phase::kTelling;
+  alerted_ = handshaker_->FailsWithAnAlert();
   handshaker_ = nullptr;
   ticket_ = SealTicket();
   rest_ = std::string();
@@ -304,9 +307,17 @@ void SealState::Tell(absl::Status error) {
   deadline_.Arm(TimerWheel::DeadlineTick(seal_loop_.core().sys().Now(),
                                          std::min(options_.deadline, kTellMax)),
                 [this] { OnDeadline(); });
-  plain_->ShutdownWrite();
-  ReadAway();
+  if (alerted_) {
+    plain_->ShutdownWrite();
+    ReadAway();
+  }
   CallDone(told);
+}
+
+void SealState::OnTold() {
+  if (alerted_) return;  // ReadAway waits for what the peer does
+  const std::shared_ptr<SealState> self = shared_from_this();
+  End(absl::CancelledError());
 }
 
 // What the peer has sent must be read, or closing resets the connection (tcp(7)).
@@ -334,9 +345,9 @@ void SealState::OnDeadline() {
 
 void SealState::End(absl::StatusOr<SealedPeer> result) {
   const std::shared_ptr<SealState> self = std::move(self_);
-  // The peer may be done with its handshake: an orderly end, without a word of this one, would look
-  // to it like one of the stream.
-  if (!result.ok() && phase_ != Phase::kTelling) plain_->Abort();
+  // The peer may be done with its handshake: an orderly end would look to it like one of the
+  // stream, unless it has heard better.
+  if (!result.ok() && !alerted_) plain_->Abort();
   if (phase_ == Phase::kQueued) options_.limiter->queue_->Forget(this);
   phase_ = Phase::kEnded;
   deadline_.Cancel();
@@ -357,6 +368,7 @@ void SealState::CallDone(absl::StatusOr<SealedPeer> result) {
 
 void SealState::OnLoopGone() {
   const std::shared_ptr<SealState> self = std::move(self_);
+  if (!alerted_) plain_->Abort();  // as in End
   if (phase_ == Phase::kQueued) options_.limiter->queue_->Forget(this);
   phase_ = Phase::kEnded;
   deadline_.Cancel();

@@ -104,9 +104,9 @@ class SealState final : public std::enable_shared_from_this<SealState>,
   void OnRead(absl::StatusOr<Buffer> data);
   void Ask();
   void OnAuthorized(Handshaker::Progress progress);
-  void Send(std::string bytes);
   void Finish();
   void Tell(absl::Status error);
+  void OnTold();
   void ReadAway();
   void OnDeadline();
   // Calls back, and is gone unless its owner on the stack holds it.
@@ -127,6 +127,7 @@ class SealState final : public std::enable_shared_from_this<SealState>,
   SealTicket ticket_;
   CallbackTimer deadline_;
   Phase phase_ = Phase::kNew;
+  bool alerted_ = false;  // the peer knows that an orderly end is none of a stream
   bool woken_ = false;
   bool begun_ = false;  // the Handshaker has made its first step, which is shown no bytes
   bool shown_ = false;  // its last step was shown rest_

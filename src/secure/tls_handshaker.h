@@ -34,6 +34,7 @@ class TlsHandshaker final : public Handshaker {
   HandshakeResult TakeResult() override { return std::move(result_); }
   absl::Status OnPeerEnd() override;
   std::string_view phase() const override;
+  bool FailsWithAnAlert() const override { return true; }
   void SetWake(absl::AnyInvocable<void()>) override {}
 
  private:
