@@ -8,22 +8,26 @@
 // bytes that were read and written, in pairs of neighbouring slices: what an engine cannot change,
 // and what drifts meanwhile is the same for both. The trial goes on while the difference is within
 // its noise, which is estimated from the spread of the pairs (src/engine/engine_trial.h has the
-// model), and ends after `pairs_max` pairs at the latest. The engine that serves stays unless the
-// other one saves `gain`.
+// model), and ends after `pairs_max` pairs at the latest, or with the pairs that it has
+// (8 at least) when it has taken a minute. The engine that serves stays unless the other one saves
+// `gain`. When for two ticks of slices streams, or an engine's reads a turn, are more than three
+// times what they were, or less than a third, or the thread uses less than `busy`, the trial ends
+// undecided, and none with such a load begins for `dwell`.
 //
 // A verdict is believed for loads of up to three times, or down to a third of, the same streams and
 // reads a turn: for `dwell`, up to ten times as long the further it was from its noise, and twice
 // as long each time that a trial finds the same again. When such a load comes back, its engine
-// does, without a trial. Trials take half of the time at most, however the load changes.
+// does, without a trial; of several verdicts the nearest counts. However the load changes, trials
+// with their sweeps take a third of the time at most, but for half a minute and one trial more.
 //
 // Faults of the engine that is tried (LoopSnapshot::faults_epoll, faults_uring), which no peer
-// causes, end a trial at once, and lead back also later, when it was won; so do streams that it
-// refuses, and slices in which the loop's turns came 20 ms later than before, once it has had five
-// of them and twice as many as the other engine besides. Verdicts are then forgotten, and for
-// `dwell`, twice that after the second time, and so on, nothing is tried. A loop with fewer than
-// 200 reads in a tick, or whose thread uses less than `busy` of a processor, is left alone: there
-// is nothing to save. So is one that has given its io_uring engine up: nothing is left to choose
-// then, and a last line of the trace says so.
+// causes, end a trial at once, and lead back also later, when it was won, whatever else is tried
+// then; so do streams that it refuses, and slices in which the loop's turns came 20 ms later than
+// before, once it has had five of them and twice as many as the other engine besides. Verdicts are
+// then forgotten, and for `dwell`, twice that after the second time, and so on, nothing is tried. A
+// loop with fewer than 200 reads in a tick, or whose thread uses less than `busy` of a processor,
+// is left alone: there is nothing to save. So is one that has given its io_uring engine up: nothing
+// is left to choose then, and a last line of the trace says so.
 //
 // Streams that are connecting when all go follow by themselves when they are open. Those that were
 // on their way to another engine or loop just then are fetched by one more sweep when a trial has
@@ -61,8 +65,9 @@ struct AdaptiveOptions {
   // more than half of it to change engine. The time that they take, and as long as this after it,
   // is not measured.
   absl::Duration slice = absl::Milliseconds(50);
-  // Pairs of slices after which a trial ends, whatever the noise; at least 8, before which none
-  // does. A pair takes one sweep over all streams, and three slices.
+  // Pairs of slices after which a trial ends, whatever the noise; at least 8, before which nothing
+  // is decided. A pair takes one sweep over all streams, and three slices. Fewer where those are
+  // long: a trial of a minute ends with those that it has, once they are 8.
   int pairs_max = 72;
   // Part of the CPU time that the other engine must save.
   double gain = 0.02;

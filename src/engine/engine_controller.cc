@@ -16,20 +16,23 @@ constexpr int kTicksMoving = 8;
 constexpr double kNear = 3;
 // Verdicts kept; the oldest go first.
 constexpr size_t kVerdictsMax = 16;
-// Trials are for loads that last. Where loads are ever new, their slices take one part in so many
-// of the time, which is less than half of it with what lies between them, and so much at once.
-constexpr int kTrialShare = 5;
+// Trials are for loads that last. Where loads are ever new, trials, from the first stream that goes
+// to the verdict, take one part in so many of the time; but so much, and one more, at once.
+constexpr int kTrialShare = 3;
 constexpr absl::Duration kTrialsAtOnce = absl::Seconds(30);
 // A verdict is believed longer the further it was from its noise.
 constexpr double kBeliefMax = 10;
 
-bool Alike(double a, double b) { return a <= kNear * b && b <= kNear * a; }
-
-double ReadsOfTurn(uint64_t reads, uint64_t turns) {
-  return static_cast<double>(reads) / static_cast<double>(std::max<uint64_t>(turns, 1));
-}
+// Of the greater to the lesser of two that are above 0.
+double Ratio(double a, double b) { return std::max(a / b, b / a); }
 
 }  // namespace
+
+bool EngineController::Alike(double a, double b) { return a <= kNear * b && b <= kNear * a; }
+
+double EngineController::ReadsOfTurn(uint64_t reads, uint64_t turns) {
+  return static_cast<double>(reads) / static_cast<double>(std::max<uint64_t>(turns, 1));
+}
 
 std::string EngineController::Name(EngineKind engine) {
   return std::string(EngineKindName(engine));
@@ -72,6 +75,7 @@ EngineController::Action EngineController::Tick(const LoadSample& sample) {
   credit_ = std::min(credit_ + sample.span / kTrialShare, kTrialsAtOnce);
   if (sample.uring_lost) Resign();
   if (resigned_) return {};
+  if (const uint64_t faults = sample.FaultsOf(engine_); won_ && faults > 0) return BlowFuse(faults);
   while (!switched_at_.empty() && switched_at_.front() + options_.window <= now_) {
     switched_at_.pop_front();
   }
@@ -95,8 +99,11 @@ bool EngineController::Load::Near(const Load& other) const {
   return Alike(open, other.open) && Alike(batch, other.batch);
 }
 
+double EngineController::Load::Distance(const Load& other) const {
+  return Ratio(open, other.open) * Ratio(batch, other.batch);
+}
+
 EngineController::Action EngineController::Watch(const LoadSample& sample) {
-  if (const uint64_t faults = sample.FaultsOf(engine_); won_ && faults > 0) return BlowFuse(faults);
   if (StillMoving()) return {};
   if (std::exchange(follow_, false)) {
     if (const Action follow = Follow(sample); follow.to != EngineKind::kAuto) return follow;
@@ -104,7 +111,7 @@ EngineController::Action EngineController::Watch(const LoadSample& sample) {
   if (!Lasts(sample)) return {};
   delay_before_ = sample.delay;
   if (const Verdict* verdict = Believed(); verdict != nullptr) {
-    return verdict->better == engine_ ? Action{} : Recall(*verdict);
+    return verdict->better == other() ? Recall(*verdict) : Action{};
   }
   const bool held = Held(TrialRests(), absl::StrCat("a trial of ", Name(other()), " is due"));
   return held ? Action{} : BeginTrial(sample);
@@ -120,10 +127,17 @@ bool EngineController::Lasts(const LoadSample& sample) {
 }
 
 const EngineController::Verdict* EngineController::Believed() const {
+  const Verdict* nearest = nullptr;
+  double least = 0;
   for (const Verdict& verdict : verdicts_) {
-    if (now_ < verdict.until && load_.Near(verdict.loads[SideOf(engine_)])) return &verdict;
+    const Load& load = verdict.loads[SideOf(engine_)];
+    if (now_ >= verdict.until || !load_.Near(load)) continue;
+    const double distance = load_.Distance(load);
+    if (nearest != nullptr && distance > least) continue;
+    nearest = &verdict;  // of those as near the newest
+    least = distance;
   }
-  return nullptr;
+  return nearest;
 }
 
 absl::Duration EngineController::TrialRests() const {
@@ -160,6 +174,7 @@ EngineController::Action EngineController::BeginTrial(const LoadSample& sample) 
   trial_.emplace(Trial{
       .test = EngineTrial(options_.gain, static_cast<size_t>(options_.pairs_max)),
       .load = load_,
+      .began = now_,
       .slice = options_.slice,
   });
   const auto part = static_cast<uint64_t>(static_cast<double>(sample.open) * options_.canary_part);
@@ -182,13 +197,17 @@ absl::Duration EngineController::Learn(EngineKind better, double confidence) {
                     .confirmed = 0};
   for (size_t i = 0; i < learnt.loads.size(); ++i) {
     const Side& side = trial_->sides[i];
-    if (side.turns > 0) learnt.loads[i].batch = ReadsOfTurn(side.reads, side.turns);
+    // One that is undecided may have met another load as well, which is not what it was of.
+    if (learnt.decided() && side.turns > 0)
+      learnt.loads[i].batch = ReadsOfTurn(side.reads, side.turns);
   }
-  // What was found of such a load before is confirmed, or wrong.
+  // What was found of such a load before is confirmed, or wrong; a trial that found nothing takes
+  // the place of such ones alone.
   for (auto it = verdicts_.begin(); it != verdicts_.end();) {
     const bool same = it->loads[0].Near(learnt.loads[0]) || it->loads[1].Near(learnt.loads[1]);
-    if (same && it->better == better) learnt.confirmed = it->confirmed + 1;
-    it = same ? verdicts_.erase(it) : it + 1;
+    const bool replaced = same && (learnt.decided() || !it->decided());
+    if (replaced && learnt.decided() && it->better == better) learnt.confirmed = it->confirmed + 1;
+    it = replaced ? verdicts_.erase(it) : it + 1;
   }
   absl::Duration belief = options_.dwell * std::clamp(confidence, 1., kBeliefMax);
   for (int i = 0; i < learnt.confirmed && belief < options_.dwell_max; ++i) belief *= 2;
@@ -210,7 +229,7 @@ void EngineController::Resign() {
   if (std::exchange(resigned_, true)) return;
   engine_ = EngineKind::kEpoll;
   Apply(AdaptEvent::kIll);
-  trial_.reset();
+  EndTrial();
   moving_to_ = EngineKind::kAuto;  // the loop itself moves what is left there
   Note("uring has failed for good: epoll stays, and no trial begins any more");
 }
@@ -230,6 +249,7 @@ void EngineController::Adopt(EngineKind engine) {
 
 EngineController::Action EngineController::BlowFuse(uint64_t faults) {
   ++counts_.returned;
+  Apply(AdaptEvent::kIll);  // another may be under way
   const EngineKind at_fault = engine_;
   engine_ = other();
   won_ = false;
@@ -290,8 +310,14 @@ void EngineController::Rest(bool ill) {
   rest_until_ = now_ + dwell_;
   if (ill) dwell_ = std::min(dwell_ * 2, options_.dwell_max);
   verdicts_.clear();
-  trial_.reset();
+  EndTrial();
   Decided();
+}
+
+void EngineController::EndTrial() {
+  if (!trial_.has_value()) return;
+  credit_ -= now_ - trial_->began;
+  trial_.reset();
 }
 
 void EngineController::Decided() {

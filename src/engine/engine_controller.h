@@ -7,9 +7,9 @@
 // In the trial the engines serve by turns, a slice each: B | A A | B B | A ..., with a sweep over
 // all streams at each bar. Two slices between which a bar lies are a pair of EngineTrial.
 //
-// The fuse: faults of the engine that is tried, and later of the one that was found better, lead
-// back. Nothing else that goes wrong does: what peers and networks do is no engine's fault. Once
-// one is lost for good nothing is tried any more.
+// The fuse: faults of the engine that is tried, and later, also while another trial goes on, of the
+// one that was found better, lead back. Nothing else that goes wrong does: what peers and networks
+// do is no engine's fault. Once one is lost for good nothing is tried any more.
 #ifndef PENSTOCK_ENGINE_ENGINE_CONTROLLER_H_
 #define PENSTOCK_ENGINE_ENGINE_CONTROLLER_H_
 
@@ -109,6 +109,8 @@ class EngineController {
   static EngineKind Opposite(EngineKind engine) {
     return engine == EngineKind::kUring ? EngineKind::kEpoll : EngineKind::kUring;
   }
+  static bool Alike(double a, double b);
+  static double ReadsOfTurn(uint64_t reads, uint64_t turns);
   static size_t SideOf(EngineKind engine) { return engine == EngineKind::kUring ? 1 : 0; }
 
   static std::string Name(EngineKind engine);
@@ -120,33 +122,36 @@ class EngineController {
     double open = 0;
     double batch = 0;  // reads a turn; engines deliver the same load in different ones
     bool Near(const Load& other) const;
+    double Distance(const Load& other) const;  // 1: none
   };
-  // What a trial found, for loads that are near to the one it met, as the engine that serves
-  // delivers it.
+  // What a trial found, or that it ended undecided, for loads that are near to the one it met, as
+  // the engine that serves delivers it.
   struct Verdict {
     std::array<Load, 2> loads;  // by SideOf
-    EngineKind better;
+    EngineKind better;          // kAuto: undecided
     absl::Duration found;
     absl::Duration until;
     int confirmed;  // trials in a row that found the same, but for the first
+    bool decided() const { return better != EngineKind::kAuto; }
   };
   // Of a trial, on one engine.
   struct Side {
     uint64_t reads = 0;
     uint64_t turns = 0;
-    double cost = 0;  // of a byte in its last slice, in ns of CPU
-    int late = 0;     // slices
+    double batch = 0;  // reads a turn of its first slice
+    double cost = 0;   // of a byte in its last slice, in ns of CPU
+    int late = 0;      // slices
   };
   struct Trial {
     EngineTrial test;
     Load load;
+    absl::Duration began;
     EngineKind on = EngineKind::kAuto;  // the one whose turn it is
     absl::Duration slice;
     LoadSample sum = {};             // of the slice that goes on: what adds up
     bool settles = true;             // streams have just come
     bool half = false;               // a pair has its first slice
     absl::Duration unlike = {};      // how long the load has been another
-    absl::Duration took = {};        // all slices, without what they waited for reads
     std::array<Side, 2> sides = {};  // by SideOf
 
     Side& SideOn(EngineKind engine) { return sides[SideOf(engine)]; }
@@ -162,7 +167,7 @@ class EngineController {
   Action Watch(const LoadSample& sample);
   // Whether the load has been worth a decision for long enough.
   bool Lasts(const LoadSample& sample);
-  // What is believed of the load that lasts; null: nothing.
+  // What is believed of the load that lasts, or of the nearest to it; null: nothing.
   const Verdict* Believed() const;
   // Has the engine serve that `verdict` says is better.
   Action Recall(const Verdict& verdict);
@@ -175,6 +180,9 @@ class EngineController {
   Action TickCanary(const LoadSample& sample);
   Action TickTrial(const LoadSample& sample);
   Action EndSlice(const LoadSample& sample);
+  // Whether the slice that has ended, on a loop with `open` streams, had another load than the one
+  // that the trial is of.
+  bool IsAnother(const LoadSample& slice, uint64_t open) const;
   // Those who wait for their turn wait longer with the engine that is tried: how it is said.
   std::string Late(const LoadSample& sample);
   // The trial ends, and with it the one that serves is known.
@@ -184,8 +192,10 @@ class EngineController {
   Action EndUndecided(const std::string& why);
   Action Conclude();
   std::string Found() const;
-  // How long it is believed.
+  // How long it is believed. kAuto: the trial ended undecided.
   absl::Duration Learn(EngineKind better, double confidence);
+  // Its time is charged. No trial: nothing.
+  void EndTrial();
 
   // The engine that is tried is ill, or could not be had.
   Action GoBack(const std::string& why);
@@ -227,7 +237,7 @@ class EngineController {
   bool follow_ = false;     // when all have gone to engine_
   absl::Duration now_;      // since the controller was made
   absl::Duration rest_until_;
-  absl::Duration credit_;  // how long the slices of trials may be before others must wait
+  absl::Duration credit_;  // how long trials may take before others must wait
   absl::Duration dwell_;
   bool rest_told_ = false;  // since the last decision, why nothing more is done
   bool spent_told_ = false;

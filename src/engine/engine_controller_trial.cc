@@ -15,6 +15,9 @@ namespace {
 // pause of those who ask ends no trial.
 constexpr int kTicksQuiet = 5;
 constexpr int kTicksOther = 2;
+// A trial that has taken so long ends with the pairs that it has, if they are
+// EngineTrial::kPairsMin.
+constexpr absl::Duration kTrialMax = absl::Minutes(1);
 // A slice is late when the loop comes to its end so much later than it came to a tick before the
 // trial. The host of a virtual machine can do that to any slice, so it takes many more of the one
 // that is tried: more than chance makes of the same for both.
@@ -72,15 +75,19 @@ std::string EngineController::Late(const LoadSample& sample) {
 EngineController::Action EngineController::EndSlice(const LoadSample& sample) {
   Trial& trial = *trial_;
   const LoadSample sum = std::exchange(trial.sum, {});
-  trial.took += std::min(sum.span, trial.slice);
-  if (!trial.load.Near({static_cast<double>(sample.open), trial.load.batch})) {
-    trial.unlike += sum.span;
-    if (trial.unlike < kTicksOther * options_.tick) return {};
-    return EndUndecided(absl::StrCat("the load is another, ", sample.open, " streams instead of ",
-                                     trial.load.open));
-  }
-  trial.unlike = absl::ZeroDuration();
   Side& side = trial.SideOn(trial.on);
+  const double batch = ReadsOfTurn(sum.reads, sum.turns);
+  if (side.batch == 0) side.batch = batch;
+  // One that waited for reads is a pause, which ends no trial by itself.
+  const bool another = IsAnother(sum, sample.open);
+  trial.unlike = another ? trial.unlike + std::min(sum.span, options_.tick) : absl::ZeroDuration();
+  if (trial.unlike >= kTicksOther * options_.tick) {
+    return EndUndecided(absl::StrFormat(
+        "the load is another, %d streams instead of %.0f, %.1f reads a turn instead of %.1f, %.0f "
+        "%% of a processor",
+        sample.open, trial.load.open, batch, side.batch,
+        100 * absl::FDivDuration(sum.cpu, sum.span)));
+  }
   side.reads += sum.reads;
   side.turns += sum.turns;
   // A thread that reads takes some time, and gets a byte or the end.
@@ -89,7 +96,11 @@ EngineController::Action EngineController::EndSlice(const LoadSample& sample) {
   trial.half = !trial.half;
   if (trial.half) return Sweep(Opposite(trial.on));
   trial.test.Add(trial.SideOn(engine_).cost, trial.SideOn(other()).cost);
-  switch (trial.test.Judge()) {
+  // Slices of loads that come in bursts, or on an engine that takes less than what is worth a
+  // trial, are unlike by turns, and all count; but when the trial is decided the load must be what
+  // it was.
+  if (another) return {};
+  switch (trial.test.Judge(now_ - trial.began >= kTrialMax)) {
     case TrialVerdict::kOpen:
       return {};
     case TrialVerdict::kSaves:
@@ -98,6 +109,13 @@ EngineController::Action EngineController::EndSlice(const LoadSample& sample) {
       return Lose();
   }
   return {};
+}
+
+bool EngineController::IsAnother(const LoadSample& slice, uint64_t open) const {
+  const Side& side = trial_->sides[SideOf(trial_->on)];
+  return !Alike(static_cast<double>(open), trial_->load.open) ||
+         !Alike(ReadsOfTurn(slice.reads, slice.turns), side.batch) ||
+         slice.cpu < options_.busy * slice.span;
 }
 
 std::string EngineController::Found() const {
@@ -129,7 +147,7 @@ EngineController::Action EngineController::Lose() {
 }
 
 EngineController::Action EngineController::EndUndecided(const std::string& why) {
-  const absl::Duration belief = Learn(engine_, 0);
+  const absl::Duration belief = Learn(EngineKind::kAuto, 0);
   ++counts_.returned;
   Note(absl::StrCat(Name(engine_), " stays: ", why, ", no trial with such a load for ",
                     About(belief)));
@@ -138,13 +156,12 @@ EngineController::Action EngineController::EndUndecided(const std::string& why) 
 
 EngineController::Action EngineController::Conclude() {
   const EngineKind on = trial_->on;
-  credit_ -= trial_->took;
   dwell_ = options_.dwell;
   Decided();
   follow_ = true;
   const Action last = on == engine_ ? Action{} : Sweep(engine_);
   Apply(AdaptEvent::kWell);
-  trial_.reset();
+  EndTrial();
   return last;
 }
 

@@ -41,10 +41,10 @@ void EngineTrial::Add(double cost_serving, double cost_tried) {
   if (observed_.size() >= kPairsMin) estimate_ = TrimmedMean(observed_);
 }
 
-TrialVerdict EngineTrial::Judge() const {
+TrialVerdict EngineTrial::Judge(bool last) const {
   if (observed_.size() < kPairsMin) return TrialVerdict::kOpen;
-  const double done =
-      static_cast<double>(std::min(observed_.size(), pairs_max_)) / static_cast<double>(pairs_max_);
+  const size_t pairs = last ? pairs_max_ : std::min(observed_.size(), pairs_max_);
+  const double done = static_cast<double>(pairs) / static_cast<double>(pairs_max_);
   const double bar = std::max(gain_, kErrorsOfBar * estimate_.error * std::sqrt(done));
   const double may_change = kSure * estimate_.error * std::sqrt(1 - done);
   if (estimate_.mean >= bar + may_change) return TrialVerdict::kSaves;

@@ -50,7 +50,9 @@ class EngineTrial {
 
   // What a byte cost on either engine in two neighbouring slices; in any unit, both above 0.
   void Add(double cost_serving, double cost_tried);
-  TrialVerdict Judge() const;
+  // `last`: no pair follows, though fewer than `pairs_max` are there; kOpen then says that they are
+  // fewer than kPairsMin.
+  TrialVerdict Judge(bool last = false) const;
 
   size_t pairs() const { return observed_.size(); }
   // Part of the CPU time that the one that is tried saves; below 0: it takes more.

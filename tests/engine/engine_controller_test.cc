@@ -210,6 +210,44 @@ TEST_F(EngineControllerTest, ATrialWhoseLoadBecomesAnotherProvesNothing) {
   }
 }
 
+TEST_F(EngineControllerTest, SoDoesOneWithOtherReadsATurn) {
+  for (const double batch : {5., 500.}) {
+    AdaptedMachine m = Make(EngineKind::kEpoll);
+    m.cost_uring = 500;
+    m.batch_uring = 20;  // engines deliver the same load in different ones
+    while (m->state() != AdaptState::kTrial) m.Step();
+    for (int i = 0; i < 6; ++i) m.Step();
+    m.batch = batch;
+    m.batch_uring = batch * 2 / 5;
+    ASSERT_TRUE(m.RunTrial());
+    EXPECT_EQ(m->engine(), EngineKind::kEpoll);
+    EXPECT_TRUE(m.Traced("epoll stays: the load is another")) << m->trace().back();
+    m.batch = 50;
+    m.batch_uring = 20;
+    EXPECT_NEAR(m.SecondsUntilTrial(), 30, 3) << "it was of this load";
+  }
+}
+
+TEST_F(EngineControllerTest, SoDoesOneThatIsBusyNoMore) {
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  m.cost_uring = 500;
+  while (m->state() != AdaptState::kTrial) m.Step();
+  for (int i = 0; i < 6; ++i) m.Step();
+  m.rate = 40'000;
+  ASSERT_TRUE(m.RunTrial());
+  EXPECT_EQ(m->engine(), EngineKind::kEpoll);
+  EXPECT_TRUE(m.Traced("epoll stays: the load is another")) << m->trace().back();
+}
+
+TEST_F(EngineControllerTest, AnEngineThatTakesLessThanIsWorthATrialIsKept) {
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  m.cost_epoll = 260;  // a tenth of a processor, and a little
+  m.cost_uring = 130;
+  m.spread = 0.3;  // so that it takes longer than two ticks of slices
+  ASSERT_TRUE(m.RunTrial());
+  EXPECT_EQ(m->engine(), EngineKind::kUring) << m->trace().back();
+}
+
 // --- Streams that stay behind, engines at fault ---
 
 TEST_F(EngineControllerTest, StreamsThatWereNotReadyFollowOnceWhenATrialHasEnded) {
@@ -289,6 +327,21 @@ TEST_F(EngineControllerTest, TheFuseIsNotBoundByTheSwitches) {
   m.faults_uring = 1;
   EXPECT_EQ(m.Step().to, EngineKind::kEpoll);
   EXPECT_EQ(m->switches(), 2u);
+}
+
+TEST_F(EngineControllerTest, TheFuseIsInWhileAnotherTrialGoesOn) {
+  for (const AdaptState at : {AdaptState::kCanary, AdaptState::kTrial}) {
+    AdaptedMachine m = Won();
+    m.open = 64;
+    while (m->state() != at) m.Step();
+    m.faults_uring = 1;
+    EXPECT_EQ(m.Step().to, EngineKind::kEpoll);
+    EXPECT_EQ(m->state(), AdaptState::kWatching);
+    EXPECT_EQ(m->engine(), EngineKind::kEpoll);
+    EXPECT_EQ(m.serving(), EngineKind::kEpoll);
+    EXPECT_TRUE(m.Traced("back to epoll: 1 engine faults of uring, which was found better"));
+    for (int i = 0; i < 29; ++i) ASSERT_TRUE(None(m.Step())) << "it rests";
+  }
 }
 
 TEST_F(EngineControllerTest, TheFirstEngineHasNoFuse) {

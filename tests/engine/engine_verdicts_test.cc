@@ -107,6 +107,94 @@ TEST_F(EngineVerdictsTest, ALoadIsKnownAgainOnEitherEngine) {
   for (int i = 0; i < 290; ++i) ASSERT_TRUE(None(m.Step())) << i;
 }
 
+TEST_F(EngineVerdictsTest, OfVerdictsThatAreNearTheNearestIsBelieved) {
+  options_.switches_max = 100;
+  AdaptedMachine m = Won();
+  m.open = 3500;
+  m.cost_uring = 1200;
+  ASSERT_TRUE(m.RunTrial());
+  ASSERT_EQ(m->engine(), EngineKind::kEpoll);
+  m.open = 2500;
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(None(m.Step())) << "of 1000 another is believed";
+  m.open = 1500;
+  for (int i = 0; i < 3; ++i) m.Step();
+  EXPECT_EQ(m.serving(), EngineKind::kUring);
+  EXPECT_EQ(m->counts().trials, 2u);
+}
+
+// --- Trials that end undecided ---
+
+TEST_F(EngineVerdictsTest, TrialsThatAreCutConfirmNothing) {
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  m.cost_uring = 985;
+  m.spread = 0.1;  // no trial ends within five seconds
+  while (m.now() < absl::Minutes(20)) {
+    m.open = absl::ToInt64Seconds(m.now()) / 5 % 2 == 0 ? 64 : 1000;
+    m.Step();
+  }
+  EXPECT_GT(m->counts().trials, 10u);
+  EXPECT_EQ(m->counts().kept, 0u);
+  m.open = 1000;
+  m.cost_uring = 900;
+  ASSERT_LT(m.SecondsUntilTrial(), 60) << "the next dwell";
+  ASSERT_TRUE(m.RunTrial());
+  EXPECT_EQ(m->engine(), EngineKind::kUring);
+}
+
+TEST_F(EngineVerdictsTest, ATrialThatIsCutIsNotRecalled) {
+  options_.dwell = absl::Minutes(5);
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  m.cost_uring = 900;
+  while (m->state() != AdaptState::kTrial) m.Step();
+  m.rate = 0;
+  ASSERT_TRUE(m.RunTrial());
+  m.rate = 400'000;
+  m.open = 64;
+  ASSERT_TRUE(m.RunTrial());
+  ASSERT_EQ(m->engine(), EngineKind::kUring);
+  m.open = 1000;
+  for (int i = 0; i < 60; ++i) ASSERT_TRUE(None(m.Step())) << "nothing is known of it";
+  EXPECT_EQ(m->counts().recalled, 0u);
+  EXPECT_LT(m.SecondsUntilTrial(), 300);
+}
+
+// --- What bounds trials ---
+
+TEST_F(EngineVerdictsTest, ATrialThatTakesLongEndsWithThePairsThatItHas) {
+  options_.slice = absl::Seconds(2);
+  AdaptedMachine m = Make(EngineKind::kEpoll);
+  m.cost_uring = 970;
+  m.spread = 0.1;
+  while (m->state() == AdaptState::kWatching) m.Step();
+  const absl::Duration start = m.now();
+  ASSERT_TRUE(m.RunTrial());
+  EXPECT_GT(m.now() - start, absl::Seconds(59)) << "not within its noise before";
+  EXPECT_LT(m.now() - start, absl::Seconds(70));
+  EXPECT_TRUE(m.Traced("pairs of slices), believed for")) << m->trace().back();
+}
+
+TEST_F(EngineVerdictsTest, SlowTrialsAndTheirSweepsTakeHalfOfTheTimeAtMostAsWell) {
+  for (const double rate : {300., 400'000.}) {
+    AdaptedMachine m = Make(EngineKind::kEpoll);
+    m.rate = rate;
+    m.cost_epoll = m.cost_uring = 4e8 / rate;
+    m.spread = 0.3;
+    m.sweep_time = absl::Milliseconds(rate > 1000 ? 400 : 0);
+    absl::Duration in_trial;
+    while (m.now() < absl::Hours(1)) {
+      const absl::Duration before = m.now();
+      const uint64_t ended = m->counts().returned + m->counts().kept;
+      m.Step();
+      if (m->state() != AdaptState::kWatching) in_trial += m.now() - before;
+      if (m->counts().returned + m->counts().kept > ended) {
+        m.open = m.open > 1'000'000 ? 1 : m.open * 4;  // as soon as one has ended, another
+      }
+    }
+    EXPECT_GT(m->counts().trials, 10u) << rate;
+    EXPECT_LE(in_trial, absl::Hours(1) / 3 + absl::Minutes(2)) << rate;
+  }
+}
+
 TEST_F(EngineVerdictsTest, TrialsTakeHalfOfTheTimeAtMost) {
   AdaptedMachine m = Make(EngineKind::kEpoll);
   m.spread = 0.1;
