@@ -11,16 +11,25 @@ void CreditWindow::Open(uint32_t peer_depth) {
   limit_ = peer_depth;
 }
 
+inline bool CreditWindow::MayGrant(uint32_t credits) const {
+  return SequenceReached(limit_, credits) && credits - sent_ <= peer_depth_;
+}
+
 absl::Status CreditWindow::OnHeader(uint32_t credits, uint16_t received) {
   const auto news = static_cast<uint16_t>(received - static_cast<uint16_t>(acknowledged_));
   // What is acknowledged and what there is room for come from one count of the peer's.
-  const bool can_be = SequenceReached(limit_, credits) && credits - sent_ <= peer_depth_ &&
-                      news <= sent_ - acknowledged_ &&
+  const bool can_be = MayGrant(credits) && news <= sent_ - acknowledged_ &&
                       credits - (acknowledged_ + news) <= peer_depth_;
   if (!can_be) [[unlikely]]
     return BadHeader(credits, news);
   limit_ = credits;
   acknowledged_ += news;
+  return absl::OkStatus();
+}
+
+absl::Status CreditWindow::OnCredits(uint32_t credits) {
+  if (!MayGrant(credits)) return BadHeader(credits, 0);
+  limit_ = credits;
   return absl::OkStatus();
 }
 

@@ -44,6 +44,8 @@ class CreditWindow {
   uint32_t acknowledged() const { return acknowledged_; }
   // What the header of any message of the peer says. InvalidArgument when it cannot be.
   absl::Status OnHeader(uint32_t credits, uint16_t received);
+  // The same for credits alone, which may be for pieces that no header has acknowledged yet.
+  absl::Status OnCredits(uint32_t credits);
 
   // --- Receiving ---
   // A piece has come. InvalidArgument when it is not the next one or goes beyond the credits.
@@ -66,6 +68,7 @@ class CreditWindow {
   }
 
  private:
+  bool MayGrant(uint32_t credits) const;
   // Why they cannot be.
   [[gnu::cold]] absl::Status BadHeader(uint32_t credits, uint16_t news) const;
   [[gnu::cold]] absl::Status BadPiece(uint32_t sequence) const;

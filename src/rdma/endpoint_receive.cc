@@ -72,7 +72,7 @@ void EndpointCore::OnOpenControl(const ControlMessage& message) {
   } else if (const auto* region = std::get_if<ControlRegion>(&message)) {
     status = peer_regions_.Add(*region);
   } else if (const auto* credit = std::get_if<ControlCredit>(&message)) {
-    status = window_.OnHeader(credit->granted, static_cast<uint16_t>(window_.acknowledged()));
+    status = window_.OnCredits(credit->granted);
   } else if (const auto* revoke = std::get_if<ControlRevoke>(&message)) {
     return OnRevoke(*revoke);
   } else if (const auto* drain = std::get_if<ControlDrain>(&message)) {

@@ -70,7 +70,8 @@ MUTANTS = [
     # Credits: how much may be on the way.
     Mutant("posts_without_credit", "endpoint_turn.cc",
            "if (window_.available() == 0) {", "if (false) {"),
-    Mutant("one_credit_too_many", "credit_window.cc", "limit_ = credits;", "limit_ = credits + 1;"),
+    Mutant("one_credit_too_many", "credit_window.cc", "limit_ = credits;\n  acknowledged_",
+           "limit_ = credits + 1;\n  acknowledged_"),
     Mutant("takes_pieces_without_credit", "credit_window.cc",
            " || received_ == granted_) [[unlikely]]", ") [[unlikely]]"),
     Mutant("credits_are_not_told", "endpoint_turn.cc",

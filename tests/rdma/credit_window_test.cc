@@ -35,6 +35,21 @@ TEST(CreditWindowTest, CreditsForPiecesThatAreNotAcknowledgedAreRefused) {
   EXPECT_EQ(window.available(), 1u);
 }
 
+// As CREDIT has them. What was received is told of later.
+TEST(CreditWindowTest, CreditsAloneMayBeForPiecesThatAreNotAcknowledged) {
+  CreditWindow window(4);
+  window.Open(2);
+  window.TakeNext();
+  window.TakeNext();
+  EXPECT_TRUE(absl::IsInvalidArgument(window.OnCredits(1)));
+  EXPECT_TRUE(absl::IsInvalidArgument(window.OnCredits(5)));
+  ASSERT_TRUE(window.OnCredits(4).ok());
+  EXPECT_EQ(window.available(), 2u);
+  EXPECT_EQ(window.acknowledged(), 0u);
+  EXPECT_TRUE(window.OnHeader(4, 2).ok());
+  EXPECT_EQ(window.available(), 2u);
+}
+
 TEST(CreditWindowTest, AcknowledgingWhatWasNotSentIsRefused) {
   CreditWindow window(4);
   window.Open(2);

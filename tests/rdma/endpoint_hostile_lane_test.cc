@@ -281,6 +281,38 @@ TEST_P(EndpointHostileLaneBreakTest, AWriteThatComesWithTheEndOfItsLaneIsAcknowl
   EXPECT_EQ(peer_->data().front().sequence, 1u);
 }
 
+// Operations need no credit, and take all the room that there is.
+TEST_P(EndpointHostileLaneTest, WhatThePeerWaitsForGoesBeforeWhatIsQueued) {
+  constexpr int kWrites = 100;
+  OpenWithLane();
+  // No device reaches it: the writes go as messages.
+  peer_->Send(
+      EncodeControl(ControlRegion{.region = 1, .epoch = 1, .length = 64, .access = kRegionWrite}));
+  const absl::StatusOr<RdmaRemoteRegion> remote = AwaitRegion(*endpoint_);
+  ASSERT_TRUE(remote.ok()) << remote.status();
+  for (int i = 0; i < kWrites; ++i) endpoint_->Write(*remote, 0, Chain("w"));
+  Settle();
+  const size_t full = headers_.size();
+  ASSERT_GT(full, 0u);
+  ASSERT_LT(full, size_t{kWrites});
+  std::string memory(4, '.');
+  const RdmaRegion region = *endpoint_->Expose(memory, RdmaAccess::kWrite);
+  Settle();
+  std::string access(kAccessPrefixSize, '\0');
+  EncodeAccessPrefix({.region = region.id(), .epoch = region.epoch()},
+                     std::span<char, kAccessPrefixSize>(access.data(), access.size()));
+  SendByLane(Header(MessageType::kWrite, 1), access + "done");
+  ASSERT_TRUE(Drive([&] { return memory == "done"; }));
+  Settle();
+  ASSERT_EQ(headers_.size(), full);
+  MessageHeader news = Header(MessageType::kCredit, 0, /*received=*/1);
+  news.flags = 0;
+  SendByLane(news);
+  ASSERT_TRUE(Drive([&] { return headers_.size() > full; }));
+  EXPECT_EQ(headers_[full].type, MessageType::kWritten);
+  EXPECT_EQ(headers_[full].sequence, 1u);
+}
+
 TEST_P(EndpointHostileLaneTest, DataOnTheStreamBesideTheLane) {
   OpenWithLane();
   peer_->SendData(Header(MessageType::kMessage, 1), "x");
