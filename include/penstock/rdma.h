@@ -164,8 +164,8 @@ struct RdmaOptions {
   RdmaReadyPolicy ready_policy = RdmaReadyPolicy::kRequire;
   // From the making of the endpoint until it is open; within that the passive side waits
   // `ready_deadline` at most for the peer's last word. Both positive. Passing it ends the endpoint
-  // with DEADLINE_EXCEEDED. So does a peer that does not say within `ready_deadline` what it had
-  // from lanes that this side has given up, without which nothing goes on.
+  // with DEADLINE_EXCEEDED. So does a peer of an open endpoint that does not say within 30 s what
+  // it had from lanes that this side has given up, without which nothing goes on.
   absl::Duration open_deadline = absl::Seconds(5);
   absl::Duration ready_deadline = absl::Seconds(3);
   // An open endpoint that has heard nothing for this long asks whether the peer is still there, and

@@ -130,7 +130,7 @@ class PENSTOCK_EXPORT SealAttempt {
 // naming the peer. A peer that is refused is told so before the end, where its handshake has words
 // for that: the connection stays up to 2 s longer, and counts as open. It ends in order behind a
 // TLS alert; every other failure resets it, for a peer that is done with its part would take an
-// orderly end for one of the stream.
+// orderly end for one of the stream; a reset may overtake what it comes behind.
 //
 // `done` is destroyed unrun when the loop goes first. When it is empty nobody is told, and nobody
 // gets the sealed stream: it ends as soon as it is there.

@@ -18,6 +18,10 @@ namespace internal {
 namespace {
 
 // A receive of the peer's must hold some bytes besides what stands in front of them.
+// How long the peer may take to say what it had from lanes that this side has given up. Pings find
+// a peer that is gone sooner; this is for one that answers them and nothing else, and so leaves
+// time for a stream that has lost its way together with the lanes.
+constexpr absl::Duration kFallbackWaitMax = absl::Seconds(30);
 constexpr uint32_t kPeerReceiveMin = 2 * (kMessageHeaderSize + kAccessPrefixSize);
 
 uint32_t RandomPsn() {
@@ -187,14 +191,12 @@ void EndpointCore::LeaveLanes(std::string_view why, bool reply) {
   if (!reply) ArmLeavingTimer();
 }
 
-// Nothing can be posted before the peer answers, which it does at once; its pings may go on
-// without.
+// Nothing can be posted before the peer answers.
 void EndpointCore::ArmLeavingTimer() {
-  const absl::Duration limit = options_.ready_deadline;
-  leaving_timer_->Arm(TimerWheel::DeadlineTick(core_->sys().Now(), limit), [this, limit] {
+  leaving_timer_->Arm(TimerWheel::DeadlineTick(core_->sys().Now(), kFallbackWaitMax), [this] {
     End(Explain(absl::StatusCode::kDeadlineExceeded, "RDMA endpoint to",
                 absl::StrCat("the peer has not given up its lanes within ",
-                             absl::FormatDuration(limit), ", as this side has")));
+                             absl::FormatDuration(kFallbackWaitMax), ", as this side has")));
     Service();
   });
 }

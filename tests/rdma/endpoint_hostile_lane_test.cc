@@ -231,7 +231,7 @@ TEST_P(EndpointHostileLaneBreakTest, APeerThatNeverAnswersFallbackEndsTheEndpoin
   Fate closed;
   endpoint_->Send(Chain("never"), sent_.OnDone());
   endpoint_->Close(closed.OnDone());
-  Pass(absl::Milliseconds(2900));
+  Pass(absl::Seconds(29));
   EXPECT_FALSE(sent_.ended());
   for (const Fate* fate : {&sent_, &closed}) {
     EXPECT_TRUE(absl::IsDeadlineExceeded(Await(*fate))) << fate->status();
@@ -245,7 +245,7 @@ TEST_P(EndpointHostileLaneBreakTest, APeerThatAnswersFallbackInTimeIsWaitedForNo
   OpenWithLane();
   PushEvent(FabricEventKind::kDeviceFatal);
   ASSERT_TRUE(Drive([this] { return peer_->Last<ControlFallback>() != nullptr; }));
-  Pass(absl::Milliseconds(2900));
+  Pass(absl::Seconds(29));
   peer_->Send(EncodeControl(ControlFallback{.received = headers_.size()}));
   Pass(absl::Seconds(10));
   peer_->SendData(Header(MessageType::kMessage, 1), "alive");
