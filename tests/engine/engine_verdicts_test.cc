@@ -11,23 +11,7 @@ namespace {
 
 using testing::AdaptedMachine;
 
-class EngineVerdictsTest : public ::testing::Test {
- protected:
-  AdaptedMachine Make(EngineKind engine) { return AdaptedMachine(options_, engine); }
-  // One on which io_uring is better by a tenth, and serves after a trial.
-  AdaptedMachine Won() {
-    AdaptedMachine m = Make(EngineKind::kEpoll);
-    m.cost_uring = 900;
-    EXPECT_TRUE(m.RunTrial());
-    EXPECT_EQ(m->engine(), EngineKind::kUring);
-    return m;
-  }
-  static bool None(const EngineController::Action& action) {
-    return action.to == EngineKind::kAuto;
-  }
-
-  AdaptiveOptions options_;
-};
+class EngineVerdictsTest : public testing::AdaptedMachineTest {};
 
 TEST_F(EngineVerdictsTest, AVerdictIsBelievedTwiceAsLongEachTimeItIsConfirmed) {
   options_.dwell = absl::Seconds(10);

@@ -11,6 +11,8 @@
 #include <random>
 #include <string>
 
+#include <gtest/gtest.h>
+
 #include "absl/time/time.h"
 #include "engine/engine_controller.h"
 
@@ -64,6 +66,23 @@ class AdaptedMachine {
   EngineKind serving_;
   bool settles_ = false;
   absl::Duration now_;
+};
+
+// Tests make theirs with `options_`.
+class AdaptedMachineTest : public ::testing::Test {
+ protected:
+  AdaptedMachine Make(EngineKind engine) { return AdaptedMachine(options_, engine); }
+  // One on which io_uring is better by a tenth, and serves after a trial.
+  AdaptedMachine Won() {
+    AdaptedMachine m = Make(EngineKind::kEpoll);
+    m.cost_uring = 900;
+    EXPECT_TRUE(m.RunTrial());
+    EXPECT_EQ(m->engine(), EngineKind::kUring);
+    return m;
+  }
+  static bool None(const AdaptedMachine::Action& action) { return action.to == EngineKind::kAuto; }
+
+  AdaptiveOptions options_;
 };
 
 }  // namespace penstock::testing
