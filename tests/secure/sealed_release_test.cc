@@ -11,7 +11,6 @@
 #include "secure/record_format.h"
 #include "testing/fate.h"
 #include "testing/pattern.h"
-#include "testing/scripted_stream.h"
 #include "testing/sealed_stream_harness.h"
 
 namespace penstock::internal {
@@ -46,38 +45,34 @@ TEST_P(SealedReleaseTest, ReleasingWhatWasReceivedMayDestroyTheStream) {
   for (const Ending ending :
        {Ending::kInOrder, Ending::kReset, Ending::kAbort, Ending::kShutdown}) {
     for (const size_t size : {wire.size(), wire.size() / 2, size_t{2}}) {
-      auto script = std::make_unique<ScriptedStream>(loop());
-      ScriptedStream& below = *script;
-      StreamPtr stream = Sealed(std::move(script), {.mode = RecordMode::kGrpc, .server = true});
-      Fate read;
-      stream->ReadReady(read.OnRead());
-      ASSERT_TRUE(Drive([&] { return below.reading(); }));
+      ScriptedEnd end = ReadingFromAScript(RecordMode::kGrpc);
+      ASSERT_TRUE(end.below->reading());
       int released = 0;
-      below.End(Buffer::FromExternal(wire.data(), size, [&] {
+      end.below->End(Buffer::FromExternal(wire.data(), size, [&] {
         ++released;
-        stream.reset();
+        end.stream.reset();
       }));
-      if (stream != nullptr) {
-        ASSERT_TRUE(Drive([&] { return stream == nullptr || below.reading(); }));
+      if (end.stream != nullptr) {
+        ASSERT_TRUE(Drive([&] { return end.stream == nullptr || end.below->reading(); }));
       }
-      if (stream != nullptr) {
+      if (end.stream != nullptr) {
         switch (ending) {
           case Ending::kInOrder:
-            below.End(absl::OutOfRangeError("end of stream"));
+            end.below->End(absl::OutOfRangeError("end of stream"));
             break;
           case Ending::kReset:
-            below.End(absl::UnavailableError("reset"));
+            end.below->End(absl::UnavailableError("reset"));
             break;
           case Ending::kAbort:
-            stream->Abort();
+            end.stream->Abort();
             break;
           case Ending::kShutdown:
-            stream->ShutdownRead();
+            end.stream->ShutdownRead();
             break;
         }
       }
-      ASSERT_TRUE(Drive([&] { return read.ended() || stream == nullptr; }));
-      stream.reset();
+      ASSERT_TRUE(Drive([&] { return end.read.ended() || end.stream == nullptr; }));
+      end.stream.reset();
       Settle();
       EXPECT_EQ(released, 1) << size << " bytes";
       EXPECT_EQ(LiveContexts(), 0u) << size << " bytes";
@@ -88,15 +83,11 @@ TEST_P(SealedReleaseTest, ReleasingWhatWasReceivedMayDestroyTheStream) {
 // When a part of a record is put to rest, after which nothing else would have the stream look.
 TEST_P(SealedReleaseTest, ReleasingWhatWasReceivedMayWrite) {
   const std::string wire = Records(RecordMode::kGrpc, {PatternBytes(4, 0, 1000)}, false);
-  auto script = std::make_unique<ScriptedStream>(loop());
-  ScriptedStream& below = *script;
-  StreamPtr stream = Sealed(std::move(script), {.mode = RecordMode::kGrpc, .server = true});
-  Fate read;
-  stream->ReadReady(read.OnRead());
-  ASSERT_TRUE(Drive([&] { return below.reading(); }));
-  below.End(Buffer::FromExternal(wire.data(), kRecordHeaderSize + 4,
-                                 [&] { stream->Write(Chain("an answer")); }));
-  EXPECT_TRUE(Drive([&] { return below.written() == 9 + kRecordOverhead; }));
+  ScriptedEnd end = ReadingFromAScript(RecordMode::kGrpc);
+  ASSERT_TRUE(end.below->reading());
+  end.below->End(Buffer::FromExternal(wire.data(), kRecordHeaderSize + 4,
+                                      [&] { end.stream->Write(Chain("an answer")); }));
+  EXPECT_TRUE(Drive([&] { return end.below->written() == 9 + kRecordOverhead; }));
 }
 
 TEST_P(SealedReleaseTest, ReleasingWhatWasSealedMayWriteMore) {

@@ -14,7 +14,6 @@
 #include <gtest/gtest.h>
 
 #include "testing/pattern.h"
-#include "testing/scripted_stream.h"
 #include "testing/sealed_stream_harness.h"
 
 namespace penstock::internal {
@@ -399,15 +398,11 @@ TEST_P(SealedStreamTest, TheSendingKeyGoesWithTheSendingSide) {
 TEST_P(SealedStreamTest, APartOfTheNextRecordKeepsNoBlockWhenNobodyReads) {
   const std::string wire =
       Records(RecordMode::kGrpc, {PatternBytes(4, 0, 30'000), PatternBytes(4, 0, 1000)}, false);
-  auto script = std::make_unique<ScriptedStream>(loop());
-  ScriptedStream& below = *script;
-  const StreamPtr stream = Sealed(std::move(script), {.mode = RecordMode::kGrpc, .server = true});
-  Fate read;
-  stream->ReadReady(read.OnRead());
-  ASSERT_TRUE(Drive([&] { return below.reading(); }));
-  below.Give(std::string_view(wire).substr(0, 30'000 + kOverhead + 10));
-  ASSERT_TRUE(Drive([&] { return read.ended(); }));
-  EXPECT_LE(stream->stats().sealed_pinned_bytes, 256u);
+  ScriptedEnd end = ReadingFromAScript(RecordMode::kGrpc);
+  ASSERT_TRUE(end.below->reading());
+  end.below->Give(std::string_view(wire).substr(0, 30'000 + kOverhead + 10));
+  ASSERT_TRUE(Drive([&] { return end.read.ended(); }));
+  EXPECT_LE(end.stream->stats().sealed_pinned_bytes, 256u);
 }
 
 TEST_P(SealedStreamTest, AnEndThatIsOwedIsSentAlthoughThePoolIsDry) {
@@ -429,18 +424,14 @@ TEST_P(SealedStreamTest, AnEndThatIsOwedIsSentAlthoughThePoolIsDry) {
 
 // The stream below is aborted for it, which is no reason that the reader could use.
 TEST_P(SealedStreamTest, AReaderHearsOfTheRefusedWriteThatEndedTheStream) {
-  auto script = std::make_unique<ScriptedStream>(loop());
-  ScriptedStream& below = *script;
-  const StreamPtr stream = Sealed(std::move(script), {.mode = RecordMode::kNative, .server = true});
-  Fate read;
-  stream->ReadReady(read.OnRead());
-  ASSERT_TRUE(Drive([&] { return below.reading(); }));
-  const std::string much(stream->send_bounds().max + 1, 'm');
-  stream->Write(Buffer::FromExternal(much.data(), much.size(), [] {}));
+  ScriptedEnd end = ReadingFromAScript(RecordMode::kNative);
+  ASSERT_TRUE(end.below->reading());
+  const std::string much(end.stream->send_bounds().max + 1, 'm');
+  end.stream->Write(Buffer::FromExternal(much.data(), much.size(), [] {}));
   // Its turn may come first.
-  below.End(absl::CancelledError("aborted"));
-  ASSERT_TRUE(Drive([&] { return read.ended(); }));
-  EXPECT_TRUE(absl::IsResourceExhausted(read.status())) << read.status();
+  end.below->End(absl::CancelledError("aborted"));
+  ASSERT_TRUE(Drive([&] { return end.read.ended(); }));
+  EXPECT_TRUE(absl::IsResourceExhausted(end.read.status())) << end.read.status();
 }
 
 TEST_P(SealedStreamTest, PinnedReadsHoldABufferForComparison) {

@@ -16,7 +16,9 @@
 #include "secure/openssl_aead.h"
 #include "secure/record_sealer.h"
 #include "secure/seal_loop.h"
+#include "testing/fate.h"
 #include "testing/harness.h"
+#include "testing/scripted_stream.h"
 #include "testing/sealed_environment.h"
 
 PENSTOCK_BEGIN_NAMESPACE
@@ -39,6 +41,22 @@ class SealedStreamHarness : public Harness {
     StreamPair pair = Pair(client, server);
     pair.server = Sealed(std::move(pair.server), {.mode = mode, .server = true});
     return pair;
+  }
+
+  // A sealed server's end over a script; a read of it has been begun, and waits below.
+  struct ScriptedEnd {
+    ScriptedStream* below = nullptr;
+    StreamPtr stream;
+    Fate read;
+  };
+  ScriptedEnd ReadingFromAScript(RecordMode mode) {
+    auto script = std::make_unique<ScriptedStream>(loop());
+    ScriptedEnd end;
+    end.below = script.get();
+    end.stream = Sealed(std::move(script), {.mode = mode, .server = true});
+    end.stream->ReadReady(end.read.OnRead());
+    EXPECT_TRUE(Drive([&] { return end.below->reading(); }));
+    return end;
   }
 
   // What a plain peer sees when the sealed one gave up.
